@@ -1,0 +1,237 @@
+"""What a run is: frozen, serialisable, refused at construction when it cannot mean anything.
+
+The three arms come from one `TrainConfig`. They differ in exactly one field, `treatment`, so that
+"identical budgets" is a property of the data structure and not of anyone's discipline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+ARMS = ("baseline", "dendritic", "matched")
+"""`baseline`: LoRA only. `dendritic`: the same, growing dendrites. `matched`: no dendrites, but as
+many trainable parameters as the dendritic run of the same seed ended with."""
+
+PRECISIONS = ("nf4", "bf16", "fp32")
+ACTIVATIONS = ("sigmoid", "relu", "tanh")
+PLACEMENTS = ("lora_B", "score")
+POOLINGS = ("last", "mean")
+
+Precision = Literal["nf4", "bf16", "fp32"]
+
+
+class ConfigError(ValueError):
+    """A setting, or a combination of settings, that cannot be run."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters W x + (alpha / r) B A x (Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = 8
+    """Rank of A and B."""
+    alpha: float = 16.0
+    """Scaling numerator; alpha / r multiplies the adapter's output."""
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers that get an adapter in every adapted block."""
+    last_layers: int | None = None
+    """Adapt only the last N blocks (None: all). Hidden states below the first adapted block
+    never change, so they are computed once and reused by every epoch."""
+
+    def __post_init__(self) -> None:
+        _require(self.r >= 1, f"lora.r must be at least 1, got {self.r}")
+        _require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
+        _require(len(self.target_modules) > 0, "lora.target_modules must name at least one layer")
+        _require(
+            self.last_layers is None or self.last_layers >= 1,
+            f"lora.last_layers must be at least 1 or None for all, got {self.last_layers}",
+        )
+
+
+@dataclass(frozen=True)
+class DendriteConfig:
+    """How PerforatedAI grows dendrites: y = W x + sum_i t_i * act(V_i x + sum_{j<i} d_ij * o_j)."""
+
+    placement: tuple[str, ...] = ("lora_B", "score")
+    """Which linear maps may grow dendrites: every LoRA B matrix, the score head, or both."""
+    activation: str = "relu"
+    """The dendrites' non-linearity."""
+    max_dendrites: int = 1
+    """Dendrites per wrapped map at most; growth stops there, training goes on to the budget."""
+    patience: int = 2
+    """Epochs without a better validation score before the library adds a dendrite."""
+    grow_by: int | None = None
+    """Zero-based epoch at whose end the first dendrite is added at the latest (None: only patience
+    decides, and a run that never plateaus ends without dendrites and says so)."""
+    init_scale: float = 0.01
+    """Standard deviation of a new dendrite's weights V. Its output weight t starts at zero, so
+    growth does not change the function at the moment it happens."""
+    learning_rate_factor: float = 1.0
+    """Multiplies the scheduled learning rate from the first growth on."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.placement) - set(PLACEMENTS)
+        _require(
+            not unknown and len(self.placement) > 0,
+            f"dendrites.placement must be some of {PLACEMENTS}, got {self.placement}",
+        )
+        _require(
+            self.activation in ACTIVATIONS,
+            f"dendrites.activation must be one of {ACTIVATIONS}, got {self.activation!r}",
+        )
+        _require(
+            self.max_dendrites >= 1,
+            f"dendrites.max_dendrites must be at least 1, got {self.max_dendrites}",
+        )
+        _require(self.patience >= 1, f"dendrites.patience must be at least 1, got {self.patience}")
+        _require(
+            self.grow_by is None or self.grow_by >= 0,
+            f"dendrites.grow_by must be an epoch >= 0 or None, got {self.grow_by}",
+        )
+        _require(self.init_scale > 0, f"dendrites.init_scale must be > 0, got {self.init_scale}")
+        _require(
+            self.learning_rate_factor > 0,
+            f"dendrites.learning_rate_factor must be > 0, got {self.learning_rate_factor}",
+        )
+
+
+@dataclass(frozen=True)
+class MatchedCapacity:
+    """The control: larger LoRA ranks spend the parameters that dendrites would have used."""
+
+    trainable_params: int
+    """Number of trainable parameters to match, taken from the dendritic run of the same seed."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.trainable_params > 0,
+            f"matched.trainable_params must be positive, got {self.trainable_params}",
+        )
+
+
+Treatment = DendriteConfig | MatchedCapacity | None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's result, apart from software versions and the device."""
+
+    backbone: str = "smollm2-135m"
+    """Preset name, Hub id or local folder of the frozen language model."""
+    dataset: str = "allagree"
+    """Name of the data set; see finsent.data."""
+    seed: int = 0
+    """Seeds the split, the initial weights, the shuffling and the dendrites."""
+    precision: Precision = "fp32"
+    """How the frozen weights are held; nf4 is 4-bit NormalFloat, double-quantised, bf16 compute."""
+    autocast: bool = True
+    """Training steps run under bf16 autocast on CUDA. Evaluation never does."""
+    depth: int | None = None
+    """Use only the first D blocks of the backbone (None: all), then its final norm. The top blocks
+    of a language model predict tokens; leaving them out saves their time."""
+    pooling: str = "last"
+    """What the score head reads: the last token's state, or the mean over all tokens."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    treatment: Treatment = None
+    """The one field in which the arms differ."""
+    epochs: int = 12
+    batch_size: int = 16
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.06
+    """Share of all optimizer steps spent warming up linearly; then linear decay to zero."""
+    max_grad_norm: float = 1.0
+    class_weighted: bool = True
+    """Cross-entropy weighted by inverse class frequency of the training part."""
+    max_length: int = 128
+    """Longer sentences are cut to this many tokens."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.precision in PRECISIONS,
+            f"precision must be one of {PRECISIONS}, got {self.precision!r}",
+        )
+        _require(
+            self.pooling in POOLINGS, f"pooling must be one of {POOLINGS}, got {self.pooling!r}"
+        )
+        _require(
+            self.depth is None or self.depth >= 1,
+            f"depth must be at least 1 or None for all blocks, got {self.depth}",
+        )
+        if self.depth is not None and self.lora.last_layers is not None:
+            _require(
+                self.lora.last_layers <= self.depth,
+                f"cannot adapt the last {self.lora.last_layers} of {self.depth} blocks",
+            )
+        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        _require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+        _require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
+        _require(
+            0 <= self.warmup_fraction < 1,
+            f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
+        )
+        _require(self.max_grad_norm > 0, f"max_grad_norm must be > 0, got {self.max_grad_norm}")
+        _require(self.max_length >= 8, f"max_length must be at least 8, got {self.max_length}")
+        if isinstance(self.treatment, DendriteConfig) and self.treatment.grow_by is not None:
+            _require(
+                self.treatment.grow_by < self.epochs - 1,
+                f"dendrites.grow_by={self.treatment.grow_by} leaves no epoch to train a dendrite: "
+                f"the run has {self.epochs} epochs; choose at most {self.epochs - 2}",
+            )
+
+    @property
+    def arm(self) -> str:
+        """Name of the arm this configuration belongs to."""
+        if self.treatment is None:
+            return "baseline"
+        return "dendritic" if isinstance(self.treatment, DendriteConfig) else "matched"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; the treatment carries its kind."""
+        data = asdict(self)
+        if self.treatment is not None:
+            data["treatment"] = {"kind": self.arm, **data["treatment"]}
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainConfig:
+        """Inverse of `to_dict` (also after a trip through JSON). Unknown keys are an error."""
+        known = {f.name for f in fields(cls)}
+        _require(set(data) <= known, f"unknown settings {sorted(set(data) - known)}")
+        values = dict(data)
+        if "lora" in values:
+            lora = dict(values["lora"])
+            if "target_modules" in lora:
+                lora["target_modules"] = tuple(lora["target_modules"])
+            values["lora"] = LoraConfig(**lora)
+        treatment = values.get("treatment")
+        if treatment is not None:
+            treatment = dict(treatment)
+            kind = treatment.pop("kind")
+            if kind == "dendritic":
+                treatment["placement"] = tuple(treatment["placement"])
+                values["treatment"] = DendriteConfig(**treatment)
+            elif kind == "matched":
+                values["treatment"] = MatchedCapacity(**treatment)
+            else:
+                raise ConfigError(f"unknown treatment kind {kind!r}; expected one of {ARMS[1:]}")
+        return cls(**values)
+
+
+def arm_config(base: TrainConfig, arm: str, treatment: Treatment = None) -> TrainConfig:
+    """`base` with the treatment of `arm`; nothing else changes.
+
+    Raises ConfigError when the treatment given is not that arm's kind.
+    """
+    config = replace(base, treatment=treatment)
+    _require(arm in ARMS, f"arm must be one of {ARMS}, got {arm!r}")
+    _require(config.arm == arm, f"arm {arm!r} got the treatment of arm {config.arm!r}")
+    return config

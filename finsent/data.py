@@ -1,0 +1,216 @@
+"""Data sets by name, and their splits.
+
+`load_dataset("allagree")` gives clean, labelled, twin-grouped examples; `make_split` divides them.
+A further data set is one more entry in DATASETS: a loader that returns records, and where the data
+comes from. Everything after the loader (grouping, fingerprints, splits) is shared.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from finsent import phrasebank
+from finsent.phrasebank import LABELS, DataError, Record
+from finsent.splits import FOLDS, grouped_parts, twin_groups
+
+__all__ = [
+    "DATASETS",
+    "LABELS",
+    "DataError",
+    "Dataset",
+    "DatasetEntry",
+    "Example",
+    "Record",
+    "Split",
+    "load_dataset",
+    "make_split",
+]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled sentence."""
+
+    id: str
+    text: str
+    label: int
+    """Index into the data set's label_names."""
+    group: int
+    """Template twins have the same number and stay on one side of every split."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled sentences in a fixed order."""
+
+    name: str
+    label_names: tuple[str, ...]
+    examples: tuple[Example, ...]
+    fingerprint: str
+    """sha256 over the ordered lines `id<TAB>label name`."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ascending indices into Dataset.examples. The three parts cover it and do not overlap."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+    fingerprint: str
+    """sha256 over the ordered lines `part<TAB>id`; parts in the order train, validation, test."""
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """What DATASETS knows about a data set."""
+
+    name: str
+    title: str
+    loader: Callable[[Path | None], Sequence[Record]]
+    """Takes the data folder (None: the default place); returns records in a fixed order."""
+    label_names: tuple[str, ...]
+    licence: str
+    citation: str
+    url: str
+
+
+def _load_sample(data_dir: Path | None) -> list[Record]:
+    """The sentences that ship with the package; `data_dir` is not used."""
+    content = resources.files("finsent").joinpath("sample.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(content.splitlines())
+    return [Record(row["id"], row["text"], row["label"]) for row in rows]
+
+
+def _phrasebank_entry(level: str, agreement: str) -> DatasetEntry:
+    return DatasetEntry(
+        name=level,
+        title=f"Financial PhraseBank, {agreement}",
+        loader=partial(phrasebank.load_phrasebank, level),
+        label_names=LABELS,
+        licence="CC BY-NC-SA 3.0",
+        citation=(
+            "P. Malo, A. Sinha, P. Korhonen, J. Wallenius, P. Takala: Good debt or bad debt: "
+            "Detecting semantic orientations in economic texts. Journal of the Association for "
+            "Information Science and Technology 65(4), 782-796, 2014"
+        ),
+        url=phrasebank.PAGE,
+    )
+
+
+DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            _phrasebank_entry("allagree", "all annotators agree"),
+            _phrasebank_entry("75agree", "at least 75 % of annotators agree"),
+            _phrasebank_entry("66agree", "at least 66 % of annotators agree"),
+            _phrasebank_entry("50agree", "at least 50 % of annotators agree"),
+            DatasetEntry(
+                name="sample",
+                title="Sample headlines, invented for this project",
+                loader=_load_sample,
+                label_names=LABELS,
+                licence="the project's own licence",
+                citation="Written for this project; companies and figures are invented",
+                url="",
+            ),
+        )
+    }
+)
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_records(entry: DatasetEntry, records: Sequence[Record]) -> None:
+    if not records:
+        raise DataError(f"data set {entry.name!r} is empty; check what its loader read")
+    seen: set[str] = set()
+    for record in records:
+        if record.label not in entry.label_names:
+            raise DataError(
+                f"data set {entry.name!r}, {record.id}: unknown label {record.label!r}; "
+                f"expected one of {entry.label_names}"
+            )
+        if not record.text.strip():
+            raise DataError(f"data set {entry.name!r}, {record.id}: the text is empty")
+        if record.id in seen:
+            raise DataError(f"data set {entry.name!r}: the id {record.id!r} occurs twice")
+        seen.add(record.id)
+
+
+def load_dataset(
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    registry: Mapping[str, DatasetEntry] = DATASETS,
+) -> Dataset:
+    """The data set registered as `name`, with twin groups and a fingerprint.
+
+    `data_dir` is a folder or zip with the raw files; None means the environment's FINSENT_DATA_DIR,
+    else a download from the Hub. Raises DataError for an unknown name, missing or altered files,
+    and records that are empty, unlabelled or not unique.
+    """
+    if name not in registry:
+        raise DataError(f"unknown data set {name!r}; choose one of {', '.join(registry)}")
+    entry = registry[name]
+    records = entry.loader(data_dir)
+    _check_records(entry, records)
+    groups = twin_groups([record.text for record in records]).tolist()
+    examples = tuple(
+        Example(record.id, record.text, entry.label_names.index(record.label), group)
+        for record, group in zip(records, groups, strict=True)
+    )
+    fingerprint = _sha256(f"{record.id}\t{record.label}" for record in records)
+    return Dataset(name, entry.label_names, examples, fingerprint)
+
+
+def make_split(dataset: Dataset, seed: int) -> Split:
+    """Divide into 70 % train, 15 % validation, 15 % test, class shares kept, twin groups whole.
+
+    The same data set and seed give the same split. Raises DataError when a class is too small to
+    reach all parts.
+    """
+    labels = np.array([example.label for example in dataset.examples])
+    groups = np.array([example.group for example in dataset.examples])
+    counts = Counter(labels.tolist())
+    for label, name in enumerate(dataset.label_names):
+        if counts[label] < FOLDS:
+            raise DataError(
+                f"data set {dataset.name!r} has {counts[label]} examples of class {name!r}; "
+                f"a split needs at least {FOLDS} of every class"
+            )
+    parts = {
+        part: tuple(indices.tolist())
+        for part, indices in zip(
+            ("train", "validation", "test"), grouped_parts(labels, groups, seed), strict=True
+        )
+    }
+    for part, indices in parts.items():
+        for label in set(range(len(dataset.label_names))) - set(labels[list(indices)].tolist()):
+            raise DataError(
+                f"data set {dataset.name!r}, seed {seed}: the {part} part got no example of class "
+                f"{dataset.label_names[label]!r}, because its twins form too few groups; "
+                "add different sentences of that class"
+            )
+    fingerprint = _sha256(
+        f"{part}\t{dataset.examples[index].id}"
+        for part, indices in parts.items()
+        for index in indices
+    )
+    return Split(**parts, fingerprint=fingerprint)

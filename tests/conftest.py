@@ -1,0 +1,36 @@
+"""Fixtures that many tests share: a tiny model on disk, made once, and a place for everything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that holds tiny-phi; children of a test find it through the environment."""
+    from finsent.weights import ensure_tiny_phi
+
+    folder = tmp_path_factory.mktemp("cache")
+    ensure_tiny_phi(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_environment(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this test and its child processes use the shared tiny-phi."""
+    monkeypatch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real data sets, where FINSENT_DATA_DIR says they are."""
+    folder = os.environ.get("FINSENT_DATA_DIR")
+    if not folder:
+        pytest.skip("FINSENT_DATA_DIR is not set: no real data here")
+    return Path(folder)
