@@ -1,0 +1,115 @@
+"""Honest timing: warm-up, interleaved order, synchronised clocks, percentiles instead of one mean.
+
+Timing one arm after the other charges the second with whatever the machine did meanwhile (heat,
+frequency, other users). Here every round times every arm, in an order drawn anew.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LatencyStats:
+    """Wall-clock time of n calls, in milliseconds."""
+
+    n: int
+    p50_ms: float
+    p95_ms: float
+    mean_ms: float
+
+
+def summarize(times_ms: Sequence[float]) -> LatencyStats:
+    """Statistics of one or more times; percentiles interpolate linearly between neighbours.
+
+    Raises ValueError when there are none.
+    """
+    if not times_ms:
+        raise ValueError("no times to summarise; record at least one call")
+    return LatencyStats(
+        n=len(times_ms),
+        p50_ms=statistics.median(times_ms),
+        p95_ms=_percentile(sorted(times_ms), 0.95),
+        mean_ms=statistics.fmean(times_ms),
+    )
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int,
+    seed: int,
+    synchronize: Callable[[], object] | None = None,
+) -> dict[str, LatencyStats]:
+    """Times each named call `repeats` times, after `warmup` untimed rounds.
+
+    Every round runs all calls once in a fresh random order (seeded). synchronize, for devices that
+    work asynchronously (pass `torch.cuda.synchronize`), runs before the clock starts and before it
+    stops. Errors of the calls propagate.
+
+    Raises ValueError for no calls, repeats < 1 or warmup < 0.
+    """
+    if not calls:
+        raise ValueError("no calls to time; give at least one")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if warmup < 0:
+        raise ValueError(f"warmup must be >= 0, got {warmup}")
+    shuffler = random.Random(seed)
+    order = list(calls)
+    times_ms: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(warmup + repeats):
+        shuffler.shuffle(order)
+        for name in order:
+            elapsed = _time_once(calls[name], synchronize)
+            if number >= warmup:
+                times_ms[name].append(elapsed)
+    return {name: summarize(values) for name, values in times_ms.items()}
+
+
+class RollingWindow:
+    """The latest calls of a running app; safe to share between threads."""
+
+    def __init__(self, size: int = 200) -> None:
+        """size: how many calls to remember. Raises ValueError below 1."""
+        if size < 1:
+            raise ValueError(f"window size must be at least 1, got {size}")
+        self._times_ms: deque[float] = deque(maxlen=size)
+        self._lock = threading.Lock()
+
+    def add(self, ms: float) -> None:
+        """Records one call. Raises ValueError for a negative or undefined time."""
+        if not ms >= 0:
+            raise ValueError(f"a call took {ms} ms; times are >= 0")
+        with self._lock:
+            self._times_ms.append(ms)
+
+    def stats(self) -> LatencyStats | None:
+        """Statistics of the calls remembered; None before the first."""
+        with self._lock:
+            times_ms = list(self._times_ms)
+        return summarize(times_ms) if times_ms else None
+
+
+def _time_once(call: Callable[[], object], synchronize: Callable[[], object] | None) -> float:
+    if synchronize is not None:
+        synchronize()
+    start = time.perf_counter_ns()
+    call()
+    if synchronize is not None:
+        synchronize()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _percentile(ordered: Sequence[float], fraction: float) -> float:
+    position = fraction * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)

@@ -1,0 +1,238 @@
+"""The leaderboard: everything the app and the figures show, computed from the runs' files alone.
+
+`build` is a pure function of the tree, so that a committed leaderboard.json can be checked by
+building it again. Numbers are rounded to nine significant digits: sums may differ in the last bit
+between processors, and the file must not.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import combinations, groupby
+from pathlib import Path
+from typing import Any
+
+from finsent.evaluation import SIGNIFICANCE, Comparison, compare, pooled_intervals
+from finsent.references import REFERENCES
+from finsent.runs import SIGNIFICANT_DIGITS, Predictions, Run, find_runs, write_json
+
+LEADERBOARD = "leaderboard.json"
+
+ARM_ORDER = ("baseline", "matched", "dendritic")
+"""In a comparison the later arm is measured against the earlier one."""
+
+ROW_METRICS = (
+    "accuracy",
+    "macro_f1",
+    "weighted_f1",
+    "nll",
+    "ece",
+    "n_test",
+    "trainable_params",
+    "dendrites",
+    "optimizer_steps",
+    "epochs",
+    "train_seconds",
+    "peak_memory_mb",
+    "latency_ms_p50",
+    "latency_ms_p95",
+    "best_epoch",
+    "dendrites_requested",
+    "ci",
+    "per_class",
+    "confusion",
+)
+"""Keys of metrics.json that a row repeats."""
+
+AGGREGATED = (
+    "accuracy",
+    "macro_f1",
+    "weighted_f1",
+    "nll",
+    "ece",
+    "trainable_params",
+    "train_seconds",
+    "latency_ms_p50",
+    "latency_ms_p95",
+)
+"""Metrics of which an arm shows the mean and standard deviation over seeds."""
+
+METHOD = {
+    "ci": "95 % percentile bootstrap over test examples, 2000 resamples; an arm's interval pools "
+    "its seeds and draws a sentence in all of them at once",
+    "sd": "sample standard deviation over seeds (null with one seed)",
+    "p_value": "exact two-sided sign-flip test of accuracy, paired by sentence and clustered over "
+    "seeds; with one seed it is the exact McNemar test",
+    "tie_group": "arms are ordered by mean accuracy; an arm shares the rank of its group's leader "
+    f"unless the paired test tells them apart (p < {SIGNIFICANCE})",
+    "references": "measured under the protocol stated; not comparable across protocols",
+}
+
+Predicted = dict[tuple[str, int], Predictions]
+
+
+def build(root: Path | str) -> dict[str, Any]:
+    """The leaderboard of the runs below root.
+
+    Returns rows (one a run), arms (aggregated over seeds, ranked within backbone and data set),
+    comparisons (pairs of arms on their common seeds), references and method.
+
+    Raises ArtifactError for a damaged run, EvaluationError for arms that do not pair up.
+    """
+    root = Path(root)
+    rows: list[dict[str, Any]] = []
+    arms: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
+    for (backbone, dataset), members in groupby(
+        find_runs(root), key=lambda run: (run.backbone, run.dataset)
+    ):
+        runs = sorted(members, key=lambda run: (_arm_position(run.arm), run.arm, run.seed))
+        rows += [_row(run, root) for run in runs]
+        predicted = {(run.arm, run.seed): run.read_predictions() for run in runs}
+        place = {"backbone": backbone, "dataset": dataset}
+        pairs = _compare_all(runs, predicted)
+        comparisons += [{**place, **pair.to_dict()} for pair in pairs]
+        by_arm = [list(same) for _, same in groupby(runs, key=lambda run: run.arm)]
+        arms += _ranked([{**place, **_arm(same, predicted)} for same in by_arm], pairs)
+    board: dict[str, Any] = _rounded(
+        {
+            "rows": rows,
+            "arms": arms,
+            "comparisons": comparisons,
+            "references": [reference.to_dict() for reference in REFERENCES],
+            "method": METHOD,
+        }
+    )
+    return board
+
+
+def write(root: Path | str) -> Path:
+    """Builds and writes root/leaderboard.json; refresh the manifest afterwards."""
+    path = Path(root) / LEADERBOARD
+    write_json(path, build(root))
+    return path
+
+
+def growth(run: Run) -> dict[str, Any] | None:
+    """What growing did in a dendritic run (None for the other arms).
+
+    grown: a dendrite was kept. epoch: the zero-based epoch at whose end the first one was grown.
+    val_nll_before: of the best state before growth; val_nll_after: of the selected state.
+    paid_on_validation: after < before (None without both). logit_share: mean absolute share of the
+    dendrites in the logits on validation.
+    """
+    metrics = run.metrics
+    if not metrics["dendrites_requested"]:
+        return None
+    epochs = growth_epochs(run.history)
+    grown = metrics["dendrites"] > 0
+    before = metrics["best_before_growth"]
+    nll_before = before["nll"] if before is not None else None
+    nll_after = metrics["validation"]["nll"] if grown else None
+    paid = None if nll_before is None or nll_after is None else bool(nll_after < nll_before)
+    return {
+        "grown": grown,
+        "epoch": epochs[0] if epochs else None,
+        "val_nll_before": nll_before,
+        "val_nll_after": nll_after,
+        "paid_on_validation": paid,
+        "logit_share": metrics["dendrite_logit_share"],
+    }
+
+
+def growth_epochs(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Zero-based epochs at whose end a dendrite was grown."""
+    return [line["epoch"] for line in history if (line["event"] or "").startswith("grew")]
+
+
+def _arm_position(arm: str) -> int:
+    return ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER)
+
+
+def _row(run: Run, root: Path) -> dict[str, Any]:
+    return {
+        "backbone": run.backbone,
+        "dataset": run.dataset,
+        "arm": run.arm,
+        "seed": run.seed,
+        "folder": run.folder.relative_to(root).as_posix(),
+        **{name: run.metrics[name] for name in ROW_METRICS},
+        "precision": run.config["config"].get("precision"),
+        "device": run.config["device"],
+        "finished_at": run.config["finished_at"],
+        "growth": growth(run),
+    }
+
+
+def _arm(runs: Sequence[Run], predicted: Predicted) -> dict[str, Any]:
+    values = {name: [float(run.metrics[name]) for run in runs] for name in AGGREGATED}
+    dendrites = [run.metrics["dendrites"] for run in runs]
+    grown = [facts for run in runs if (facts := growth(run)) is not None]
+    empty = [run.seed for run in runs if _promised_but_empty(run)]
+    return {
+        "arm": runs[0].arm,
+        "seeds": [run.seed for run in runs],
+        "n_test": sum(run.metrics["n_test"] for run in runs),
+        "mean": {name: statistics.fmean(v) for name, v in values.items()},
+        "sd": {name: statistics.stdev(v) if len(v) > 1 else None for name, v in values.items()},
+        "ci": pooled_intervals([predicted[run.arm, run.seed] for run in runs]),
+        "dendrites_min": min(dendrites),
+        "dendrites_max": max(dendrites),
+        "seeds_without_dendrites": empty,
+        "growth_paid_on_validation": sum(facts["paid_on_validation"] is True for facts in grown)
+        if grown
+        else None,
+    }
+
+
+def _promised_but_empty(run: Run) -> bool:
+    return bool(run.metrics["dendrites_requested"]) and run.metrics["dendrites"] == 0
+
+
+def _compare_all(runs: Sequence[Run], predicted: Predicted) -> list[Comparison]:
+    seeds_of: dict[str, list[int]] = {}
+    for run in runs:
+        seeds_of.setdefault(run.arm, []).append(run.seed)
+    empty = {(run.arm, run.seed) for run in runs if _promised_but_empty(run)}
+    comparisons = []
+    for a, b in combinations(seeds_of, 2):
+        seeds = sorted(set(seeds_of[a]) & set(seeds_of[b]))
+        if seeds:
+            comparisons.append(
+                compare(
+                    [predicted[a, seed] for seed in seeds],
+                    [predicted[b, seed] for seed in seeds],
+                    names=(a, b),
+                    seeds=seeds,
+                    seeds_without_dendrites=[
+                        seed for seed in seeds if (a, seed) in empty or (b, seed) in empty
+                    ],
+                )
+            )
+    return comparisons
+
+
+def _ranked(arms: list[dict[str, Any]], pairs: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Adds rank and tie_group. An arm never tested against a leader is not shown to be worse, so
+    it stays in the leader's group."""
+    told_apart = {frozenset((pair.a, pair.b)) for pair in pairs if pair.outcome != "tied"}
+    waiting = sorted(arms, key=lambda arm: (-arm["mean"]["accuracy"], arm["mean"]["nll"]))
+    ranked: list[dict[str, Any]] = []
+    group = 0
+    while waiting:
+        leader, group, rank = waiting[0]["arm"], group + 1, len(ranked) + 1
+        tied = [arm for arm in waiting if frozenset((leader, arm["arm"])) not in told_apart]
+        ranked += [{**arm, "rank": rank, "tie_group": group} for arm in tied]
+        waiting = [arm for arm in waiting if arm not in tied]
+    return ranked
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return value

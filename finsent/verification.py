@@ -1,0 +1,238 @@
+"""Re-reads an artifacts tree and says everything that does not add up.
+
+Nothing here trusts a stored number that can be computed again: metrics come from predictions,
+parameter counts from the adapters' headers, the leaderboard from the runs, hashes from the bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finsent import leaderboard
+from finsent.evaluation import EvaluationError, confidence_intervals, score
+from finsent.runs import (
+    MANIFEST,
+    RESERVED_FOLDERS,
+    RUN_FILES,
+    ArtifactError,
+    Run,
+    canonical_json,
+    files_below,
+    manifest_text,
+    read_manifest,
+    read_run,
+    read_tensor_shapes,
+    sha256_file,
+)
+
+RELATIVE_TOLERANCE = 1e-9
+"""Recomputed metrics may differ in the last bits between processors, not more."""
+
+MATCHED_TOLERANCE = 0.01
+"""How far the matched arm's parameter count may be from its dendritic run's."""
+
+_DENDRITE = re.compile(r"(?P<module>.+)\.dendrites\.(?P<index>\d+)\.weight")
+
+SHARED_CONFIG = ("dataset_sha256", "split_sha256", "backbone_sha256", "label_names")
+"""Keys of config.json in which arms of one seed must agree."""
+
+SHARED_METRICS = ("optimizer_steps", "epochs", "n_test")
+"""Keys of metrics.json in which arms of one seed must agree."""
+
+
+def verify(root: Path | str) -> list[str]:
+    """Problems found below root, each a sentence that names the file; empty when all is well."""
+    root = Path(root)
+    if not root.is_dir():
+        return [f"{root}: no such folder; train something first"]
+    problems = list(_manifest_problems(root))
+    runs: list[Run] = []
+    for folder in _run_folders(root):
+        try:
+            runs.append(read_run(folder))
+        except ArtifactError as error:
+            problems.append(str(error))
+    for run in runs:
+        problems += _metric_problems(run)
+        problems += _adapter_problems(run)
+        problems += _growth_problems(run)
+        problems += _selection_problems(run)
+    problems += _fairness_problems(runs)
+    problems += _leaderboard_problems(root)
+    return problems
+
+
+def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Elements of all tensors: everything an adapter file holds was trained."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def count_dendrites(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Dendrites of the map that has most, from the names `<map>.dendrites.<i>.weight`."""
+    per_module = Counter(
+        match["module"] for name in shapes if (match := _DENDRITE.fullmatch(name)) is not None
+    )
+    return max(per_module.values(), default=0)
+
+
+def _run_folders(root: Path) -> list[Path]:
+    """Every folder that is, or was meant to be, a run: a damaged one must not be passed over."""
+    found = {
+        path.parent
+        for name in RUN_FILES
+        for path in root.glob(f"*/*/*/*/{name}")
+        if path.relative_to(root).parts[0] not in RESERVED_FOLDERS
+    }
+    return sorted(found)
+
+
+def _manifest_problems(root: Path) -> Iterator[str]:
+    try:
+        listed = read_manifest(root)
+        expected = manifest_text(root)
+    except ArtifactError as error:
+        yield str(error)
+        return
+    present = files_below(root)
+    for name in sorted(set(listed) - set(present)):
+        yield f"{root / name}: listed in {MANIFEST} but missing; restore it"
+    for name in present:
+        if name not in listed:
+            yield f"{root / name}: not listed in {MANIFEST}; remove it or rewrite the manifest"
+        elif listed[name] != sha256_file(root / name):
+            yield f"{root / name}: bytes differ from {MANIFEST}; restore it"
+    # Order and spelling count as well: the manifest vouches for itself by having one form only.
+    if (root / MANIFEST).read_bytes() != expected.encode():
+        yield f"{root / MANIFEST}: not the manifest of this tree; restore it or write it again"
+
+
+def _metric_problems(run: Run) -> Iterator[str]:
+    path = run.folder / "metrics.json"
+    try:
+        predictions = run.read_predictions()
+        labels, probabilities = predictions.label_indices, predictions.probabilities
+        computed = score(labels, probabilities, predictions.label_names)
+        computed["ci"] = confidence_intervals(labels, probabilities)
+    except (ArtifactError, EvaluationError) as error:
+        yield f"{run.folder / 'predictions.csv'}: {error}"
+        return
+    for name, value in computed.items():
+        for where, stored, fresh in _differences(name, run.metrics[name], value):
+            yield f"{path}: {where} is {stored!r}, predictions.csv gives {fresh!r}"
+
+
+def _differences(where: str, stored: Any, fresh: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(fresh, dict) and isinstance(stored, dict) and set(fresh) == set(stored):
+        for key in fresh:
+            yield from _differences(f"{where}.{key}", stored[key], fresh[key])
+    elif isinstance(fresh, list) and isinstance(stored, list) and len(fresh) == len(stored):
+        for index, (one, other) in enumerate(zip(stored, fresh, strict=True)):
+            yield from _differences(f"{where}[{index}]", one, other)
+    elif isinstance(fresh, float) and isinstance(stored, int | float):
+        if not math.isclose(stored, fresh, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-12):
+            yield where, stored, fresh
+    elif stored != fresh or type(stored) is not type(fresh):
+        yield where, stored, fresh
+
+
+def _adapter_problems(run: Run) -> Iterator[str]:
+    path = run.folder / "adapter.safetensors"
+    try:
+        shapes = read_tensor_shapes(path)
+    except ArtifactError as error:
+        yield str(error)
+        return
+    for name, held in (
+        ("trainable_params", count_parameters(shapes)),
+        ("dendrites", count_dendrites(shapes)),
+    ):
+        if held != run.metrics[name]:
+            yield f"{path}: holds {held} {name}, metrics.json says {run.metrics[name]}"
+
+
+def _growth_problems(run: Run) -> Iterator[str]:
+    requested = run.arm == "dendritic"
+    if run.metrics["dendrites_requested"] != requested:
+        yield f"{run.folder / 'metrics.json'}: dendrites_requested is not {requested}"
+    kept = run.metrics["dendrites"]
+    if kept and not requested:
+        yield f"{run.folder / 'metrics.json'}: {kept} dendrites in the {run.arm} arm"
+    if kept and not leaderboard.growth_epochs(run.history):
+        yield f"{run.folder / 'history.jsonl'}: {kept} dendrites but no epoch grew one"
+
+
+def _selection_problems(run: Run) -> Iterator[str]:
+    """The selected state must be an epoch of the history, with that epoch's scores."""
+    path = run.folder / "metrics.json"
+    metrics, history = run.metrics, run.history
+    if metrics["epochs"] != len(history):
+        yield f"{path}: epochs is {metrics['epochs']}, history.jsonl has {len(history)}"
+    if not 0 <= metrics["best_epoch"] < len(history):
+        yield f"{path}: best_epoch {metrics['best_epoch']} is not in history.jsonl"
+        return
+    line = history[metrics["best_epoch"]]
+    for name, stored, fresh in (
+        ("validation.nll", metrics["validation"]["nll"], line["val_loss"]),
+        ("validation.accuracy", metrics["validation"]["accuracy"], line["val_accuracy"]),
+        ("validation.macro_f1", metrics["validation"]["macro_f1"], line["val_macro_f1"]),
+        ("dendrites", metrics["dendrites"], line["dendrites"]),
+    ):
+        if not math.isclose(stored, fresh, rel_tol=RELATIVE_TOLERANCE):
+            yield f"{path}: {name} is {stored!r}, history.jsonl has {fresh!r} at best_epoch"
+
+
+def _fairness_problems(runs: list[Run]) -> Iterator[str]:
+    by_seed: dict[tuple[str, str, int], dict[str, Run]] = defaultdict(dict)
+    for run in runs:
+        by_seed[run.backbone, run.dataset, run.seed][run.arm] = run
+    for arms in by_seed.values():
+        first = arms.get("baseline") or next(iter(arms.values()))
+        for run in arms.values():
+            yield from _unfair(first, run)
+        if "matched" in arms and "dendritic" in arms:
+            yield from _unmatched(arms["matched"], arms["dendritic"])
+
+
+def _unfair(first: Run, other: Run) -> Iterator[str]:
+    settings, others = first.config["config"], other.config["config"]
+    for key in sorted((set(settings) | set(others)) - {"treatment"}):
+        one, two = settings.get(key), others.get(key)
+        if one != two:
+            yield f"{other.folder / 'config.json'}: {key} is {two!r}, {first.arm} has {one!r}"
+    for file, keys, mine, theirs in (
+        ("config.json", SHARED_CONFIG, other.config, first.config),
+        ("metrics.json", SHARED_METRICS, other.metrics, first.metrics),
+    ):
+        for key in keys:
+            if mine[key] != theirs[key]:
+                yield (
+                    f"{other.folder / file}: {key} is {mine[key]!r}, "
+                    f"{first.arm} of the same seed has {theirs[key]!r}"
+                )
+
+
+def _unmatched(matched: Run, dendritic: Run) -> Iterator[str]:
+    have, want = matched.metrics["trainable_params"], dendritic.metrics["trainable_params"]
+    if abs(have - want) > MATCHED_TOLERANCE * want:
+        yield (
+            f"{matched.folder / 'metrics.json'}: {have} trainable parameters, more than "
+            f"{MATCHED_TOLERANCE:.0%} away from the dendritic run's {want}"
+        )
+
+
+def _leaderboard_problems(root: Path) -> Iterator[str]:
+    path = root / leaderboard.LEADERBOARD
+    try:
+        fresh = canonical_json(leaderboard.build(root)).encode()
+    except (ArtifactError, EvaluationError) as error:
+        yield f"{path}: cannot be built again: {error}"
+        return
+    if not path.is_file():
+        yield f"{path}: missing; write the leaderboard again"
+    elif path.read_bytes() != fresh:
+        yield f"{path}: not what the runs give; write the leaderboard again"

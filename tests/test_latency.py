@@ -1,0 +1,118 @@
+"""Timing: fair order, warm-up left out, synchronised clocks."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from finsent.latency import LatencyStats, RollingWindow, summarize, time_interleaved
+
+
+def test_rounds_are_complete_shuffled_and_repeatable() -> None:
+    def order(seed: int) -> list[str]:
+        log: list[str] = []
+        calls = {name: (lambda name=name: log.append(name)) for name in "abc"}
+        found = time_interleaved(calls, repeats=10, warmup=2, seed=seed)
+        assert {stats.n for stats in found.values()} == {10}
+        return log
+
+    log = order(0)
+    rounds = ["".join(log[i : i + 3]) for i in range(0, len(log), 3)]
+    assert len(rounds) == 12
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len(set(rounds)) > 2
+    assert log == order(0) != order(1)
+
+
+def test_synchronises_before_and_after_every_call() -> None:
+    log: list[str] = []
+    time_interleaved(
+        {"a": lambda: log.append("call")},
+        repeats=2,
+        warmup=1,
+        seed=0,
+        synchronize=lambda: log.append("sync"),
+    )
+    assert log == ["sync", "call", "sync"] * 3
+
+
+def test_waiting_for_the_device_counts_but_earlier_work_does_not() -> None:
+    pending = [0.3]
+
+    def synchronize() -> None:
+        time.sleep(pending.pop() if pending else 0)
+
+    slow = time_interleaved(
+        {"a": lambda: pending.append(0.02)}, repeats=1, warmup=0, seed=0, synchronize=synchronize
+    )["a"]
+    assert 19 <= slow.p50_ms < 200
+
+
+def test_warmup_is_not_counted() -> None:
+    delays = [0.3, 0.0, 0.0]
+    found = time_interleaved({"a": lambda: time.sleep(delays.pop(0))}, repeats=2, warmup=1, seed=0)
+    assert found["a"].mean_ms < 100
+
+
+def test_errors_propagate() -> None:
+    with pytest.raises(ZeroDivisionError):
+        time_interleaved({"a": lambda: 1 / 0}, repeats=1, warmup=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("calls", "repeats", "warmup", "fault"),
+    [({}, 1, 0, "no calls"), ({"a": int}, 0, 0, "repeats"), ({"a": int}, 1, -1, "warmup")],
+)
+def test_impossible_settings(calls, repeats, warmup, fault) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=fault):
+        time_interleaved(calls, repeats=repeats, warmup=warmup, seed=0)
+
+
+def test_percentiles_agree_with_numpy() -> None:
+    values = np.random.default_rng(0).exponential(size=37).tolist()
+    found = summarize(values)
+    assert found.p50_ms == pytest.approx(np.percentile(values, 50))
+    assert found.p95_ms == pytest.approx(np.percentile(values, 95))
+    assert summarize([3.0]) == LatencyStats(n=1, p50_ms=3.0, p95_ms=3.0, mean_ms=3.0)
+    with pytest.raises(ValueError, match="no times"):
+        summarize([])
+
+
+def test_window_forgets_the_oldest() -> None:
+    window = RollingWindow(size=2)
+    assert window.stats() is None
+    for ms in (100.0, 1.0, 3.0):
+        window.add(ms)
+    stats = window.stats()
+    assert stats is not None
+    assert (stats.n, stats.p50_ms, stats.mean_ms) == (2, 2.0, 2.0)
+    assert stats.p95_ms == pytest.approx(2.9)
+
+
+def test_window_between_threads() -> None:
+    window = RollingWindow(size=5000)
+
+    def work() -> None:
+        for _ in range(50):
+            window.add(1.0)
+            window.stats()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stats = window.stats()
+    assert stats is not None
+    assert stats.n == 200
+
+
+@pytest.mark.parametrize("ms", [-1.0, float("nan")])
+def test_window_refuses(ms: float) -> None:
+    with pytest.raises(ValueError, match="times are >= 0"):
+        RollingWindow().add(ms)
+    with pytest.raises(ValueError, match="at least 1"):
+        RollingWindow(size=0)

@@ -1,0 +1,140 @@
+"""The leaderboard: pooled from files, ranked by tested differences, reproducible."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finsent import leaderboard, runs
+from finsent.evaluation import Comparison
+from finsent.references import REFERENCES
+from tests.artifact_factory import make_artifacts
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_artifacts(
+        tmp_path_factory.mktemp("board") / "artifacts",
+        backbones=("tiny-phi", "org/model"),
+        datasets=("sample",),
+        without_dendrites=(1,),
+    )
+
+
+@pytest.fixture(scope="module")
+def board(root: Path) -> dict[str, Any]:
+    return leaderboard.build(root)
+
+
+def test_file_is_what_build_gives(root: Path, board: dict[str, Any]) -> None:
+    text = (root / "leaderboard.json").read_text()
+    assert text == runs.canonical_json(board)
+    assert leaderboard.write(root).read_text() == text
+
+
+def test_rows_repeat_the_runs(root: Path, board: dict[str, Any]) -> None:
+    assert len(board["rows"]) == 18
+    for row in board["rows"]:
+        run = runs.read_run(root / row["folder"])
+        assert row["accuracy"] == pytest.approx(run.metrics["accuracy"], rel=1e-8)
+        assert (row["backbone"], row["arm"], row["seed"]) == (run.backbone, run.arm, run.seed)
+
+
+def test_arm_means_and_deviations(board: dict[str, Any]) -> None:
+    for arm in board["arms"]:
+        place = ("backbone", "dataset", "arm")
+        values = [row["accuracy"] for row in board["rows"] if all(row[k] == arm[k] for k in place)]
+        assert arm["mean"]["accuracy"] == pytest.approx(statistics.fmean(values))
+        assert arm["sd"]["accuracy"] == pytest.approx(statistics.stdev(values))
+        low, high = arm["ci"]["accuracy"]
+        assert low < arm["mean"]["accuracy"] < high
+
+
+def test_comparisons_of_every_pair(board: dict[str, Any]) -> None:
+    pairs = [(c["a"], c["b"]) for c in board["comparisons"] if c["backbone"] == "tiny-phi"]
+    assert pairs == [("baseline", "matched"), ("baseline", "dendritic"), ("matched", "dendritic")]
+
+
+def test_run_without_dendrites_is_shown_as_such(board: dict[str, Any]) -> None:
+    (row,) = [
+        row
+        for row in board["rows"]
+        if (row["backbone"], row["arm"], row["seed"]) == ("tiny-phi", "dendritic", 1)
+    ]
+    assert row["dendrites"] == 0
+    assert row["growth"]["grown"] is False
+    assert row["growth"]["paid_on_validation"] is None
+    for arm in board["arms"]:
+        assert arm["seeds_without_dendrites"] == ([1] if arm["arm"] == "dendritic" else [])
+    for pair in board["comparisons"]:
+        assert ("NO DENDRITE" in pair["verdict"]) == (pair["b"] == "dendritic")
+
+
+def test_growth_facts(root: Path) -> None:
+    run = runs.read_run(runs.run_folder(root, "tiny-phi", "sample", "dendritic", 0))
+    facts = leaderboard.growth(run)
+    assert facts is not None
+    assert facts["epoch"] == 3
+    assert facts["val_nll_before"] == min(line["val_loss"] for line in run.history[:4])
+    assert facts["val_nll_after"] == min(line["val_loss"] for line in run.history[4:])
+    assert facts["paid_on_validation"] is True
+    dear = {**run.metrics, "validation": {**run.metrics["validation"], "nll": 9.0}}
+    assert leaderboard.growth(replace(run, metrics=dear))["paid_on_validation"] is False  # type: ignore[index]
+    baseline = runs.read_run(runs.run_folder(root, "tiny-phi", "sample", "baseline", 0))
+    assert leaderboard.growth(baseline) is None
+
+
+def comparison(a: str, b: str, outcome: str) -> Comparison:
+    nothing = (0.0, 0.0)
+    return Comparison(a, b, (0,), 1, 0, nothing, 0, nothing, 1, (), 0, 0, None, outcome, "")
+
+
+def test_tie_groups_compare_with_the_groups_leader() -> None:
+    arms = [
+        {"arm": name, "mean": {"accuracy": accuracy, "nll": 0.1}}
+        for name, accuracy in (("c", 0.90), ("a", 0.95), ("d", 0.85), ("b", 0.94))
+    ]
+    pairs = [
+        comparison("a", "b", "tied"),
+        comparison("a", "c", "worse"),
+        comparison("a", "d", "worse"),
+        comparison("b", "c", "tied"),  # b is in a's group, so this does not lift c
+        comparison("c", "d", "tied"),
+    ]
+    ranked = leaderboard._ranked(arms, pairs)
+    assert [(arm["arm"], arm["rank"], arm["tie_group"]) for arm in ranked] == [
+        ("a", 1, 1),
+        ("b", 1, 1),
+        ("c", 3, 2),
+        ("d", 3, 2),
+    ]
+
+
+def test_one_seed_has_no_deviation_and_arms_without_common_seeds_no_test(tmp_path: Path) -> None:
+    place: dict[str, Any] = {"backbones": ("tiny-phi",), "datasets": ("sample",), "publish": False}
+    make_artifacts(tmp_path, arms=("baseline",), seeds=(0,), **place)
+    make_artifacts(tmp_path, arms=("dendritic",), seeds=(1,), **place)
+    board = leaderboard.build(tmp_path)
+    assert board["comparisons"] == []
+    assert [arm["sd"]["accuracy"] for arm in board["arms"]] == [None, None]
+    assert [arm["rank"] for arm in board["arms"]] == [1, 1]
+
+
+def test_empty_root(tmp_path: Path) -> None:
+    board = leaderboard.build(tmp_path)
+    assert (board["rows"], board["arms"], board["comparisons"]) == ([], [], [])
+
+
+def test_references_state_protocol_source_and_a_figure() -> None:
+    for row in REFERENCES:
+        assert row.protocol
+        assert row.source
+        figures = (row.accuracy, row.macro_f1, row.weighted_f1)
+        assert any(figure is not None and 0 < figure < 1 for figure in figures)
+    write_ups = [row for row in REFERENCES if "write-up" in row.model]
+    assert [row.accuracy for row in write_ups] == [0.73, 0.77]
+    assert all("no dendrite is ever added" in (row.note or "") for row in write_ups)
