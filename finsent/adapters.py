@@ -1,0 +1,312 @@
+"""LoRA adapters and score heads: attach for training (peft), save, load, attach for serving.
+
+peft takes ten seconds to import, so only `attach_lora` imports it; serving uses `AdaptedLinear`,
+which computes the same sum.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from finsent.config import ConfigError, LoraConfig, MatchedCapacity
+from finsent.dendritic_linear import DendriticLinear
+
+_PEFT_NAME = "default"
+_FORMAT = "finsent-adapter-1"
+
+
+class AdapterError(ValueError):
+    """An adapter file that is not one, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The two trainable maps of one adapted linear layer."""
+
+    a: nn.Linear
+    """in -> r"""
+    b: nn.Linear
+    """r -> out"""
+
+
+def linear_shapes(upper: Any, target_modules: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """(in, out) of every targeted linear layer, by its path below the decoder, in model order.
+
+    Raises ConfigError when a target names no layer.
+    """
+    linear = {
+        name: (module.in_features, module.out_features)
+        for name, module in upper.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith("layers.")
+    }
+    known = {name.rsplit(".", 1)[-1] for name in linear}
+    unknown = set(target_modules) - known
+    if unknown:
+        raise ConfigError(
+            f"no linear layer is called {', '.join(sorted(unknown))}; "
+            f"this backbone has {', '.join(sorted(known))}"
+        )
+    return {n: shape for n, shape in linear.items() if n.rsplit(".", 1)[-1] in target_modules}
+
+
+def lora_ranks(
+    shapes: Mapping[str, tuple[int, int]],
+    r: int,
+    head_params: int,
+    matched: MatchedCapacity | None,
+) -> dict[str, int]:
+    """Rank of each adapted layer: `r`, or as much more as spends the matched arm's parameters.
+
+    One more rank on a layer costs in + out parameters. Whole rounds go to all layers, what is left
+    to single layers from the top block down, so the total is within half a rank of the target.
+    """
+    ranks = dict.fromkeys(shapes, r)
+    if matched is None:
+        return ranks
+    costs = {name: i + o for name, (i, o) in shapes.items()}
+    left = matched.trainable_params - head_params - sum(ranks[n] * costs[n] for n in ranks)
+    if left < 0:
+        raise ConfigError(
+            f"cannot match {matched.trainable_params} trainable parameters: rank {r} alone has "
+            f"{matched.trainable_params - left}"
+        )
+    rounds, left = divmod(left, sum(costs.values()))
+    for name in reversed(list(ranks)):
+        ranks[name] += rounds
+        if left >= costs[name] / 2:
+            ranks[name] += 1
+            left -= costs[name]
+    return ranks
+
+
+def attach_lora(upper: Any, lora: LoraConfig, ranks: Mapping[str, int]) -> dict[str, LoraPair]:
+    """Put peft's LoRA layers into the model in place; returns the trainable pairs by layer path.
+
+    The scaling alpha / r is the same for every layer, whatever its rank.
+    """
+    import peft
+
+    scaling = lora.alpha / lora.r
+    other = {name: rank for name, rank in ranks.items() if rank != lora.r}
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=0.0,
+            target_modules=list(ranks),
+            rank_pattern={f"^{name}": rank for name, rank in other.items()},
+            alpha_pattern={f"^{name}": rank * scaling for name, rank in other.items()},
+        ),
+        upper,
+        adapter_name=_PEFT_NAME,
+    )
+    pairs = {}
+    for name, rank in ranks.items():
+        layer = upper.get_submodule(name)
+        pair = LoraPair(layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME])
+        pair.a.float()
+        pair.b.float()
+        if pair.a.out_features != rank or layer.scaling[_PEFT_NAME] != scaling:
+            raise AdapterError(
+                f"{name} got rank {pair.a.out_features} and scaling {layer.scaling[_PEFT_NAME]}, "
+                f"expected {rank} and {scaling}"
+            )
+        pairs[name] = pair
+    return pairs
+
+
+def replace_b(upper: Any, name: str, module: nn.Module) -> None:
+    """Let `module` stand in for the B map of the adapted layer `name`."""
+    upper.get_submodule(name).lora_B[_PEFT_NAME] = module
+
+
+def save_adapter(
+    path: Path, tensors: Mapping[str, Tensor], scaling: float, activation: str
+) -> None:
+    """Write every trainable tensor to a safetensors file, on the CPU in fp32.
+
+    `activation` is the dendrites' ("none" without dendrites): it is part of the function, and a
+    file that leaves it out would be served under whatever the reader happens to use.
+    """
+    # One entry, because safetensors writes several in an order that differs from run to run.
+    about = {"activation": activation, "format": _FORMAT, "scaling": scaling}
+    metadata = {"finsent": json.dumps(about, sort_keys=True)}
+    plain = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+    save_file(plain, path, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter as read from its file."""
+
+    scaling: float
+    activation: str
+    layers: dict[str, tuple[Tensor, DendriticLinear]]
+    """By layer path: A (r, in) and the B map, with dendrites if any."""
+    head: DendriticLinear
+    """hidden -> classes"""
+
+    @property
+    def n_dendrites(self) -> int:
+        """Largest number of dendrites of any map."""
+        maps = [self.head, *(b for _, b in self.layers.values())]
+        return max(m.n_dendrites for m in maps)
+
+
+def load_adapter(path: Path) -> Adapter:
+    """Read an adapter file. AdapterError names what is wrong with it."""
+    if not path.is_file():
+        raise AdapterError(f"there is no adapter at {path}; train one with train_models.py")
+    try:
+        with safe_open(path, framework="pt") as archive:
+            about = json.loads((archive.metadata() or {}).get("finsent", "{}"))
+            names = archive.keys()
+            tensors = {name: archive.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise AdapterError(f"{path} is not a readable safetensors file: {error}") from error
+    if about.get("format") != _FORMAT:
+        raise AdapterError(f"{path} has format {about.get('format')!r}, expected {_FORMAT!r}")
+    activation = about["activation"]
+    # Without dendrites the activation is never applied; any valid name will do.
+    usable = "relu" if activation == "none" else activation
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        for part in (".lora_A.", ".lora_B.", "score."):
+            if part in name:
+                module, rest = name.split(part, 1)
+                key = f"{module}{part}".strip(".")
+                groups.setdefault(key, {})[rest] = tensor
+                break
+        else:
+            raise AdapterError(f"{path} holds a tensor that no module takes: {name}")
+    if "score" not in groups:
+        raise AdapterError(f"{path} has no score head")
+    head = DendriticLinear.from_tensors(groups.pop("score"), usable)
+    layers = {}
+    for name in [key.removesuffix(".lora_A") for key in groups if key.endswith(".lora_A")]:
+        a = groups.pop(f"{name}.lora_A")
+        b = groups.pop(f"{name}.lora_B", None)
+        if b is None or set(a) != {"weight"}:
+            raise AdapterError(f"{path}: {name} needs lora_A.weight and lora_B.weight")
+        layers[name] = (a["weight"], DendriticLinear.from_tensors(b, usable))
+    if groups:
+        raise AdapterError(f"{path}: lora_B without lora_A for {sorted(groups)}")
+    return Adapter(float(about["scaling"]), activation, layers, head)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer with any number of adapters, one of them (or none) switched on.
+
+    Input (..., in), output (..., out): base(x) + scaling * B(A x).
+    """
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.ParameterDict()
+        self.up = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+        self.active: str | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Base plus the active adapter; adapters compute in their own dtype, as in training."""
+        y = self.base(x)
+        if self.active is None or self.active not in self.up:
+            return y
+        a = self.down[self.active]
+        z = nn.functional.linear(x.to(a.dtype), a)
+        return (y + self.up[self.active](z) * self.scaling[self.active]).to(y.dtype)
+
+
+class AdapterBank:
+    """Adapters of one decoder, by name: load, switch, drop, without touching the frozen base."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+        self._layers: dict[str, AdaptedLinear] = {}
+        self._heads: dict[str, DendriticLinear] = {}
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Attach an adapter. AdapterError when its layers or shapes do not fit the decoder."""
+        device = next(self._decoder.parameters()).device
+        for path, (a, b) in adapter.layers.items():
+            layer = self._layers.get(path) or self._wrap(path)
+            base: Any = layer.base
+            expected = (base.in_features, base.out_features)
+            if (a.shape[1], b.out_features) != expected:
+                raise AdapterError(
+                    f"the adapter maps {a.shape[1]} -> {b.out_features} at {path}, "
+                    f"the backbone {expected[0]} -> {expected[1]}: it was trained on another one"
+                )
+            layer.down[name] = nn.Parameter(a.to(device), requires_grad=False)
+            layer.up[name] = b.to(device)
+            layer.scaling[name] = adapter.scaling
+        self._heads[name] = adapter.head.to(device)
+
+    def remove(self, name: str) -> None:
+        """Drop an adapter's tensors. KeyError when there is none of that name."""
+        del self._heads[name]
+        for layer in self._layers.values():
+            if name in layer.up:
+                del layer.down[name], layer.up[name], layer.scaling[name]
+
+    def activate(self, name: str) -> DendriticLinear:
+        """Switch every adapted layer to one adapter and return its score head."""
+        for layer in self._layers.values():
+            layer.active = name
+        return self._heads[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Adapters that are loaded."""
+        return tuple(self._heads)
+
+    def _wrap(self, path: str) -> AdaptedLinear:
+        try:
+            base = self._decoder.get_submodule(path)
+        except AttributeError as error:
+            raise AdapterError(
+                f"the backbone has no layer {path}: the adapter was trained on another one"
+            ) from error
+        wrapped = AdaptedLinear(base)
+        self._decoder.set_submodule(path, wrapped)
+        self._layers[path] = wrapped
+        return wrapped
+
+
+def trainable_count(tensors: Mapping[str, Tensor]) -> int:
+    """Number of scalars in what `save_adapter` would write."""
+    return sum(t.numel() for t in tensors.values())
+
+
+def trainable_tensors(
+    pairs: Mapping[str, LoraPair],
+    b_maps: Mapping[str, nn.Module],
+    head: nn.Module,
+    first_block: int,
+) -> dict[str, Tensor]:
+    """Every trainable tensor by the name it has in an adapter file (block numbers of the whole
+    model, not of the adapted part)."""
+    tensors: dict[str, Tensor] = {}
+    for name, pair in pairs.items():
+        whole = whole_model_name(name, first_block)
+        tensors[f"{whole}.lora_A.weight"] = pair.a.weight
+        for rest, tensor in b_maps[name].named_parameters():
+            tensors[f"{whole}.lora_B.{rest}"] = tensor
+    for rest, tensor in head.named_parameters():
+        tensors[f"score.{rest}"] = tensor
+    return tensors
+
+
+def whole_model_name(name: str, first_block: int) -> str:
+    """`layers.0.…` of the upper blocks -> `layers.<first_block>.…`."""
+    _, number, rest = name.split(".", 2)
+    return f"layers.{int(number) + first_block}.{rest}"

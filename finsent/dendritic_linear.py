@@ -1,0 +1,170 @@
+"""A linear map with dendrites, in plain PyTorch.
+
+    y = W x + b + sum_i t_i * o_i,    o_i = act(V_i x + c_i + sum_{j<i} d_ij * o_j)
+
+This is the forward pass that PerforatedAI's open-source dendrites define (`*` is element-wise over
+the output dimension). The formula is the library's; the module is ours, so that serving needs
+neither the library nor its global settings, and so that one matrix product serves W and every V_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finsent.config import ACTIVATIONS
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """The torch function of one of `finsent.config.ACTIVATIONS`; ValueError otherwise."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {name!r}")
+    return _ACTIVATIONS[name]
+
+
+class _Affine(nn.Module):
+    """Holds V_i and c_i under the names a saved file uses; never called."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.register_parameter("bias", bias)
+
+
+class DendriticLinear(nn.Module):
+    """`nn.Linear` plus k dendrites per output unit; k = 0 is exactly `F.linear`.
+
+    Shapes: weight W (out, in); bias b (out,) or None; each dendrite weight V_i (out, in) and bias
+    c_i (out,); output_weights t (k, out); recurrent[i] = d_i (i, out) for i >= 1.
+    Input (..., in), output (..., out).
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    output_weights: nn.Parameter | None
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self._activate = activation_function(activation)
+        self._install(weight, bias, [], None, [])
+
+    def _install(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        dendrites: Sequence[tuple[nn.Parameter, nn.Parameter | None]],
+        output_weights: nn.Parameter | None,
+        recurrent: Sequence[nn.Parameter],
+    ) -> None:
+        self.weight = weight
+        self.register_parameter("bias", bias)
+        self.dendrites = nn.ModuleList(_Affine(v, c) for v, c in dendrites)
+        self.register_parameter("output_weights", output_weights)
+        # Keyed by the receiving dendrite, so that names in a saved file read like the formula.
+        self.recurrent = nn.ParameterDict({str(i + 1): d for i, d in enumerate(recurrent)})
+
+    def adopt(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        dendrites: Sequence[tuple[nn.Parameter, nn.Parameter | None]],
+        output_weights: nn.Parameter | None,
+        recurrent: Sequence[nn.Parameter],
+    ) -> None:
+        """Take over parameters, sharing them with whoever made them (see `finsent.dendrites`).
+
+        Raises ValueError when the shapes do not describe one map with k dendrites.
+        """
+        k, out_features = len(dendrites), weight.shape[0]
+        shapes = [tuple(v.shape) for v, _ in dendrites]
+        if any(shape != tuple(weight.shape) for shape in shapes):
+            raise ValueError(f"dendrite weights must be {tuple(weight.shape)} like W, got {shapes}")
+        expected = None if k == 0 else (k, out_features)
+        found = None if output_weights is None else tuple(output_weights.shape)
+        if found != expected:
+            raise ValueError(f"output weights must have shape {expected}, got {found}")
+        wanted = [(i, out_features) for i in range(1, k)]
+        shapes = [tuple(d.shape) for d in recurrent]
+        if shapes != wanted:
+            raise ValueError(f"recurrent weights must have shapes {wanted}, got {shapes}")
+        self._install(weight, bias, dendrites, output_weights, recurrent)
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last input dimension."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of the last output dimension."""
+        return self.weight.shape[0]
+
+    @property
+    def n_dendrites(self) -> int:
+        """Dendrites per output unit."""
+        return len(self.dendrites)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input (..., in) to output (..., out)."""
+        output_weights = self.output_weights
+        if output_weights is None:
+            return F.linear(x, self.weight, self.bias)
+        # One product for W and all V_i: the maps are small and the launches are what costs.
+        maps: list[Any] = [self, *self.dendrites]
+        weights = torch.cat([m.weight for m in maps])
+        biases = None if self.bias is None else torch.cat([m.bias for m in maps])
+        y, *drives = F.linear(x, weights, biases).chunk(len(maps), dim=-1)
+        outputs: list[Tensor] = []
+        for i, drive in enumerate(drives):
+            for j in range(i):
+                drive = drive + self.recurrent[str(i)][j] * outputs[j]
+            outputs.append(self._activate(drive))
+            y = y + output_weights[i] * outputs[i]
+        return y
+
+    def contribution(self, x: Tensor) -> Tensor:
+        """What the dendrites alone add to the output for input (..., in): (..., out)."""
+        return self(x) - F.linear(x, self.weight, self.bias)
+
+    def load(self, tensors: Mapping[str, Tensor], *, trainable: bool = False) -> None:
+        """Become the map whose `state_dict()` these tensors are, whatever k was before.
+
+        KeyError for a missing tensor, ValueError for one that has no place: a dendrite lost on
+        loading would silently be another model.
+        """
+        left = {
+            name: nn.Parameter(tensor.detach().clone(), requires_grad=trainable)
+            for name, tensor in tensors.items()
+        }
+        weight, bias = left.pop("weight"), left.pop("bias", None)
+        output_weights = left.pop("output_weights", None)
+        k = 0 if output_weights is None else output_weights.shape[0]
+        dendrites = [
+            (left.pop(f"dendrites.{i}.weight"), left.pop(f"dendrites.{i}.bias", None))
+            for i in range(k)
+        ]
+        recurrent = [left.pop(f"recurrent.{i}") for i in range(1, k)]
+        if left:
+            raise ValueError(f"tensors without a place in a map with {k} dendrites: {sorted(left)}")
+        self.adopt(weight, bias, dendrites, output_weights, recurrent)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], activation: str) -> DendriticLinear:
+        """A frozen map from `state_dict()` names, e.g. of a safetensors file. Errors as `load`."""
+        module = cls(nn.Parameter(tensors["weight"], requires_grad=False), None, activation)
+        module.load(tensors)
+        return module

@@ -1,0 +1,374 @@
+"""One run, in a process of its own: load, train, evaluate once on test, write the artifact.
+
+PerforatedAI keeps its state in globals and a crash may take the interpreter along, so the trainer
+starts `python -m finsent.jobs <job.json>` for every run and only ever sees exit codes and files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from finsent import runs
+from finsent.backbones import (
+    Backbone,
+    BackboneError,
+    HiddenStates,
+    check_decomposition,
+    entering_hidden_states,
+    load_backbone,
+    pool,
+)
+from finsent.config import ConfigError, DendriteConfig, MatchedCapacity, TrainConfig
+from finsent.data import DataError, load_dataset, make_split
+from finsent.dendrites import GrowthError
+from finsent.evaluation import confidence_intervals, score
+from finsent.latency import time_interleaved
+from finsent.training import EpochRecord, TrainingDiverged, TrainResult, class_logits, train
+from finsent.weights import WeightsError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "perforatedai",
+    "bitsandbytes",
+    "safetensors",
+    "scikit-learn",
+    "numpy",
+)
+
+LATENCY_SENTENCES = 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a child process needs to make one run."""
+
+    config: TrainConfig
+    artifacts: Path
+    """Artifacts root; the run goes to <root>/<backbone>/<dataset>/<arm>/seed-<n>."""
+    shared: Path
+    """Folder for hidden states, which all arms and seeds of a data set have in common."""
+    device: str
+    command: str
+    git_commit: str | None
+    data_dir: Path | None = None
+    backbone_dir: Path | None = None
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        data = {**asdict(self), "config": self.config.to_dict()}
+        path.write_text(json.dumps(data, default=str, indent=2), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        """Inverse of `save`."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("data_dir", "backbone_dir"):
+            data[key] = None if data[key] is None else Path(data[key])
+        for key in ("artifacts", "shared"):
+            data[key] = Path(data[key])
+        return cls(**{**data, "config": TrainConfig.from_dict(data["config"])})
+
+    @property
+    def folder(self) -> Path:
+        """Where the finished run stands."""
+        c = self.config
+        return runs.run_folder(self.artifacts, c.backbone, c.dataset, c.arm, c.seed)
+
+    @property
+    def work_folder(self) -> Path:
+        """Where it stands until it is finished."""
+        return self.folder.with_name(self.folder.name + ".partial")
+
+
+def run_job(job: Job) -> Path:
+    """Train and evaluate one run; returns its folder. What can go wrong is one of EXPECTED."""
+    config = job.config
+    dataset = load_dataset(config.dataset, job.data_dir)
+    split = make_split(dataset, config.seed)
+    label = f"{config.dataset} {config.arm} seed {config.seed}"
+    with _Bar(label) as bar:
+        device = torch.device(job.device)
+        backbone = load_backbone(
+            config.backbone,
+            config.precision,
+            device,
+            depth=config.depth,
+            folder=job.backbone_dir,
+            progress=bar.status,
+        )
+        token_ids = backbone.tokenize([e.text for e in dataset.examples], config.max_length)
+        block = backbone.first_adapted_block(config.lora.last_layers)
+        check_decomposition(backbone, token_ids, block)
+        key = f"{runs.slug(config.backbone)}-{config.precision}-{dataset.name}-{block}"
+        cache = job.shared / f"{key}-{config.max_length}.safetensors"
+        states = _shared_states(cache, backbone, token_ids, block, bar.status)
+        job.work_folder.mkdir(parents=True, exist_ok=True)
+        labels = [e.label for e in dataset.examples]
+        steps = -(-len(split.train) // config.batch_size)
+        bar.start_training(steps * config.epochs)
+        result = train(
+            config,
+            backbone,
+            states,
+            labels,
+            split.train,
+            split.validation,
+            len(dataset.label_names),
+            job.work_folder,
+            step_done=bar.advance,
+            epoch_done=bar.epoch,
+        )
+        # The test part is read here, once, after the state has been selected.
+        logits = class_logits(result.model, states, split.test, states.lengths.tolist())
+        predictions = runs.Predictions(
+            ids=tuple(dataset.examples[i].id for i in split.test),
+            labels=tuple(dataset.label_names[labels[i]] for i in split.test),
+            probabilities=tuple(map(tuple, logits.double().softmax(dim=1).tolist())),
+            label_names=tuple(dataset.label_names),
+        )
+        latency = _latency(result, backbone, [token_ids[i] for i in split.test])
+    metrics = _metrics(config, result, predictions, latency)
+    provenance = {
+        "config": config.to_dict(),
+        "command": job.command,
+        "versions": _versions(),
+        "device": _device_name(device),
+        "git_commit": job.git_commit,
+        "dataset_sha256": dataset.fingerprint,
+        "split_sha256": split.fingerprint,
+        "backbone_sha256": backbone.sha256,
+        "label_names": list(dataset.label_names),
+        "adapter": {
+            "scaling": result.model.scaling,
+            "activation": result.model.activation,
+            "pooling": result.model.pooling,
+            "first_adapted_block": block,
+            "max_length": config.max_length,
+        },
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    _publish(job, result, provenance, metrics, predictions)
+    if isinstance(config.treatment, DendriteConfig) and result.dendrites == 0:
+        print(
+            f"WARNING: {label} asked for dendrites and kept none: validation never plateaued in "
+            f"{config.epochs} epochs. Its result is the baseline's. Set --grow-by or more epochs.",
+            file=sys.stderr,
+        )
+    return job.folder
+
+
+def _shared_states(
+    path: Path,
+    backbone: Backbone,
+    token_ids: Sequence[Sequence[int]],
+    block: int,
+    status: Callable[[str, float], None],
+) -> HiddenStates:
+    """Hidden states from `path`, or computed and left there for the next arm or seed."""
+    if path.exists():
+        with safe_open(path, framework="pt", device=str(backbone.device)) as archive:
+            if (archive.metadata() or {}).get("backbone") == backbone.sha256:
+                return HiddenStates(archive.get_tensor("values"), archive.get_tensor("offsets"))
+    states = entering_hidden_states(backbone, token_ids, block, progress=status)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several runs may compute the same states at once; each publishes whole files only.
+    partial = path.with_suffix(f".{platform.node()}-{id(states)}.partial")
+    tensors = {"values": states.values.cpu(), "offsets": states.offsets.cpu()}
+    save_file(tensors, partial, metadata={"backbone": backbone.sha256})
+    partial.replace(path)
+    return states
+
+
+@torch.no_grad()
+def _latency(
+    result: TrainResult, backbone: Backbone, token_ids: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Model time of one test sentence at a time, whole model, eager, on the training device."""
+    device = backbone.device
+    sentences = [torch.tensor([ids], device=device) for ids in token_ids[:LATENCY_SENTENCES]]
+    position = 0
+
+    def call() -> Tensor:
+        nonlocal position
+        ids = sentences[position % len(sentences)]
+        position += 1
+        hidden = backbone.decoder(input_ids=ids).last_hidden_state
+        last = torch.tensor([ids.shape[1] - 1], device=device)
+        return result.model.head(pool(hidden, last, result.model.pooling))
+
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else None
+    stats = time_interleaved(
+        {"model": call}, repeats=len(sentences), warmup=3, seed=0, synchronize=synchronize
+    )["model"]
+    return {"latency_ms_p50": stats.p50_ms, "latency_ms_p95": stats.p95_ms}
+
+
+def _metrics(
+    config: TrainConfig,
+    result: TrainResult,
+    predictions: runs.Predictions,
+    latency: Mapping[str, float],
+) -> dict[str, Any]:
+    labels, probabilities = predictions.label_indices, predictions.probabilities
+    before = result.best_before_growth
+    selected = asdict(result.selected)
+    matched = config.treatment if isinstance(config.treatment, MatchedCapacity) else None
+    return {
+        **score(labels, probabilities, predictions.label_names),
+        "ci": confidence_intervals(labels, probabilities),
+        "trainable_params": result.trainable_params,
+        "dendrites": result.dendrites,
+        "dendrites_requested": isinstance(config.treatment, DendriteConfig),
+        "dendrite_logit_share": result.dendrite_logit_share,
+        "matched_params_target": None if matched is None else matched.trainable_params,
+        "optimizer_steps": result.optimizer_steps,
+        "epochs": len(result.history),
+        "best_epoch": selected.pop("epoch"),
+        "best_before_growth": None if before is None else asdict(before),
+        "validation": selected,
+        "train_seconds": round(result.train_seconds, 3),
+        "peak_memory_mb": round(result.peak_memory_mb, 1),
+        **latency,
+    }
+
+
+def _publish(
+    job: Job,
+    result: TrainResult,
+    provenance: dict[str, Any],
+    metrics: dict[str, Any],
+    predictions: runs.Predictions,
+) -> None:
+    """Put the run in place. Until its last file is there, readers take it for unfinished."""
+    folder = job.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*runs.RUN_FILES, "PAI.png"):
+        (folder / name).unlink(missing_ok=True)
+    result.model.save(job.work_folder / "adapter.safetensors")
+    for path in job.work_folder.iterdir():
+        path.replace(folder / path.name)
+    job.work_folder.rmdir()
+    history = [asdict(record) for record in result.history]
+    runs.write_run(
+        folder, config=provenance, metrics=metrics, history=history, predictions=predictions
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # finsent itself is usually run from a checkout; bitsandbytes is optional
+    return found
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def git_commit(root: Path) -> str | None:
+    """Commit of the checkout, with `-dirty` if tracked code differs; None outside a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    head = subprocess.run([git, "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    if head.returncode != 0:
+        return None
+    changed = subprocess.run(
+        [git, "status", "--porcelain", "--untracked-files=no", "--", "*.py"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+class _Bar:
+    """tqdm for one run: first what is being prepared, then optimizer steps with scores."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: tqdm[Any] = tqdm(
+            total=1.0, desc=label, bar_format="{l_bar}{bar}| {postfix}", mininterval=0.5
+        )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def status(self, what: str, done: float) -> None:
+        self._bar.n = done
+        self._bar.set_postfix_str(what)
+
+    def start_training(self, steps: int) -> None:
+        self._bar.close()
+        self._bar = tqdm(total=steps, desc=self._label, unit="step", mininterval=0.5)
+
+    def advance(self, steps: int) -> None:
+        self._bar.update(steps)
+
+    def epoch(self, record: EpochRecord) -> None:
+        self._bar.set_postfix_str(
+            f"epoch {record.epoch + 1}, val NLL {record.val_loss:.3f}, "
+            f"accuracy {record.val_accuracy:.3f}"
+        )
+        if record.event is not None:
+            tqdm.write(f"{self._label}: {record.event} after epoch {record.epoch + 1}", sys.stderr)
+
+
+EXPECTED = (
+    BackboneError,
+    ConfigError,
+    DataError,
+    GrowthError,
+    SafetensorError,
+    TrainingDiverged,
+    WeightsError,
+    runs.ArtifactError,
+    torch.cuda.OutOfMemoryError,
+)
+"""Errors whose message is meant for the user; anything else is a bug and shows its traceback."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the child process."""
+    parser = argparse.ArgumentParser(prog="python -m finsent.jobs", description=__doc__)
+    parser.add_argument("job", type=Path, help="a job file written by train_models.py")
+    job = Job.load(parser.parse_args(arguments).job)
+    try:
+        run_job(job)
+    except EXPECTED as error:
+        c = job.config
+        print(f"error: {c.dataset} {c.arm} seed {c.seed}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,543 @@
+"""The training side on tiny-phi: equal budgets, equal beginnings, growth, artifacts, serving."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finsent import jobs, runs, training
+from finsent.adapters import (
+    AdapterBank,
+    AdapterError,
+    linear_shapes,
+    load_adapter,
+    lora_ranks,
+    save_adapter,
+    trainable_count,
+)
+from finsent.backbones import (
+    Backbone,
+    BackboneError,
+    HiddenStates,
+    check_decomposition,
+    entering_hidden_states,
+    load_backbone,
+    pool,
+    token_batches,
+    upper_blocks,
+)
+from finsent.classifier import Classifier, Comparer, InputError
+from finsent.config import (
+    ConfigError,
+    DendriteConfig,
+    LoraConfig,
+    MatchedCapacity,
+    TrainConfig,
+    arm_config,
+)
+from finsent.data import load_dataset, make_split
+
+CPU = torch.device("cpu")
+BASE = TrainConfig(
+    backbone="tiny-phi", dataset="sample", epochs=3, learning_rate=5e-3, lora=LoraConfig(r=2)
+)
+DENDRITES = DendriteConfig(grow_by=0, init_scale=0.3)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def tiny(tiny_environment: None) -> Backbone:
+    return load_backbone("tiny-phi", "fp32", CPU)
+
+
+def make_run(config: TrainConfig, root: Path, **changes: Any) -> Path:
+    job = jobs.Job(config, root, root.parent / "shared", "cpu", "test", None)
+    return jobs.run_job(replace(job, **changes))
+
+
+def run_arms(root: Path, base: TrainConfig, dendrites: DendriteConfig) -> dict[str, runs.Run]:
+    folders = {
+        "baseline": make_run(arm_config(base, "baseline"), root),
+        "dendritic": make_run(arm_config(base, "dendritic", dendrites), root),
+    }
+    count = runs.read_run(folders["dendritic"]).metrics["trainable_params"]
+    folders["matched"] = make_run(arm_config(base, "matched", MatchedCapacity(count)), root)
+    return {arm: runs.read_run(folder) for arm, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> dict[str, runs.Run]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
+        return run_arms(tmp_path_factory.mktemp("artifacts"), BASE, DENDRITES)
+
+
+# -------------------------------------------------------------------------------- the comparison
+
+
+def test_the_arms_get_the_same_budget_and_the_control_the_same_size(
+    trained: dict[str, runs.Run],
+) -> None:
+    metrics = {arm: run.metrics for arm, run in trained.items()}
+    assert len({(m["optimizer_steps"], m["epochs"], m["n_test"]) for m in metrics.values()}) == 1
+    assert metrics["baseline"]["dendrites"] == metrics["matched"]["dendrites"] == 0
+    assert metrics["dendritic"]["dendrites"] == 1
+    target = metrics["dendritic"]["trainable_params"]
+    assert target > metrics["baseline"]["trainable_params"]
+    # The cheapest step a rank can take: one more on a layer that maps 64 to 64.
+    assert abs(metrics["matched"]["trainable_params"] - target) <= 64
+    assert len({run.config["split_sha256"] for run in trained.values()}) == 1
+
+
+def test_until_the_first_dendrite_both_runs_are_the_same_run(trained: dict[str, runs.Run]) -> None:
+    baseline, dendritic = trained["baseline"].history, trained["dendritic"].history
+    assert dendritic[0]["event"] == "grew dendrite 1"
+    for key in ("train_loss", "val_loss", "val_accuracy", "learning_rate", "trainable_params"):
+        assert baseline[0][key] == dendritic[0][key]
+    assert baseline[1]["train_loss"] != dendritic[1]["train_loss"]
+    # One rule for the schedule, before and after growth.
+    assert [e["learning_rate"] for e in baseline] == [e["learning_rate"] for e in dendritic]
+
+
+def test_the_dendritic_model_is_a_state_trained_with_dendrites(
+    trained: dict[str, runs.Run],
+) -> None:
+    run = trained["dendritic"]
+    assert run.history[run.metrics["best_epoch"]]["dendrites"] == 1
+    losses = [e["val_loss"] for e in run.history if e["dendrites"] > 0]
+    assert run.metrics["validation"]["nll"] == min(losses)
+    assert run.metrics["best_before_growth"]["nll"] == run.history[0]["val_loss"]
+    assert 0 < run.metrics["dendrite_logit_share"] < 2
+    assert (run.folder / "PAI.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted([*runs.RUN_FILES, "PAI.png"])
+
+
+@pytest.mark.parametrize("arm", ["baseline", "dendritic", "matched"])
+def test_same_seed_same_numbers_bitwise(
+    arm: str, trained: dict[str, runs.Run], tmp_path: Path, tiny_environment: None
+) -> None:
+    first = trained[arm]
+    config = TrainConfig.from_dict(first.config["config"])
+    second = make_run(config, tmp_path / "artifacts")
+    for name in ("adapter.safetensors", "predictions.csv"):
+        assert (first.folder / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_another_seed_gives_another_split_and_other_numbers(
+    trained: dict[str, runs.Run], tmp_path: Path, tiny_environment: None
+) -> None:
+    other = runs.read_run(make_run(replace(BASE, seed=1), tmp_path / "artifacts"))
+    assert other.config["split_sha256"] != trained["baseline"].config["split_sha256"]
+    assert other.history[0]["train_loss"] != trained["baseline"].history[0]["train_loss"]
+
+
+def test_asking_for_dendrites_and_getting_none_is_said(
+    tmp_path: Path, tiny_environment: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = arm_config(BASE, "dendritic", DendriteConfig(patience=50))
+    metrics = runs.read_run(make_run(config, tmp_path / "artifacts")).metrics
+    assert metrics["dendrites"] == 0
+    assert metrics["dendrites_requested"]
+    assert metrics["dendrite_logit_share"] is None
+    assert "asked for dendrites and kept none" in capsys.readouterr().err
+
+
+def test_several_dendrites_on_the_head_alone(tmp_path: Path, tiny_environment: None) -> None:
+    dendrites = DendriteConfig(
+        placement=("score",), activation="tanh", max_dendrites=2, patience=1, grow_by=0
+    )
+    base = replace(BASE, epochs=8, learning_rate=0.05)
+    run = runs.read_run(make_run(arm_config(base, "dendritic", dendrites), tmp_path / "artifacts"))
+    assert next(e["event"] for e in run.history if e["event"]) == "grew dendrite 1"
+    adapter = load_adapter(run.folder / "adapter.safetensors")
+    assert adapter.activation == "tanh"
+    assert adapter.head.n_dendrites == run.metrics["dendrites"] >= 1
+    assert all(b.n_dendrites == 0 for _, b in adapter.layers.values())
+
+
+def test_a_selected_state_with_fewer_dendrites_than_the_last_is_restored(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    model = training.build_model(BASE, tiny, 3)
+    maps = training.growable_maps(model, ("score",))
+    validation = training.Validation(0, 0.5, 0.5, 1.0)
+    with training.DendriteGrower(maps, DendriteConfig(patience=1), CPU, tmp_path) as grower:
+        training.adopt_grown_modules(model, grower.modules)
+        before = training._snapshot(model, validation)
+        expected = {n: t.clone() for n, t in model.tensors().items()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for score in (0.5, 0.6, 0.4):
+            grower.epoch_end(score, optimizer)
+        assert model.head.n_dendrites == 1
+        with torch.no_grad():
+            for tensor in model.tensors().values():
+                tensor += 1.0
+        training._restore(model, before)
+    assert model.head.n_dendrites == 0
+    assert {n: t.tolist() for n, t in model.tensors().items()} == {
+        n: t.tolist() for n, t in expected.items()
+    }
+
+
+# ------------------------------------------------------------------------------------- divergence
+
+
+def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_state(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_dataset("sample")
+    split = make_split(data, 0)
+    ids = tiny.tokenize([e.text for e in data.examples], 64)
+    states = entering_hidden_states(tiny, ids, 0)
+    original = training.learning_rate_at
+    monkeypatch.setattr(
+        training,
+        "learning_rate_at",
+        lambda step, total, c: original(step, total, c) * (1.0 if step < 20 else 1e30),
+    )
+    with pytest.raises(training.TrainingDiverged, match=r"epoch 1 .*after epoch 0 is kept in"):
+        training.train(
+            BASE,
+            tiny,
+            states,
+            [e.label for e in data.examples],
+            split.train,
+            split.validation,
+            3,
+            tmp_path,
+        )
+    kept = load_adapter(tmp_path / "last_good.safetensors")
+    assert all(bool(torch.isfinite(a).all()) for a, _ in kept.layers.values())
+
+
+# ---------------------------------------------------------------------- pieces of the training loop
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
+    config = replace(BASE, learning_rate=1.0, warmup_fraction=0.1)
+    rates = [training.learning_rate_at(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert training.learning_rate_at(100, 100, config) == 0.0
+
+
+def test_class_weights_balance_and_survive_an_absent_class() -> None:
+    weights = training.class_weights([0, 1, 1, 1, 2, 2], 3)
+    assert weights.tolist() == pytest.approx([2.0, 2 / 3, 1.0])
+    assert training.class_weights([0, 0], 2).tolist() == [0.5, 0.0]
+
+
+def test_batches_cover_every_example_once_and_keep_lengths_together() -> None:
+    lengths = np.random.default_rng(0).integers(5, 100, 500).tolist()
+    batches = training.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
+    assert sorted(i for b in batches for i in b) == list(range(100, 500))
+    assert len(batches) == math.ceil(400 / 16)
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert padded < 1.15 * sum(lengths[100:])
+    again = training.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
+    later = training.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=1)
+    assert batches == again != later
+
+
+def test_token_batches_respect_the_budget() -> None:
+    lengths = [7, 100, 3, 50, 50, 8, 200]
+    batches = list(token_batches(lengths, 120))
+    assert sorted(i for b in batches for i in b) == list(range(7))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 120 for b in batches)
+
+
+def test_pooling_never_sees_the_padding() -> None:
+    states = torch.arange(24.0).reshape(2, 3, 4)
+    last = torch.tensor([1, 2])
+    expected = torch.stack([states[0, :2].mean(0), states[1].mean(0)])
+    states[0, 2] = float("nan")
+    torch.testing.assert_close(pool(states, last, "mean"), expected)
+    torch.testing.assert_close(
+        pool(states, last, "last"), torch.stack([states[0, 1], states[1, 2]])
+    )
+    with pytest.raises(ValueError, match="pooling"):
+        pool(states, last, "max")
+
+
+def test_matched_ranks_spend_the_target_to_within_half_a_rank() -> None:
+    shapes = {"layers.0.q_proj": (64, 64), "layers.0.v_proj": (64, 32), "layers.1.q_proj": (64, 64)}
+    costs = {name: sum(shape) for name, shape in shapes.items()}
+    for target in range(10_000, 12_000, 37):
+        ranks = lora_ranks(shapes, 8, 192, MatchedCapacity(target))
+        spent = 192 + sum(ranks[n] * costs[n] for n in shapes)
+        assert abs(spent - target) <= 64, target
+        assert min(ranks.values()) >= 8
+    with pytest.raises(ConfigError, match="rank 8 alone has"):
+        lora_ranks(shapes, 8, 192, MatchedCapacity(1000))
+    assert set(lora_ranks(shapes, 4, 192, None).values()) == {4}
+
+
+# ----------------------------------------------------------------------------------- the backbone
+
+
+def test_lower_and_upper_blocks_make_the_whole_model(tiny: Backbone) -> None:
+    ids = tiny.tokenize(["Profit rose.", "The bank cut its dividend after a weak year."], 64)
+    for block in (0, 1):
+        states = entering_hidden_states(tiny, ids, block)
+        upper = upper_blocks(tiny.decoder, block)
+        hidden, last = states.batch(torch.tensor([0, 1]), max(map(len, ids)))
+        with torch.no_grad():
+            ours = pool(upper(inputs_embeds=hidden).last_hidden_state, last, "last")
+            for row, tokens in enumerate(ids):
+                whole = tiny.decoder(input_ids=torch.tensor([tokens])).last_hidden_state[0, -1]
+                torch.testing.assert_close(ours[row], whole, atol=1e-5, rtol=1e-5)
+        check_decomposition(tiny, ids, block)
+
+
+def test_a_model_that_does_not_decompose_is_refused(tiny: Backbone) -> None:
+    ids = tiny.tokenize(["Profit rose.", "Sales fell in the third quarter."], 64)
+    drift = torch.linspace(-1, 1, 64) ** 3
+    handle = tiny.decoder.layers[1].register_forward_hook(
+        lambda module, args, output: output + drift * args[0].shape[0]
+    )
+    with pytest.raises(BackboneError, match="does not split"):
+        check_decomposition(tiny, ids, 1)
+    handle.remove()
+
+
+def test_depth_uses_the_first_blocks(tiny: Backbone, tiny_environment: None) -> None:
+    shallow = load_backbone("tiny-phi", "fp32", CPU, depth=1)
+    ids = torch.tensor(tiny.tokenize(["Profit rose again."], 64))
+    with torch.no_grad():
+        entering = entering_hidden_states(tiny, ids.tolist(), 1).values
+        expected = tiny.decoder.final_layernorm(entering)
+        torch.testing.assert_close(shallow.decoder(input_ids=ids).last_hidden_state[0], expected)
+    with pytest.raises(BackboneError, match="has 2 blocks"):
+        load_backbone("tiny-phi", "fp32", CPU, depth=3)
+
+
+def test_backbones_that_cannot_be_had_are_one_line_errors(
+    tmp_path: Path, tiny_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [
+        (lambda: load_backbone("tiny-phi", "int3", CPU), "precision must be one of"),  # type: ignore[arg-type]
+        (lambda: load_backbone("tiny-phi", "fp32", CPU, folder=tmp_path), "no config.json"),
+        (lambda: load_backbone("no/such-model", "fp32", CPU), "could not load backbone"),
+    ]
+    if not torch.cuda.is_available():
+        cuda = torch.device("cuda")
+        cases.append((lambda: load_backbone("tiny-phi", "fp32", cuda), "use --device cpu"))
+    for call, message in cases:
+        with pytest.raises(BackboneError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BackboneError, match="pip install bitsandbytes"):
+        load_backbone("tiny-phi", "nf4", CPU)
+
+
+def test_more_adapted_blocks_than_there_are(tiny: Backbone) -> None:
+    assert tiny.first_adapted_block(None) == 0
+    assert tiny.first_adapted_block(1) == 1
+    with pytest.raises(BackboneError, match="has 2"):
+        tiny.first_adapted_block(3)
+
+
+def test_an_unknown_target_module_names_those_there_are(tiny: Backbone) -> None:
+    with pytest.raises(ConfigError, match=r"called qq_proj; this backbone has .*q_proj"):
+        linear_shapes(tiny.decoder, ("q_proj", "qq_proj"))
+
+
+def test_nf4_trains_and_serves(tmp_path: Path, tiny_environment: None) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed here")
+    config = replace(BASE, precision="nf4", epochs=2, lora=LoraConfig(r=2, last_layers=1))
+    try:
+        folder = make_run(arm_config(config, "dendritic", DENDRITES), tmp_path / "artifacts")
+    except NotImplementedError as error:
+        pytest.skip(f"this bitsandbytes has no 4-bit kernels for the CPU: {error}")
+    run = runs.read_run(folder)
+    assert run.metrics["dendrites"] == 1
+    served = Classifier.from_artifacts(folder.parent.parent, "dendritic", 0, device=CPU)
+    linear = served._comparer.backbone.decoder.layers[0].self_attn.q_proj
+    assert type(linear).__name__ == "Linear4bit"
+    texts = {e.id: e.text for e in load_dataset("sample").examples}
+    predictions = run.read_predictions()
+    found = served.predict_proba([texts[i] for i in predictions.ids])
+    # bf16 arithmetic, other batches than in training: close, not equal.
+    assert np.abs(found - np.array(predictions.probabilities)).max() < 0.05
+
+
+# ---------------------------------------------------------------------------------------- serving
+
+
+@pytest.mark.parametrize("arm", ["baseline", "dendritic", "matched"])
+def test_the_served_model_is_the_trained_one(
+    arm: str, trained: dict[str, runs.Run], tiny_environment: None
+) -> None:
+    run = trained[arm]
+    served = Classifier.from_artifacts(run.folder.parent.parent, arm, 0, device=CPU)
+    texts = {e.id: e.text for e in load_dataset("sample").examples}
+    predictions = run.read_predictions()
+    found = served.predict_proba([texts[i] for i in predictions.ids])
+    assert served.label_names == ("negative", "neutral", "positive")
+    np.testing.assert_allclose(found, np.array(predictions.probabilities), atol=2e-5)
+
+
+def test_one_base_serves_all_arms_and_switches(
+    trained: dict[str, runs.Run], tiny_environment: None
+) -> None:
+    folder = trained["baseline"].folder.parent.parent
+    text = "The miner warned that profit would halve."
+    comparer = Comparer.from_artifacts(folder, 0, tuple(trained), device=CPU)
+    base = comparer.backbone.decoder
+    together = comparer.compare(text)
+    assert [p.arm for p in together.predictions] == list(trained)
+    assert len({p.probabilities for p in together.predictions}) == 3
+    assert all(p.latency_ms > 0 for p in together.predictions)
+    assert not together.truncated
+    comparer.use(folder, 0, ("matched",))
+    assert comparer.backbone.decoder is base
+    alone = comparer.compare(text).predictions
+    assert alone[0].probabilities == together.predictions[2].probabilities
+
+
+def test_bad_texts_are_refused_and_long_ones_cut(
+    trained: dict[str, runs.Run], tiny_environment: None
+) -> None:
+    folder = trained["baseline"].folder.parent.parent
+    comparer = Comparer.from_artifacts(folder, 0, ("baseline",), device=CPU)
+    for text in ("", " \n\t"):
+        with pytest.raises(InputError, match="empty"):
+            comparer.compare(text)
+    with pytest.raises(InputError, match="position 1"):
+        comparer.predict_proba(["fine", " "], "baseline")
+    with pytest.raises(InputError, match="not one string"):
+        comparer.predict_proba("a headline", "baseline")
+    with pytest.raises(InputError, match="must be a string"):
+        comparer.compare(3)  # type: ignore[arg-type]
+    assert comparer.predict_proba([], "baseline").shape == (0, 3)
+    assert comparer.compare("profit " * 2000).truncated
+    for text in ("📈🚀", "<b>up</b>", "利益が増加した", "\x00\u202e"):
+        result = comparer.compare(text)
+        assert sum(result.predictions[0].probabilities) == pytest.approx(1.0)
+
+
+def test_an_adapter_of_another_backbone_is_refused(
+    trained: dict[str, runs.Run], tiny: Backbone, tmp_path: Path
+) -> None:
+    source = trained["baseline"].folder / "adapter.safetensors"
+    adapter = load_adapter(source)
+    name, (a, b) = next(iter(adapter.layers.items()))
+    bank = AdapterBank(tiny.decoder)
+    with pytest.raises(AdapterError, match="trained on another one"):
+        bank.add("x", replace(adapter, layers={name: (a[:, :-1], b)}))
+    with pytest.raises(AdapterError, match="has no layer"):
+        bank.add("x", replace(adapter, layers={"layers.9.self_attn.q_proj": (a, b)}))
+    with pytest.raises(AdapterError, match="there is no adapter"):
+        load_adapter(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(source.read_bytes()[:100])
+    with pytest.raises(AdapterError, match="not a readable"):
+        load_adapter(tmp_path / "bad.safetensors")
+    tensors = {"score.weight": torch.ones(3, 4), "layers.0.q.lora_A.weight": torch.ones(2, 4)}
+    save_adapter(tmp_path / "half.safetensors", tensors, 2.0, "none")
+    with pytest.raises(AdapterError, match="needs lora_A.weight and lora_B.weight"):
+        load_adapter(tmp_path / "half.safetensors")
+    save_adapter(tmp_path / "odd.safetensors", {"surprise": torch.ones(1)}, 2.0, "none")
+    with pytest.raises(AdapterError, match="no module takes: surprise"):
+        load_adapter(tmp_path / "odd.safetensors")
+
+
+def test_the_parameter_count_is_what_the_file_holds(trained: dict[str, runs.Run]) -> None:
+    from safetensors.torch import load_file
+
+    for run in trained.values():
+        tensors = load_file(run.folder / "adapter.safetensors")
+        assert trainable_count(tensors) == run.metrics["trainable_params"]
+
+
+def test_hidden_states_are_shared_between_runs(tiny: Backbone, tmp_path: Path) -> None:
+    ids = tiny.tokenize(["Profit rose.", "Sales fell sharply."], 64)
+    path = tmp_path / "states.safetensors"
+
+    def status(what: str, done: float) -> None: ...
+
+    first = jobs._shared_states(path, tiny, ids, 1, status)
+    path.rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(path)
+    assert isinstance(first, HiddenStates)
+    tiny.decoder = None  # a second computation would fail
+    second = jobs._shared_states(path, tiny, ids, 1, status)
+    torch.testing.assert_close(first.values, second.values, atol=0, rtol=0)
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+def command(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "train_models.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "FINSENT_CACHE_DIR": str(cache)},
+    )
+
+
+def test_the_trainer_makes_verifiable_artifacts_from_the_command_line(
+    tmp_path: Path, tiny_cache: Path
+) -> None:
+    options = ["--backbone", "tiny-phi", "--dataset", "sample", "--epochs", "2", "--grow-by", "0"]
+    root = tmp_path / "artifacts"
+    made = command("train", *options, "--artifacts", str(root), cache=tiny_cache)
+    assert made.returncode == 0, made.stderr
+    found = runs.find_runs(root)
+    assert [run.arm for run in found] == ["baseline", "dendritic", "matched"]
+    assert made.stdout.count("test accuracy") == 3
+    for run in found:
+        assert run.config["command"] == "python train_models.py train " + " ".join(options)
+        assert json.dumps(run.config).count(str(tmp_path)) == 0
+    assert command("verify", "--artifacts", str(root), cache=tiny_cache).returncode == 0
+    drawn = command("figures", "--artifacts", str(root), cache=tiny_cache)
+    assert drawn.returncode == 0, drawn.stderr
+    names = {"Accuracy_Improvement.png", "Dendrite_vs_Baseline_Training.png", "PAI.png"}
+    assert {p.name for p in (root / "figures").iterdir()} == names
+    assert command("verify", "--artifacts", str(root), cache=tiny_cache).returncode == 0
+    again = command("train", *options, "--artifacts", str(root), cache=tiny_cache)
+    assert again.stdout.count("already trained") == 3
+    # One byte of one file.
+    target = found[0].folder / "adapter.safetensors"
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content)
+    spoilt = command("verify", "--artifacts", str(root), cache=tiny_cache)
+    assert spoilt.returncode == 1
+    assert "adapter.safetensors" in spoilt.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "matched"], "add 'dendritic' to --arms"),
+        (["--dataset", "nope"], "nope"),
+        (["--backbone", "no/such-model", "--arms", "baseline"], "could not load backbone"),
+        (["--workers", "0"], "--workers"),
+        (["--target-modules", "qq", "--arms", "baseline"], "no linear layer is called qq"),
+        (["--grow-by", "11"], "leaves no epoch"),
+    ],
+)
+def test_bad_input_is_a_one_line_error(
+    arguments: list[str], message: str, tmp_path: Path, tiny_cache: Path
+) -> None:
+    options = ["--backbone", "tiny-phi", "--dataset", "sample", "--artifacts", str(tmp_path)]
+    failed = command(*options, *arguments, cache=tiny_cache)
+    assert failed.returncode == 1
+    errors = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+    assert any(message in line for line in errors), failed.stderr
+    assert "Traceback" not in failed.stderr

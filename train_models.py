@@ -1,0 +1,222 @@
+"""The offline trainer: make checkpoints and metrics, check them, draw their figures.
+
+python train_models.py [train] --backbone smollm2-135m --dataset allagree --seeds 0 1 2
+python train_models.py verify
+python train_models.py figures
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from finsent.config import ACTIVATIONS, ARMS, PLACEMENTS, POOLINGS, PRECISIONS, ConfigError
+
+ROOT = Path(__file__).resolve().parent
+COMMANDS = ("train", "verify", "leaderboard", "figures")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
+        given.insert(0, "train")  # training is what this file is for
+    options = _parser().parse_args(given)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train_models.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    _add_train(commands.add_parser("train", help="train arms and write their artifacts"))
+    for name, what, run in (
+        ("verify", "re-read every artifact and recompute its numbers", _verify),
+        ("leaderboard", "rebuild leaderboard.json and the checksums from the runs", _leaderboard),
+        ("figures", "draw the figures from the runs", _figures),
+    ):
+        sub = commands.add_parser(name, help=what, description=what)
+        sub.add_argument("--artifacts", type=Path, default=ROOT / "artifacts", metavar="DIR")
+        sub.set_defaults(run=run)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_train)
+    add = parser.add_argument
+    add("--backbone", default="smollm2-135m", help="preset, Hub id or folder (%(default)s)")
+    add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
+    add("--dataset", default="allagree", help="data set name (%(default)s)")
+    add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data set")
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms to train (all)")
+    add("--seeds", nargs="+", type=int, default=[0], help="seeds, one run of each arm per seed (0)")
+    add("--artifacts", "--out", type=Path, default=ROOT / "artifacts", metavar="DIR")
+    add("--overwrite", action="store_true", help="train finished runs again")
+    add("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
+    add("--workers", type=int, default=1, help="seeds trained side by side (%(default)s)")
+    add("--precision", choices=PRECISIONS, help="how the frozen weights are held")
+    add("--no-autocast", action="store_true", help="no bf16 autocast in training steps on CUDA")
+    add("--last-layers", type=_layers, default="preset", help="adapt the last N blocks, or 'all'")
+    add("--lora-r", type=int, default=8)
+    add("--lora-alpha", type=float, default=16.0)
+    add("--target-modules", nargs="+", default=["q_proj", "v_proj"], metavar="NAME")
+    add("--depth", type=_layers, default="preset", help="use the first D blocks, or 'all'")
+    add("--pooling", choices=POOLINGS, help="what the head reads; default: the preset's")
+    add("--epochs", type=int, default=12)
+    add("--batch-size", type=int, default=16)
+    add("--learning-rate", type=float, default=5e-4)
+    add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
+    add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
+    add("--activation", choices=ACTIVATIONS, default="relu")
+    add("--max-dendrites", type=int, default=1)
+    add("--patience", type=int, default=2, help="epochs without improvement before growth")
+    add("--grow-by", type=int, help="epoch at whose end a dendrite is added at the latest")
+    add("--init-scale", type=float, default=0.01, help="standard deviation of new dendrites")
+    add("--growth-learning-rate-factor", type=float, default=1.0)
+
+
+def _layers(text: str) -> int | str | None:
+    if text in ("all", "preset"):
+        return None if text == "all" else text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a number of blocks or 'all', not {text!r}")
+    return int(text)
+
+
+def _train(options: argparse.Namespace) -> int:
+    # Imported here so that --help and verify do not wait for torch.
+    from finsent import scheduling
+    from finsent.backbones import default_device, preset
+    from finsent.config import DendriteConfig, LoraConfig, TrainConfig
+    from finsent.jobs import git_commit
+
+    chosen = preset(options.backbone)
+    device = options.device or default_device().type
+    on_cpu = device == "cpu"
+    last_layers = options.last_layers
+    if last_layers == "preset":
+        last_layers = chosen.last_layers_cpu if on_cpu else chosen.last_layers_cuda
+    base = TrainConfig(
+        backbone=options.backbone,
+        dataset=options.dataset,
+        precision=options.precision or (chosen.precision_cpu if on_cpu else chosen.precision_cuda),
+        autocast=not options.no_autocast,
+        lora=LoraConfig(
+            r=options.lora_r,
+            alpha=options.lora_alpha,
+            target_modules=tuple(options.target_modules),
+            last_layers=last_layers,
+        ),
+        depth=chosen.depth if options.depth == "preset" else options.depth,
+        pooling=options.pooling or chosen.pooling,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        max_length=options.max_length,
+    )
+    dendrites = DendriteConfig(
+        placement=tuple(options.placement),
+        activation=options.activation,
+        max_dendrites=options.max_dendrites,
+        patience=options.patience,
+        grow_by=options.grow_by,
+        init_scale=options.init_scale,
+        learning_rate_factor=options.growth_learning_rate_factor,
+    )
+    if options.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, got {options.workers}")
+    plan = scheduling.Plan(
+        base=base,
+        dendrites=dendrites,
+        arms=tuple(options.arms),
+        seeds=tuple(dict.fromkeys(options.seeds)),
+        artifacts=options.artifacts.absolute(),
+        device=device,
+        workers=options.workers,
+        overwrite=options.overwrite,
+        command=shlex.join(["python", "train_models.py", *_shown_arguments()]),
+        git_commit=git_commit(ROOT),
+        data_dir=options.data_dir,
+        backbone_dir=options.backbone_dir,
+    )
+    failed = scheduling.execute(plan)
+    _rebuild_index(plan.artifacts)
+    for line in scheduling.summary(plan):
+        print(line)
+    if failed:
+        print(f"error: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _shown_arguments() -> list[str]:
+    """The command line as typed, without paths of this machine."""
+    shown, skip = [], False
+    for argument in sys.argv[1:]:
+        if skip:
+            skip = False
+            continue
+        name, _, value = argument.partition("=")
+        if name in ("--data-dir", "--backbone-dir", "--artifacts", "--out"):
+            skip = not value
+            continue
+        shown.append(argument)
+    return shown
+
+
+def _rebuild_index(artifacts: Path) -> None:
+    from finsent import leaderboard, runs
+
+    leaderboard.write(artifacts)
+    runs.write_manifest(artifacts)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from finsent.runs import find_runs
+    from finsent.verification import verify
+
+    problems = verify(options.artifacts)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} problems in {options.artifacts}", file=sys.stderr)
+        return 1
+    print(f"{len(find_runs(options.artifacts))} runs verified in {options.artifacts}")
+    return 0
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    _rebuild_index(options.artifacts)
+    print(f"wrote {options.artifacts / 'leaderboard.json'}")
+    return 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from finsent import runs
+    from finsent.figures import make_figures
+
+    folder = options.artifacts / "figures"
+    for path in make_figures(options.artifacts):
+        print(f"wrote {path}")
+    charts = sorted(options.artifacts.glob("*/*/dendritic/seed-*/PAI.png"))
+    if charts:
+        shutil.copyfile(charts[0], folder / "PAI.png")
+        print(f"wrote {folder / 'PAI.png'} (drawn by PerforatedAI in {charts[0].parent.name})")
+    else:
+        print("no dendritic run has a PAI.png; train one first", file=sys.stderr)
+    runs.write_manifest(options.artifacts)
+    return 0 if charts else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
