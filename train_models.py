@@ -63,7 +63,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--artifacts", "--out", type=Path, default=ROOT / "artifacts", metavar="DIR")
     add("--overwrite", action="store_true", help="train finished runs again")
     add("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
-    add("--workers", type=int, default=1, help="seeds trained side by side (%(default)s)")
+    add("--workers", type=int, default=1, help="runs side by side (%(default)s)")
     add("--precision", choices=PRECISIONS, help="how the frozen weights are held")
     add("--no-autocast", action="store_true", help="no bf16 autocast in training steps on CUDA")
     add("--last-layers", type=_layers, default="preset", help="adapt the last N blocks, or 'all'")
@@ -72,17 +72,17 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--target-modules", nargs="+", default=["q_proj", "v_proj"], metavar="NAME")
     add("--depth", type=_layers, default="preset", help="use the first D blocks, or 'all'")
     add("--pooling", choices=POOLINGS, help="what the head reads; default: the preset's")
-    add("--epochs", type=int, default=12)
-    add("--batch-size", type=int, default=16)
-    add("--learning-rate", type=float, default=5e-4)
+    add("--epochs", type=int, help="default of this and the next two: the preset's")
+    add("--batch-size", type=int)
+    add("--learning-rate", type=float)
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     add("--activation", choices=ACTIVATIONS, default="relu")
     add("--max-dendrites", type=int, default=1)
     add("--patience", type=int, default=2, help="epochs without improvement before growth")
-    add("--grow-by", type=int, help="epoch at whose end a dendrite is added at the latest")
-    add("--init-scale", type=float, default=0.01, help="standard deviation of new dendrites")
-    add("--growth-learning-rate-factor", type=float, default=1.0)
+    add("--grow-by", type=int, help="last epoch to add the first dendrite after (half of all)")
+    add("--init-scale", type=float, default=0.1, help="standard deviation of new dendrites")
+    add("--growth-learning-rate-factor", type=float, default=0.5)
 
 
 def _layers(text: str) -> int | str | None:
@@ -91,6 +91,11 @@ def _layers(text: str) -> int | str | None:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"a number of blocks or 'all', not {text!r}")
     return int(text)
+
+
+def _or_preset(given: int | str | None, preset: int | None) -> int | None:
+    """A number of blocks (None: all) as typed, or the preset's."""
+    return preset if isinstance(given, str) else given
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -102,26 +107,26 @@ def _train(options: argparse.Namespace) -> int:
 
     chosen = preset(options.backbone)
     device = options.device or default_device().type
-    on_cpu = device == "cpu"
-    last_layers = options.last_layers
-    if last_layers == "preset":
-        last_layers = chosen.last_layers_cpu if on_cpu else chosen.last_layers_cuda
+    recipe = chosen.cpu if device == "cpu" else chosen.cuda
+    epochs = recipe.epochs if options.epochs is None else options.epochs
     base = TrainConfig(
         backbone=options.backbone,
         dataset=options.dataset,
-        precision=options.precision or (chosen.precision_cpu if on_cpu else chosen.precision_cuda),
+        precision=options.precision or recipe.precision,
         autocast=not options.no_autocast,
         lora=LoraConfig(
             r=options.lora_r,
             alpha=options.lora_alpha,
             target_modules=tuple(options.target_modules),
-            last_layers=last_layers,
+            last_layers=_or_preset(options.last_layers, recipe.last_layers),
         ),
-        depth=chosen.depth if options.depth == "preset" else options.depth,
-        pooling=options.pooling or chosen.pooling,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
+        depth=_or_preset(options.depth, recipe.depth),
+        pooling=options.pooling or recipe.pooling,
+        epochs=epochs,
+        batch_size=recipe.batch_size if options.batch_size is None else options.batch_size,
+        learning_rate=(
+            recipe.learning_rate if options.learning_rate is None else options.learning_rate
+        ),
         max_length=options.max_length,
     )
     dendrites = DendriteConfig(
@@ -129,7 +134,8 @@ def _train(options: argparse.Namespace) -> int:
         activation=options.activation,
         max_dendrites=options.max_dendrites,
         patience=options.patience,
-        grow_by=options.grow_by,
+        # Without a plateau the dendrites still get the second half of the budget.
+        grow_by=max(0, epochs // 2 - 1) if options.grow_by is None else options.grow_by,
         init_scale=options.init_scale,
         learning_rate_factor=options.growth_learning_rate_factor,
     )

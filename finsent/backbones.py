@@ -25,22 +25,33 @@ class BackboneError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """Settings that suit a backbone on a kind of device, chosen on validation scores.
+
+    The names are TrainConfig's and LoraConfig's.
+    """
+
+    precision: Precision
+    last_layers: int | None = None
+    depth: int | None = None
+    pooling: str = "last"
+    learning_rate: float = 5e-4
+    batch_size: int = 16
+    epochs: int = 8
+
+
+@dataclass(frozen=True)
 class Preset:
-    """A named backbone and the settings that suit it."""
+    """A named backbone."""
 
     name: str
     title: str
     licence: str
     source: Callable[[Progress | None], str]
     """Returns a local folder or a Hub id."""
-    precision_cuda: Precision
-    precision_cpu: Precision
-    last_layers_cuda: int | None = None
-    last_layers_cpu: int | None = 4
-    """Adapted blocks; adapting all of a large model on a CPU would take days."""
-    depth: int | None = None
-    pooling: str = "last"
-    """Both chosen on validation scores; see TrainConfig for what they mean."""
+    cuda: Recipe
+    cpu: Recipe
+    """Adapts few blocks: all of a large model would take days."""
 
 
 PRESETS = {
@@ -51,30 +62,25 @@ PRESETS = {
             title="Phi-2 (2.7 B)",
             licence="MIT",
             source=lambda progress: "microsoft/phi-2",
-            precision_cuda="nf4",
-            precision_cpu="bf16",
-            last_layers_cpu=2,
+            cuda=Recipe("nf4"),
+            cpu=Recipe("bf16", last_layers=2),
         ),
         Preset(
             name="smollm2-135m",
             title="SmolLM2-135M-Instruct",
             licence="Apache-2.0",
             source=lambda progress: str(ensure_embedded(progress=progress)),
-            precision_cuda="fp32",
-            precision_cpu="fp32",
-            last_layers_cuda=6,
-            last_layers_cpu=6,
-            depth=24,
-            pooling="mean",
+            # 24 of 30 blocks keep the committed adapters small enough for a repository.
+            cuda=Recipe("fp32", last_layers=24, learning_rate=7e-4, batch_size=32),
+            cpu=Recipe("fp32", last_layers=6, depth=24, pooling="mean", learning_rate=1e-3),
         ),
         Preset(
             name="tiny-phi",
             title="a random 2-layer Phi (tests only)",
             licence="none: random weights",
             source=lambda progress: str(ensure_tiny_phi()),
-            precision_cuda="fp32",
-            precision_cpu="fp32",
-            last_layers_cpu=None,
+            cuda=Recipe("fp32"),
+            cpu=Recipe("fp32"),
         ),
     )
 }
@@ -89,8 +95,8 @@ def preset(name: str) -> Preset:
         title=name,
         licence="see the model's own page",
         source=lambda progress: name,
-        precision_cuda="bf16",
-        precision_cpu="fp32",
+        cuda=Recipe("bf16"),
+        cpu=Recipe("fp32", last_layers=4),
     )
 
 

@@ -69,10 +69,10 @@ class DendriteConfig:
     grow_by: int | None = None
     """Zero-based epoch at whose end the first dendrite is added at the latest (None: only patience
     decides, and a run that never plateaus ends without dendrites and says so)."""
-    init_scale: float = 0.01
+    init_scale: float = 0.1
     """Standard deviation of a new dendrite's weights V. Its output weight t starts at zero, so
     growth does not change the function at the moment it happens."""
-    learning_rate_factor: float = 1.0
+    learning_rate_factor: float = 0.5
     """Multiplies the scheduled learning rate from the first growth on."""
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -290,7 +291,13 @@ def _device_name(device: torch.device) -> str:
 
 
 def git_commit(root: Path) -> str | None:
-    """Commit of the checkout, with `-dirty` if tracked code differs; None outside a checkout."""
+    """Commit of the checkout, with `-dirty` if tracked code differs; None outside a checkout.
+
+    FINSENT_GIT_COMMIT says it where the files came without their history, as in a container.
+    """
+    told = os.environ.get("FINSENT_GIT_COMMIT")
+    if told:
+        return told
     git = shutil.which("git")
     if git is None:
         return None

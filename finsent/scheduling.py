@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,9 +51,9 @@ class Plan:
 def execute(plan: Plan) -> list[str]:
     """Make every run of the plan that is not finished; returns the names of those that failed.
 
-    Seeds are independent and may run side by side; within a seed the dendritic arm comes before
-    the matched one, which copies its number of parameters. Everything a typing error could spoil
-    is checked before the first run starts.
+    Runs may go side by side, but for the matched arm, which copies the number of parameters of its
+    seed's dendritic run and waits for it. Everything a typing error could spoil is checked before
+    the first run starts.
     """
     if "matched" in plan.arms and "dendritic" not in plan.arms:
         absent = [s for s in plan.seeds if not _finished(plan.folder("dendritic", s))]
@@ -64,19 +64,24 @@ def execute(plan: Plan) -> list[str]:
             )
     load_dataset(plan.base.dataset, plan.data_dir)
     arm_config(plan.base, "dendritic", plan.dendrites)
+    chains = [
+        (seed, tuple(arm for arm in chain if arm in plan.arms))
+        for seed in plan.seeds
+        for chain in (("dendritic", "matched"), ("baseline",))
+    ]
     with (
         tempfile.TemporaryDirectory(prefix="finsent-") as scratch,
         ThreadPoolExecutor(max_workers=plan.workers) as pool,
     ):
-        results = pool.map(lambda seed: list(_run_seed(plan, seed, Path(scratch))), plan.seeds)
+        results = pool.map(
+            lambda chain: list(_run_chain(plan, chain[0], chain[1], Path(scratch))), chains
+        )
         return [name for failures in results for name in failures]
 
 
-def _run_seed(plan: Plan, seed: int, scratch: Path) -> Iterator[str]:
-    """Runs of one seed, in the order of ARMS; yields the names of those that failed."""
-    for arm in ARMS:
-        if arm not in plan.arms:
-            continue
+def _run_chain(plan: Plan, seed: int, arms: Sequence[str], scratch: Path) -> Iterator[str]:
+    """Runs of one seed one after another; yields the name of the one that failed, and stops."""
+    for arm in arms:
         folder = plan.folder(arm, seed)
         name = f"{plan.base.dataset} {arm} seed {seed}"
         if _finished(folder) and not plan.overwrite:
@@ -99,7 +104,7 @@ def _run_seed(plan: Plan, seed: int, scratch: Path) -> Iterator[str]:
             backbone_dir=plan.backbone_dir,
         )
         if _run_in_child(job, scratch / f"{arm}-{seed}.json") != 0:
-            # The seed's other arms would fail the same way, or have nothing to be compared with.
+            # What follows in the chain depends on this one.
             yield name
             return
 

@@ -105,8 +105,11 @@ def test_until_the_first_dendrite_both_runs_are_the_same_run(trained: dict[str, 
     for key in ("train_loss", "val_loss", "val_accuracy", "learning_rate", "trainable_params"):
         assert baseline[0][key] == dendritic[0][key]
     assert baseline[1]["train_loss"] != dendritic[1]["train_loss"]
-    # One rule for the schedule, before and after growth.
-    assert [e["learning_rate"] for e in baseline] == [e["learning_rate"] for e in dendritic]
+    # One rule for the schedule; growth multiplies it by what the configuration says.
+    factors = [1.0, DENDRITES.learning_rate_factor, DENDRITES.learning_rate_factor]
+    assert [e["learning_rate"] for e in dendritic] == [
+        e["learning_rate"] * factor for e, factor in zip(baseline, factors, strict=True)
+    ]
 
 
 def test_the_dendritic_model_is_a_state_trained_with_dendrites(
