@@ -1,0 +1,120 @@
+"""Screenshots of every tab of a running page, light and dark, wide and narrow.
+
+    python app.py --port 7860 &
+    python bench/screenshots.py http://127.0.0.1:7860 screenshots/
+
+Also prints, for each picture, whether the page is wider than its window and how long the tab took
+to appear, and fails when anything was asked of another host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+TABS = ("Compare", "Training curves", "Leaderboard", "About")
+MODES = ("light", "dark")
+WIDTHS = (1440, 390)
+HEADLINE = "Sales climbed 8 %, yet higher freight costs wiped out the gain in margin."
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+OPEN_AND_TIME = """
+async (tab, selector) => {
+  const start = performance.now();
+  tab.click();
+  const shown = () => (document.querySelector(selector)?.offsetHeight ?? 0) > 0;
+  while (!shown() && performance.now() - start < 10000) {
+    await new Promise((resume) => setTimeout(resume, 1));
+  }
+  return (performance.now() - start) / 1000;
+}
+"""
+
+
+def photograph(
+    browser: Browser, url: str, folder: Path, mode: str, width: int, headline: str
+) -> list[str]:
+    """Takes a picture of each tab. Returns the problems seen."""
+    problems: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    host = urlsplit(url).netloc
+
+    def watch(address: str) -> None:
+        if urlsplit(address).scheme.startswith("http") and urlsplit(address).netloc != host:
+            problems.append(f"asked {address}")
+
+    page.on("request", lambda request: watch(request.url))
+    page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+    page.goto(f"{url}?__theme={mode}")
+    page.get_by_role("tab", name="Compare").wait_for()
+    page.locator("#headline textarea").fill(headline)
+    page.locator("#headline textarea").press("Enter")
+    page.locator(".fs-answer:not([data-label=none])").first.wait_for(timeout=120_000)
+    for tab in TABS:
+        seconds = open_tab(page, tab)
+        page.wait_for_timeout(700)
+        name = f"{tab.lower().replace(' ', '-')}-{mode}-{width}.png"
+        page.screenshot(path=folder / name, full_page=True)
+        excess = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        print(f"{name}: {1000 * seconds:.0f} ms to show, {max(excess, 0)} px too wide")
+        if excess > 0:
+            problems.append(f"{name}: the page is {excess} px wider than its window")
+    page.close()
+    return problems
+
+
+def open_tab(page: Page, name: str) -> float:
+    """Opens a tab, through the overflow menu where it is there.
+
+    Returns seconds from the click until its contents have a place on the page, by the page's clock.
+    """
+    tab = page.get_by_role("tab", name=name)
+    if not tab.is_visible():
+        page.locator(".overflow-menu > button").click()
+        tab = page.locator(".overflow-dropdown button", has_text=name)
+    panel = f"#tab-{name.split()[-1].lower()}"
+    seconds = tab.evaluate(OPEN_AND_TIME, panel)
+    page.locator(panel).wait_for(state="visible")
+    return float(seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("url", help="address of the running page")
+    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("--headline", default=HEADLINE, help="text to compare first")
+    parser.add_argument("--chromium", type=Path, default=CHROMIUM, help="path of the browser")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    problems: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(options.chromium), args=list(FLAGS)
+        )
+        for mode in MODES:
+            for width in WIDTHS:
+                problems += photograph(
+                    browser, options.url, options.folder, mode, width, options.headline
+                )
+        browser.close()
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Small pieces of HTML and number formats that several tabs share. All text is escaped here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from finsent.charts import ARM_STYLES, GROWTH_SYMBOL
+
+LABEL_MARKS = {"negative": "▼", "neutral": "●", "positive": "▲"}
+"""Shapes that say the sentiment without colour; the label's name always stands beside them."""
+
+_SYMBOLS = {
+    "circle": '<circle cx="13" cy="6" r="3.4"/>',
+    "diamond": '<path d="M13 1.6 17.4 6 13 10.4 8.6 6Z"/>',
+    "square": '<rect x="9.8" y="2.8" width="6.4" height="6.4"/>',
+    GROWTH_SYMBOL: '<path d="m13 0 1.6 4.1 4.4.2-3.4 2.8 1.1 4.3-3.7-2.4-3.7 2.4 1.1-4.3L7 4.3'
+    'l4.4-.2z"/>',
+}
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.9714 as `97.1 %`, with a narrow no-break space."""
+    return f"{100 * value:.{digits}f}\u202f%"
+
+
+def percent_interval(bounds: Sequence[float]) -> str:
+    """A 95 % interval of a share, `95.0 to 98.5`, in percent."""
+    low, high = bounds
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def milliseconds(value: float) -> str:
+    """Three figures are all that a timing is worth."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}\u202fms"
+
+
+def count(value: int) -> str:
+    """1234567 as `1,234,567`."""
+    return f"{value:,}"
+
+
+def sentence(text: str, stop: str = ".") -> str:
+    """A stored remark as a sentence: capital first, full stop last, typographic signs."""
+    text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else stop)
+    # A hyphen before a digit after a space is a minus; " x " stands for times.
+    return re.sub(r"(?<= )-(?=\d)", "\u2212", text).replace(" x ", " \u00d7 ")
+
+
+def swatch(arm: str, symbol: str | None = None) -> str:
+    """The arm's line and symbol as in the charts; decorative, its name stands beside it."""
+    style = ARM_STYLES[arm]
+    line = "" if symbol else '<path d="M0 6h26" stroke-width="2.4"/>'
+    return (
+        f'<svg class="fs-swatch" viewBox="0 0 26 12" aria-hidden="true" fill="{style.colour}" '
+        f'stroke="{style.colour}" stroke-width="0">{line}{_SYMBOLS[symbol or style.symbol]}</svg>'
+    )
+
+
+def notice(title: str, body: str, *, tone: str = "plain") -> str:
+    """A boxed message. tone: `plain` or `warning`. Both texts are escaped."""
+    return (
+        f'<div class="fs-notice" data-tone="{escape(tone)}" role="note">'
+        f"<strong>{escape(title)}</strong> {escape(body)}</div>"
+    )
+
+
+def table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    caption: str,
+    numeric: Iterable[int] = (),
+    css_class: str = "",
+) -> str:
+    """A table that scrolls inside its own box. Cells are HTML: the caller escapes what is text.
+
+    numeric: positions of right-aligned columns. The first cell of a row is its header.
+    """
+    right = set(numeric)
+
+    def style(column: int) -> str:
+        return ' class="fs-num"' if column in right else ""
+
+    head = "".join(f'<th scope="col"{style(i)}>{text}</th>' for i, text in enumerate(headers))
+    body = ""
+    for row in rows:
+        first = f'<th scope="row"{style(0)}>{row[0]}</th>'
+        rest = "".join(f"<td{style(i)}>{cell}</td>" for i, cell in enumerate(row[1:], start=1))
+        body += f"<tr>{first}{rest}</tr>"
+    # A scrolling box must be reachable by keyboard, hence tabindex and a name.
+    return (
+        f'<div class="fs-table {escape(css_class)}" tabindex="0" role="region" '
+        f'aria-label="{escape(caption)}"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

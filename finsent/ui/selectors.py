@@ -1,0 +1,100 @@
+"""Drop-downs that offer what the artifacts hold: backbone, data set and, where asked, seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from finsent.ui.state import Catalog, Selection, backbone_title, dataset_title
+
+
+@dataclass(frozen=True)
+class RunSelectors:
+    """Linked drop-downs: a new backbone renews the data sets, a new data set the seeds."""
+
+    backbone: gr.Dropdown
+    dataset: gr.Dropdown
+    seed: gr.Dropdown | None
+
+    @property
+    def components(self) -> list[gr.Dropdown]:
+        """In the order backbone, data set, seed."""
+        return [c for c in (self.backbone, self.dataset, self.seed) if c is not None]
+
+
+def add_run_selectors(
+    catalog: Catalog, first: Selection, *, with_seed: bool = True, prefix: str = "compare"
+) -> RunSelectors:
+    """Draws the drop-downs and links them. `prefix` starts their element ids."""
+    backbone = gr.Dropdown(
+        choices=_backbone_choices(catalog),
+        value=first.backbone,
+        label="Backbone",
+        elem_id=f"{prefix}-backbone",
+        filterable=False,
+        min_width=150,
+    )
+    dataset = gr.Dropdown(
+        choices=_dataset_choices(catalog, first.backbone),
+        value=first.dataset,
+        label="Data set",
+        elem_id=f"{prefix}-dataset",
+        filterable=False,
+        min_width=150,
+    )
+    seed = (
+        gr.Dropdown(
+            choices=_seed_choices(catalog, first.backbone, first.dataset),
+            value=first.seed,
+            label="Seed",
+            elem_id=f"{prefix}-seed",
+            filterable=False,
+            min_width=110,
+        )
+        if with_seed
+        else None
+    )
+    selectors = RunSelectors(backbone, dataset, seed)
+
+    def renew(
+        chosen_backbone: str, chosen_dataset: str, chosen_seed: int | None = None
+    ) -> dict[Any, Any]:
+        nearest = catalog.select(chosen_backbone, chosen_dataset, chosen_seed)
+        updates: dict[Any, Any] = {
+            dataset: gr.update(
+                choices=_dataset_choices(catalog, chosen_backbone), value=nearest.dataset
+            )
+        }
+        if seed is not None:
+            updates[seed] = gr.update(
+                choices=_seed_choices(catalog, chosen_backbone, nearest.dataset),
+                value=nearest.seed,
+            )
+        return updates
+
+    gr.on(
+        [backbone.change, dataset.change],
+        renew,
+        inputs=selectors.components,
+        outputs=selectors.components[1:],
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
+    return selectors
+
+
+def _backbone_choices(catalog: Catalog) -> list[tuple[str, str | int | float]]:
+    return [(backbone_title(name), name) for name in catalog.backbones()]
+
+
+def _dataset_choices(catalog: Catalog, backbone: str) -> list[tuple[str, str | int | float]]:
+    return [(dataset_title(name), name) for name in catalog.datasets(backbone)]
+
+
+def _seed_choices(
+    catalog: Catalog, backbone: str, dataset: str
+) -> list[tuple[str, str | int | float]]:
+    return [(str(seed), seed) for seed in catalog.seeds(backbone, dataset)]

@@ -1,0 +1,389 @@
+"""What the page knows: the runs on disk, which of them is selected, and the model in memory.
+
+Nothing here draws. `Catalog` reads the artifacts once; `ModelService` loads the model in a
+background thread so that the page is up at once, and answers when the model is ready.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from finsent.config import ARMS
+from finsent.data import DATASETS
+from finsent.runs import ArtifactError, Run, find_runs, read_json, slug
+
+LARGE_BACKBONE = "phi-2"
+DEFAULT_BACKBONE = "smollm2-135m"
+FIRST_DATASETS = ("allagree", "50agree", "75agree", "66agree")
+RECENT_CALLS = 200
+"""Model times kept per run for the rolling median and 95th percentile."""
+
+_BACKBONE_TITLES = {
+    "phi-2": "Phi-2",
+    "smollm2-135m": "SmolLM2-135M",
+    "tiny-phi": "Tiny Phi (random weights, for tests)",
+}
+_DATASET_TITLES = {
+    "allagree": "AllAgree",
+    "75agree": "75Agree",
+    "66agree": "66Agree",
+    "50agree": "50Agree",
+    "sample": "Sample",
+}
+
+
+class ArmPrediction(Protocol):
+    """What the page needs of finsent.classifier.ArmPrediction, without importing torch."""
+
+    @property
+    def arm(self) -> str: ...
+    @property
+    def probabilities(self) -> tuple[float, ...]: ...
+    @property
+    def latency_ms(self) -> float: ...
+
+
+class ComparisonResult(Protocol):
+    """What the page needs of finsent.classifier.ComparisonResult."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def truncated(self) -> bool: ...
+    @property
+    def predictions(self) -> Sequence[ArmPrediction]: ...
+    @property
+    def label_names(self) -> Sequence[str]: ...
+
+
+class Comparer(Protocol):
+    """What the page needs of finsent.classifier.Comparer."""
+
+    @property
+    def device_name(self) -> str: ...
+    def compare(self, text: str, /) -> ComparisonResult: ...
+    def use(self, folder: Path, seed: int, arms: Sequence[str], /) -> None: ...
+
+
+Progress = Callable[[str, float], None]
+ComparerFactory = Callable[[Path, int, Sequence[str], Progress], Comparer]
+
+
+class ServiceError(RuntimeError):
+    """The model cannot answer: nothing to load, or loading failed."""
+
+
+# ------------------------------------------------------------------------------------------- choice
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backbone that the app starts with, and why."""
+
+    backbone: str
+    reason: str
+
+
+def choose_backbone(available: Sequence[str], cuda: bool) -> Choice:
+    """Phi-2 when a GPU and its artifacts are both here, else the embedded default.
+
+    available: folder names of the backbones with finished runs. Raises ServiceError when empty.
+    """
+    if not available:
+        raise ServiceError("no finished run in the artifacts folder; `make train` makes one")
+    if LARGE_BACKBONE in available and cuda:
+        return Choice(LARGE_BACKBONE, "a CUDA device and Phi-2 artifacts are both here")
+    if LARGE_BACKBONE in available:
+        why = "Phi-2 artifacts are here, but no CUDA device"
+    elif cuda:
+        why = "a CUDA device is here, but no Phi-2 artifacts"
+    else:
+        why = "no Phi-2 artifacts here"
+    if DEFAULT_BACKBONE in available:
+        return Choice(DEFAULT_BACKBONE, f"the embedded default: {why}")
+    others = [name for name in available if name != LARGE_BACKBONE] or list(available)
+    return Choice(others[0], f"the only kind of run found: {why}, and no {DEFAULT_BACKBONE} runs")
+
+
+def cuda_available() -> bool:
+    """Asks torch, which takes seconds to import: call it off the main thread."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+# ------------------------------------------------------------------------------------------ catalog
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which runs answer: the arms of one backbone, data set and seed."""
+
+    backbone: str
+    dataset: str
+    seed: int
+    arms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Every finished run below an artifacts root, indexed once."""
+
+    root: Path
+    runs: tuple[Run, ...]
+    leaderboard: Mapping[str, Any] | None
+    """leaderboard.json as written by finsent.leaderboard; None when it has not been made."""
+
+    @classmethod
+    def read(cls, root: Path | str) -> Catalog:
+        """Raises ArtifactError when a finished run or the leaderboard is damaged."""
+        root = Path(root)
+        board = root / "leaderboard.json"
+        return cls(root, tuple(find_runs(root)), read_json(board) if board.is_file() else None)
+
+    def backbones(self) -> list[str]:
+        """Folder names, the embedded default first."""
+        names = sorted({slug(run.backbone) for run in self.runs})
+        return sorted(names, key=lambda name: (name != DEFAULT_BACKBONE, name == "tiny-phi"))
+
+    def datasets(self, backbone: str) -> list[str]:
+        """Names of the data sets with runs of this backbone, the benchmark's main ones first."""
+        names = sorted({run.dataset for run in self.runs if slug(run.backbone) == backbone})
+        return sorted(names, key=dataset_order)
+
+    def seeds(self, backbone: str, dataset: str) -> list[int]:
+        """Seeds with at least one arm."""
+        return sorted({run.seed for run in self.of(backbone, dataset)})
+
+    def arms(self, backbone: str, dataset: str, seed: int) -> list[str]:
+        """Arms with a finished run, in the order baseline, dendritic, matched."""
+        found = {run.arm for run in self.of(backbone, dataset) if run.seed == seed}
+        return [arm for arm in ARMS if arm in found]
+
+    def of(self, backbone: str, dataset: str) -> list[Run]:
+        """All arms and seeds of one backbone on one data set."""
+        return [r for r in self.runs if slug(r.backbone) == backbone and r.dataset == dataset]
+
+    def run(self, backbone: str, dataset: str, arm: str, seed: int) -> Run:
+        """One run. Raises ArtifactError when it is not there."""
+        for run in self.of(backbone, dataset):
+            if run.arm == arm and run.seed == seed:
+                return run
+        raise ArtifactError(
+            f"no finished {arm} run of seed {seed} for {backbone} on {dataset} below {self.root}; "
+            "choose another or train it"
+        )
+
+    def select(
+        self,
+        backbone: str,
+        dataset: str | None = None,
+        seed: int | None = None,
+        *,
+        matched: bool = False,
+    ) -> Selection:
+        """The nearest selection that exists: what is not here gives way to the first that is."""
+        datasets = self.datasets(backbone)
+        if not datasets:
+            raise ServiceError(f"no finished run of {backbone} below {self.root}")
+        dataset = dataset if dataset in datasets else datasets[0]
+        seeds = self.seeds(backbone, dataset)
+        seed = seed if seed in seeds else seeds[0]
+        found = self.arms(backbone, dataset, seed)
+        return Selection(
+            backbone, dataset, seed, tuple(arm for arm in found if matched or arm != "matched")
+        )
+
+    def folder(self, selection: Selection) -> Path:
+        """Folder that holds the arms of a selection."""
+        return self.root / selection.backbone / selection.dataset
+
+
+def dataset_order(name: str) -> int:
+    """Sort key: the data sets that the project is about come first."""
+    return FIRST_DATASETS.index(name) if name in FIRST_DATASETS else len(FIRST_DATASETS)
+
+
+def backbone_title(name: str) -> str:
+    """A backbone's name for people; folder names of Hub models get their slash back."""
+    return _BACKBONE_TITLES.get(name, name.replace("--", "/"))
+
+
+def dataset_title(name: str) -> str:
+    """A data set's short name for people."""
+    return _DATASET_TITLES.get(name, name)
+
+
+def dataset_description(name: str) -> str:
+    """A data set's full title, or its name when the registry does not know it."""
+    return DATASETS[name].title if name in DATASETS else name
+
+
+# -------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where the model stands."""
+
+    phase: str
+    """`starting`, `loading`, `ready`, `failed` or `empty`."""
+    message: str
+    fraction: float | None = None
+    """Progress in [0, 1] of the step under way, where it is known."""
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """Model time over the recent calls of one run, in milliseconds."""
+
+    n: int
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One answered text, with the recent timing of each arm."""
+
+    selection: Selection
+    result: ComparisonResult
+    rolling: Mapping[str, Rolling]
+    device_name: str
+
+
+def rolling_stats(latencies_ms: Sequence[float]) -> Rolling:
+    """Median and nearest-rank 95th percentile of at least one time."""
+    ordered = sorted(latencies_ms)
+    rank = -(-95 * len(ordered) // 100)
+    return Rolling(len(ordered), statistics.median(ordered), ordered[rank - 1])
+
+
+@dataclass
+class ModelService:
+    """The one model in memory. Thread-safe; selections of different visitors take turns."""
+
+    catalog: Catalog
+    factory: ComparerFactory
+    probe_cuda: Callable[[], bool] = cuda_available
+    choice: Choice | None = None
+    _status: Status = field(default_factory=lambda: Status("starting", "Starting"))
+    _comparer: Comparer | None = None
+    _current: Selection | None = None
+    _chosen: threading.Event = field(default_factory=threading.Event)
+    _settled: threading.Event = field(default_factory=threading.Event)
+    _model: threading.Lock = field(default_factory=threading.Lock)
+    _starting: threading.Lock = field(default_factory=threading.Lock)
+    _thread: threading.Thread | None = None
+    _latencies: dict[tuple[str, str, int, str], deque[float]] = field(default_factory=dict)
+
+    @property
+    def status(self) -> Status:
+        return self._status
+
+    @property
+    def settled(self) -> bool:
+        """True once loading has ended, well or badly."""
+        return self._settled.is_set()
+
+    def start(self) -> None:
+        """Begins loading in the background; after a failure, tries again."""
+        with self._starting:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            if self._comparer is not None:
+                return
+            if not self.catalog.runs:
+                self._status = Status(
+                    "empty",
+                    f"No finished run in {self.catalog.root}. `make train` trains one on this "
+                    "machine; then start the app again.",
+                )
+                self._settled.set()
+                self._chosen.set()
+                return
+            self._settled.clear()
+            self._status = Status("starting", "Starting")
+            self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
+            self._thread.start()
+
+    def _load(self) -> None:
+        try:
+            available = self.catalog.backbones()
+            # Importing torch only to learn that there is nothing to choose would delay the choice.
+            cuda = LARGE_BACKBONE in available and self.probe_cuda()
+            self.choice = choose_backbone(available, cuda)
+            self._chosen.set()
+            selection = self.catalog.select(self.choice.backbone)
+            self._status = Status("loading", "Importing the model library")
+            with self._model:
+                self._comparer = self.factory(
+                    self.catalog.folder(selection),
+                    selection.seed,
+                    selection.arms,
+                    self._report,
+                )
+                self._current = selection
+            title = backbone_title(selection.backbone)
+            self._status = Status("ready", f"{title} on {self._comparer.device_name}")
+        except Exception as error:
+            # The thread's only way to tell the visitor; nothing is hidden, `start` tries again.
+            self._status = Status("failed", f"Loading failed: {error}")
+            raise
+        finally:
+            self._chosen.set()
+            self._settled.set()
+
+    def _report(self, stage: str, fraction: float) -> None:
+        self._status = Status("loading", stage[:1].upper() + stage[1:], min(max(fraction, 0), 1))
+
+    def default_selection(self, timeout: float = 60.0) -> Selection:
+        """What the app starts with; waits until the backbone is chosen.
+
+        Raises ServiceError when there is nothing to choose from.
+        """
+        if not self._chosen.wait(timeout):
+            raise ServiceError("still looking for a device; try again in a moment")
+        if self.choice is None:
+            raise ServiceError(self._status.message)
+        return self.catalog.select(self.choice.backbone)
+
+    def wait(self, timeout: float) -> Status:
+        """Waits until loading has ended or the time (seconds) is over."""
+        self._settled.wait(timeout)
+        return self._status
+
+    def compare(self, text: str, selection: Selection) -> Outcome:
+        """Both arms on one text. Waits for the model; switches adapters when asked for others.
+
+        Raises ServiceError when there is no model, and what Comparer.compare raises.
+        """
+        self._settled.wait()
+        with self._model:
+            if self._comparer is None:
+                raise ServiceError(self._status.message)
+            if selection != self._current:
+                # A switch that fails half-way must not pass for the old selection.
+                self._current = None
+                self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
+                self._current = selection
+            result = self._comparer.compare(text)
+            rolling = {p.arm: self._remember(selection, p) for p in result.predictions}
+            device = self._comparer.device_name
+        title = backbone_title(selection.backbone)
+        self._status = Status("ready", f"{title} on {device}")
+        return Outcome(selection, result, rolling, device)
+
+    def _remember(self, selection: Selection, prediction: ArmPrediction) -> Rolling:
+        key = (selection.backbone, selection.dataset, selection.seed, prediction.arm)
+        recent = self._latencies.setdefault(key, deque(maxlen=RECENT_CALLS))
+        recent.append(prediction.latency_ms)
+        return rolling_stats(recent)

@@ -1,0 +1,164 @@
+"""How the page looks: ink on paper, a serif for questions and quotations, colour for arms only.
+
+Fonts are the system's or files that gradio itself serves; nothing is asked of another host.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+CSS_FILE = Path(__file__).with_name("page.css")
+
+PAPER, PAPER_DARK = "#faf9f6", "#131518"
+SURFACE, SURFACE_DARK = "#ffffff", "#1a1d21"
+INK, INK_DARK = "#1c2026", "#eceae5"
+QUIET, QUIET_DARK = "#5b6270", "#a3a9b4"
+LINE, LINE_DARK = "#e3e0d9", "#2e3238"
+FIELD_LINE, FIELD_LINE_DARK = "#8f929a", "#666c77"
+"""Borders of inputs: 3:1 against the paper, which hairlines are not."""
+
+THEME_TOGGLE_JS = """
+() => {
+  const dark = document.body.classList.toggle('dark');
+  document.documentElement.style.colorScheme = dark ? 'dark' : 'light';
+}
+"""
+
+PAGE_JS = """
+() => {
+  // Read out what the models say and where loading stands; gradio has no setting for it.
+  for (const id of ['banner', 'status']) {
+    const region = document.getElementById(id);
+    if (region) { region.setAttribute('aria-live', 'polite'); }
+  }
+  document.documentElement.lang = 'en';
+  // Charts that were drawn while their tab was hidden learn their width when it is shown.
+  document.addEventListener('click', (event) => {
+    if (event.target.closest('[role=tab]')) {
+      requestAnimationFrame(() => window.dispatchEvent(new Event('resize')));
+    }
+  });
+}
+"""
+
+
+def make_theme() -> gr.themes.Base:
+    """The gradio theme: neutral surfaces, flat controls, ink-coloured actions."""
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.slate,
+        secondary_hue=gr.themes.colors.slate,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_sm,
+        spacing_size=gr.themes.sizes.spacing_md,
+        text_size=gr.themes.sizes.text_md,
+        # Bold, not semi-bold: the semi-bold files that gradio 6.31 ships hold no Latin letters.
+        font=(
+            gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)),
+            "system-ui",
+            "sans-serif",
+        ),
+        font_mono=(
+            gr.themes.LocalFont("IBM Plex Mono", weights=(400,)),
+            "ui-monospace",
+            "monospace",
+        ),
+    ).set(
+        body_background_fill=PAPER,
+        body_background_fill_dark=PAPER_DARK,
+        body_text_color=INK,
+        body_text_color_dark=INK_DARK,
+        body_text_color_subdued=QUIET,
+        body_text_color_subdued_dark=QUIET_DARK,
+        background_fill_primary=SURFACE,
+        background_fill_primary_dark=SURFACE_DARK,
+        background_fill_secondary=PAPER,
+        background_fill_secondary_dark=PAPER_DARK,
+        border_color_primary=LINE,
+        border_color_primary_dark=LINE_DARK,
+        border_color_accent=INK,
+        border_color_accent_dark=INK_DARK,
+        color_accent=INK,
+        color_accent_soft=LINE,
+        color_accent_soft_dark=LINE_DARK,
+        link_text_color=INK,
+        link_text_color_dark=INK_DARK,
+        link_text_color_hover=QUIET,
+        link_text_color_hover_dark=QUIET_DARK,
+        link_text_color_visited=INK,
+        link_text_color_visited_dark=INK_DARK,
+        link_text_color_active=INK,
+        link_text_color_active_dark=INK_DARK,
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_shadow="none",
+        block_padding="0px",
+        block_title_text_weight="700",
+        block_title_text_size="*text_sm",
+        block_title_text_color=INK,
+        block_title_text_color_dark=INK_DARK,
+        block_info_text_color=QUIET,
+        block_info_text_color_dark=QUIET_DARK,
+        block_label_text_color=QUIET,
+        block_label_text_color_dark=QUIET_DARK,
+        input_background_fill=SURFACE,
+        input_background_fill_dark=SURFACE_DARK,
+        input_border_color=FIELD_LINE,
+        input_border_color_dark=FIELD_LINE_DARK,
+        input_border_color_focus=INK,
+        input_border_color_focus_dark=INK_DARK,
+        input_border_width="1px",
+        input_shadow="none",
+        input_shadow_focus="none",
+        input_placeholder_color=QUIET,
+        input_placeholder_color_dark=QUIET_DARK,
+        checkbox_background_color=SURFACE,
+        checkbox_background_color_dark=SURFACE_DARK,
+        checkbox_background_color_selected=INK,
+        checkbox_background_color_selected_dark="#4d7fa8",
+        checkbox_border_color=FIELD_LINE,
+        checkbox_border_color_dark=FIELD_LINE_DARK,
+        checkbox_border_color_selected=INK,
+        checkbox_border_color_selected_dark="#4d7fa8",
+        checkbox_label_background_fill="transparent",
+        checkbox_label_background_fill_dark="transparent",
+        checkbox_label_background_fill_hover="transparent",
+        checkbox_label_background_fill_hover_dark="transparent",
+        checkbox_label_background_fill_selected="transparent",
+        checkbox_label_background_fill_selected_dark="transparent",
+        checkbox_label_border_width="0px",
+        checkbox_label_text_color_selected=INK,
+        checkbox_label_text_color_selected_dark=INK_DARK,
+        checkbox_label_padding="6px 10px 6px 0",
+        checkbox_label_shadow="none",
+        checkbox_shadow="none",
+        button_primary_background_fill=INK,
+        button_primary_background_fill_dark=INK_DARK,
+        button_primary_background_fill_hover="#3a404a",
+        button_primary_background_fill_hover_dark="#c9c6bf",
+        button_primary_border_color=INK,
+        button_primary_border_color_dark=INK_DARK,
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark=PAPER_DARK,
+        button_secondary_background_fill="transparent",
+        button_secondary_background_fill_dark="transparent",
+        button_secondary_background_fill_hover=LINE,
+        button_secondary_background_fill_hover_dark=LINE_DARK,
+        button_secondary_border_color=FIELD_LINE,
+        button_secondary_border_color_dark=FIELD_LINE_DARK,
+        button_secondary_text_color=INK,
+        button_secondary_text_color_dark=INK_DARK,
+        button_border_width="1px",
+        table_border_color=LINE,
+        table_border_color_dark=LINE_DARK,
+        table_even_background_fill=SURFACE,
+        table_even_background_fill_dark=SURFACE_DARK,
+        table_odd_background_fill=SURFACE,
+        table_odd_background_fill_dark=SURFACE_DARK,
+        code_background_fill=LINE,
+        code_background_fill_dark=LINE_DARK,
+        loader_color=INK,
+        loader_color_dark=INK_DARK,
+    )

@@ -1,0 +1,178 @@
+"""The app over made-up artifacts and a made-up model, as a server of its own.
+
+python -m tests.app_fixtures --port 7860 [--artifacts FOLDER] [--load-seconds 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LABEL_NAMES = ("negative", "neutral", "positive")
+WITHOUT_DENDRITES = 2
+"""Seed whose dendritic run kept no dendrite."""
+SEEDS = (0, 1, 2)
+DEVICE = "CPU, 2 threads, fp32"
+READY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class FakePrediction:
+    arm: str
+    probabilities: tuple[float, ...]
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class FakeResult:
+    text: str
+    n_tokens: int
+    truncated: bool
+    predictions: tuple[FakePrediction, ...]
+    label_names: tuple[str, ...] = LABEL_NAMES
+
+
+class FakeComparer:
+    """Answers from a hash of the text; `split` in a text makes the arms differ."""
+
+    device_name = DEVICE
+
+    def __init__(self, folder: Path, seed: int, arms: Sequence[str]) -> None:
+        self.use(folder, seed, arms)
+
+    def use(self, folder: Path, seed: int, arms: Sequence[str], /) -> None:
+        missing = [arm for arm in arms if not (folder / arm / f"seed-{seed}").is_dir()]
+        assert not missing, f"no such runs in {folder}: {missing}"
+        self.seed, self.arms = seed, tuple(arms)
+
+    def compare(self, text: str, /) -> FakeResult:
+        tokens = len(text.split())
+        return FakeResult(
+            text,
+            min(tokens, 128),
+            tokens > 128,
+            tuple(self._predict(text, arm) for arm in self.arms),
+        )
+
+    def _predict(self, text: str, arm: str) -> FakePrediction:
+        digest = hashlib.sha256(f"{text}|{self.seed}".encode()).digest()
+        top = digest[0] % 3
+        if "split" in text and arm == "dendritic":
+            top = (top + 1) % 3
+        high = 0.82 + 0.1 * digest[1] / 255 + {"dendritic": 0.011}.get(arm, 0.0)
+        rest = 1 - high
+        values = [0.0, 0.0, 0.0]
+        values[top], values[(top + 1) % 3], values[(top + 2) % 3] = high, 0.7 * rest, 0.3 * rest
+        return FakePrediction(arm, tuple(values), 40 + digest[2] / 50 + 3 * (arm == "dendritic"))
+
+
+def serve(artifacts: Path, port: int, load_seconds: float) -> None:
+    """Runs the page in this process, with a model that takes a while to load."""
+    from finsent.ui import build_demo, launch
+
+    def factory(folder: Path, seed: int, arms: Sequence[str], progress: object) -> FakeComparer:
+        for step in range(10):
+            progress("downloading weights", step / 10)  # type: ignore[operator]
+            time.sleep(load_seconds / 10)
+        return FakeComparer(folder, seed, arms)
+
+    demo = build_demo(artifacts, comparer_factory=factory, probe_cuda=lambda: False)
+    launch(demo, host="127.0.0.1", port=port)
+
+
+def fake_artifacts(root: Path) -> Path:
+    from tests.artifact_factory import make_artifacts
+
+    return make_artifacts(
+        root,
+        backbones=("smollm2-135m",),
+        datasets=("allagree", "50agree"),
+        seeds=SEEDS,
+        n_test=340,
+        without_dendrites=(WITHOUT_DENDRITES,),
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_app(artifacts: Path, log: Path, load_seconds: float = 0.3) -> Iterator[str]:
+    """The app as a subprocess; yields its URL once it answers."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, "-m", "tests.app_fixtures", "--port", str(port)]
+    command += ["--artifacts", str(artifacts), "--load-seconds", str(load_seconds)]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"},
+        )
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while not _answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the app did not come up:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@pytest.fixture(scope="session")
+def app_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_artifacts(tmp_path_factory.mktemp("app") / "artifacts")
+
+
+@pytest.fixture(scope="session")
+def app_url(app_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_app(app_artifacts, tmp_path_factory.mktemp("log") / "app.log") as url:
+        yield url
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--artifacts", type=Path)
+    parser.add_argument("--load-seconds", type=float, default=0.3)
+    options = parser.parse_args()
+    if options.artifacts is None:
+        with tempfile.TemporaryDirectory() as folder:
+            serve(fake_artifacts(Path(folder) / "artifacts"), options.port, options.load_seconds)
+    else:
+        serve(options.artifacts, options.port, options.load_seconds)
+
+
+if __name__ == "__main__":
+    main()

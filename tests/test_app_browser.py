@@ -1,0 +1,283 @@
+"""The page in a real browser, over made-up artifacts and a made-up model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from bench.screenshots import CHROMIUM, FLAGS, TABS, open_tab
+from finsent.charts import PANELS
+from finsent.examples import HEADLINES
+from tests.app_fixtures import WITHOUT_DENDRITES, running_app
+from tests.app_fixtures import app_artifacts as app_artifacts
+from tests.app_fixtures import app_url as app_url
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
+)
+SECONDS = 1000
+CUT_OFF = """
+[...document.querySelectorAll('p, li, h1, h2, h3, dd, blockquote, button, input, textarea')]
+  .filter(e => e.checkVisibility() && !e.closest('.fs-table, #runs, .js-plotly-plot'))
+  .filter(e => !e.closest('.visually-hidden') && e.getBoundingClientRect().right > innerWidth + 1)
+  .map(e => e.outerHTML.slice(0, 120))
+"""
+ANSWER = ".fs-answer:not([data-label=none])"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    # Not pytest-playwright's `browser`: that one insists on a browser downloaded by playwright.
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page that notes errors and every request that leaves the machine."""
+
+    def __init__(self, browser: Browser, url: str, width: int = 1280, mode: str = "light") -> None:
+        self.page: Page = browser.new_page(viewport={"width": width, "height": 900})
+        self.page.set_default_timeout(15 * SECONDS)
+        self.problems: list[str] = []
+        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("dialog", lambda dialog: self.problems.append(f"dialog: {dialog.message}"))
+        self.page.on("request", lambda request: self._check(request.url, url))
+        self.page.goto(f"{url}?__theme={mode}")
+        self.page.locator("#headline textarea").wait_for()
+
+    def _check(self, address: str, url: str) -> None:
+        if not address.startswith((url, "data:", "blob:")):
+            self.problems.append(f"asked {address}")
+
+    def ask(self, text: str) -> None:
+        self.page.locator("#headline textarea").fill(text)
+        self.page.locator("#headline textarea").press("Enter")
+
+    def answered(self, arms: int = 2) -> None:
+        expect(self.page.locator(ANSWER)).to_have_count(arms)
+
+
+@pytest.fixture
+def watched(chromium: Browser, app_url: str) -> Iterator[Watched]:
+    watched = Watched(chromium, app_url)
+    yield watched
+    watched.page.close()
+    assert watched.problems == []
+
+
+def runs_on_screen(page: Page) -> list[list[str]]:
+    """Cells of the table of runs, row by row, as shown."""
+    page.locator("#runs [data-testid='cell-0-0']").wait_for()
+    cells: dict[tuple[int, int], str] = {}
+    # The table draws only the rows in view: scroll through it.
+    for _ in range(12):
+        found: list[list[str]] = page.locator("#runs [data-testid^='cell-']").evaluate_all(
+            "cells => cells.map(c => [c.dataset.testid, c.innerText.trim()])"
+        )
+        for name, text in found:
+            match = re.fullmatch(r"cell-(\d+)-(\d+)", name)
+            if match:
+                cells[int(match[1]), int(match[2])] = text
+        page.locator("#runs .table-wrap").first.hover()
+        page.mouse.wheel(0, 200)
+        page.wait_for_timeout(40)
+    rows = max(row for row, _ in cells) + 1
+    columns = max(column for _, column in cells) + 1
+    return [[cells[row, column] for column in range(columns)] for row in range(rows)]
+
+
+def test_typed_headline_shows_both_predictions(watched: Watched) -> None:
+    watched.ask("Operating profit rose to a record")
+    watched.answered()
+    page = watched.page
+    for arm in ("Baseline", "Dendritic"):
+        card = page.get_by_role("region", name=arm, exact=True)
+        expect(card).to_contain_text(re.compile(r"positive\s*\d+\.\d", re.I))
+        expect(card).to_contain_text(re.compile(r"\d\sms model time"))
+        expect(card).to_contain_text("over 1 call on CPU, 2 threads, fp32")
+        label = card.locator(ANSWER).get_attribute("data-label")
+        expect(card.locator(".fs-bar[data-top=true] dt")).to_have_text(str(label))
+    expect(page.locator("#banner")).to_contain_text("Both say")
+    expect(page.locator("#status")).to_contain_text("SmolLM2-135M on CPU, 2 threads, fp32")
+    expect(page.locator("#status")).to_contain_text("the embedded default")
+
+
+def test_disagreement_is_said(watched: Watched) -> None:
+    watched.ask("Analysts are split")
+    expect(watched.page.locator("#banner")).to_contain_text("They differ: baseline says")
+
+
+def test_examples_and_the_button_answer(watched: Watched) -> None:
+    page = watched.page
+    page.get_by_role("button", name=HEADLINES[1].kind).click()
+    expect(page.locator("#headline textarea")).to_have_value(HEADLINES[1].text)
+    watched.answered()
+    expect(page.locator("#banner blockquote")).to_have_text(HEADLINES[1].text)
+    page.locator("#headline textarea").fill("Another one")
+    page.locator("#compare").click()
+    expect(page.locator("#banner blockquote")).to_have_text("Another one")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "type a headline"), ("   ", "type a headline"), ("x" * 10_000, "at most 2,000")],
+)
+def test_unusable_text_gets_a_message(watched: Watched, text: str, message: str) -> None:
+    watched.ask(text)
+    expect(watched.page.locator("#headline")).to_contain_text(message)
+    expect(watched.page.locator(ANSWER)).to_have_count(0)
+
+
+def test_markup_emoji_and_other_scripts_are_shown_as_text(watched: Watched) -> None:
+    text = "<img src=x onerror=alert(1)><b>bold</b> 🚀 прибыль & more"
+    watched.ask(text)
+    watched.answered()
+    expect(watched.page.locator("#banner blockquote")).to_have_text(text)
+    assert watched.page.locator("#banner img, #banner b").count() == 0
+
+
+def test_other_runs_answer_the_same_headline(watched: Watched) -> None:
+    page = watched.page
+    watched.ask("Margins held")
+    watched.answered()
+    page.get_by_label("Also run the matched control").check()
+    watched.answered(arms=3)
+    page.locator("#compare-seed input").click()
+    page.get_by_role("option", name=str(WITHOUT_DENDRITES)).click()
+    expect(page.locator("#cards")).to_contain_text("No dendrite in the dendritic run.")
+    watched.answered(arms=3)
+    page.locator("#compare-dataset input").click()
+    page.get_by_role("option", name="50Agree").click()
+    expect(page.locator("#verdict")).to_contain_text("50Agree")
+    watched.answered(arms=3)
+
+
+def test_every_chart_is_drawn_and_follows_its_controls(watched: Watched) -> None:
+    page = watched.page
+    open_tab(page, "Training curves")
+    for panel in PANELS:
+        chart = page.locator(f"#chart-{panel.key}")
+        chart.locator(".scatterlayer .trace path.js-line").first.wait_for()
+        box = chart.locator(".main-svg").first.bounding_box()
+        assert box is not None
+        assert box["width"] > 300
+        assert box["height"] > 200
+    lines = page.locator("#chart-accuracy .scatterlayer .trace")
+    everything = lines.count()
+    page.get_by_label("Show each seed").uncheck()
+    expect(lines).to_have_count(4)  # three means and the stars
+    assert everything > 4
+    page.get_by_label("Matched", exact=True).uncheck()
+    expect(lines).to_have_count(3)
+    expect(page.locator("#curves-legend")).not_to_contain_text("Matched")
+    expect(page.locator("#growth")).to_contain_text("no dendrite kept")
+
+
+def test_leaderboard_shows_the_numbers_of_the_files(watched: Watched, app_artifacts: Path) -> None:
+    page = watched.page
+    open_tab(page, "Leaderboard")
+    shown = {tuple(row[1:4]): row for row in runs_on_screen(page)}
+    titles = {"allagree": "AllAgree", "50agree": "50Agree"}
+    files = sorted(app_artifacts.glob("*/*/*/seed-*/metrics.json"))
+    assert len(shown) == len(files) == 18
+    for path in files:
+        dataset, arm, seed = path.parts[-4:-1]
+        metrics: dict[str, Any] = json.loads(path.read_text())
+        row = shown[titles[dataset], arm, seed.removeprefix("seed-")]
+        assert row[4] == f"{100 * metrics['accuracy']:.2f}"
+        assert row[6] == f"{100 * metrics['macro_f1']:.2f}"
+        assert row[8] == f"{metrics['nll']:.4f}"
+        assert row[10] == f"{metrics['trainable_params']:,}"
+        assert row[11] == str(metrics["dendrites"])
+        low, high = metrics["ci"]["accuracy"]
+        assert row[5] == f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def test_leaderboard_shows_arms_verdicts_and_references(
+    watched: Watched, app_artifacts: Path
+) -> None:
+    page = watched.page
+    open_tab(page, "Leaderboard")
+    board: dict[str, Any] = json.loads((app_artifacts / "leaderboard.json").read_text())
+    page.locator("#board-dataset input").click()
+    page.get_by_role("option", name="50Agree").click()
+    expect(page.locator("#board-arms caption")).to_contain_text("50Agree")
+    arms = [arm for arm in board["arms"] if arm["dataset"] == "50agree"]
+    table = page.locator("#board-arms tbody tr")
+    expect(table).to_have_count(len(arms))
+    for row, arm in zip(table.all(), arms, strict=True):
+        expect(row).to_contain_text(f"{100 * arm['mean']['accuracy']:.2f}")
+        expect(row).to_contain_text(f"{100 * arm['mean']['macro_f1']:.2f}")
+    for pair in (c for c in board["comparisons"] if c["dataset"] == "50agree"):
+        points = f"{abs(pair['accuracy_delta_points']):.1f} points"
+        expect(page.locator("#verdicts")).to_contain_text(points)
+    expect(page.locator("#references")).to_contain_text("stratified 10-fold")
+
+
+def test_tabs_open_at_once(watched: Watched) -> None:
+    """200 ms each; the middle one of several, because this machine may be busy elsewhere."""
+    seconds = sorted(open_tab(watched.page, tab) for tab in (*TABS[1:], *TABS))
+    assert seconds[len(seconds) // 2] < 0.2
+
+
+def test_about_names_licences_and_versions(watched: Watched) -> None:
+    open_tab(watched.page, "About")
+    about = watched.page.locator("#about")
+    for fact in ("CC BY-NC-SA 3.0", "Apache-2.0", "MIT", "No Phi-2 weights", "perforatedai"):
+        expect(about).to_contain_text(fact)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_phone_width_never_scrolls_sideways(chromium: Browser, app_url: str, mode: str) -> None:
+    watched = Watched(chromium, app_url, width=390, mode=mode)
+    page = watched.page
+    watched.ask("x" * 300 + " Ein sehr langes Wort: " + "Donaudampfschifffahrt" * 8)
+    watched.answered()
+    assert page.evaluate("document.body.classList.contains('dark')") is (mode == "dark")
+    for tab in TABS:
+        open_tab(page, tab)
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+        # Cut off is no better than scrolling: only tables and charts may hold more than is seen.
+        cut = page.evaluate(CUT_OFF)
+        assert cut == [], tab
+    page.close()
+    assert watched.problems == []
+
+
+def test_theme_button_switches(watched: Watched) -> None:
+    colour = "getComputedStyle(document.querySelector('h1')).color"
+    before = watched.page.evaluate(colour)
+    watched.page.get_by_role("button", name="Light / dark").click()
+    watched.page.wait_for_function(f"before => {colour} !== before", arg=before)
+
+
+def test_headline_asked_while_loading_waits_and_is_answered(
+    chromium: Browser, app_artifacts: Path, tmp_path: Path
+) -> None:
+    with running_app(app_artifacts, tmp_path / "app.log", load_seconds=5) as url:
+        watched = Watched(chromium, url)
+        expect(watched.page.locator("#status")).to_contain_text("Downloading weights")
+        watched.ask("Asked too early")
+        expect(watched.page.locator("#banner")).to_contain_text("waits for the model")
+        watched.answered()
+        expect(watched.page.locator("#status")).to_contain_text("Ready")
+        watched.page.close()
+        assert watched.problems == []
+
+
+def test_page_without_runs_comes_up_and_says_so(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with running_app(tmp_path / "empty", tmp_path / "app.log") as url:
+        page = chromium.new_page()
+        page.goto(url)
+        expect(page.locator("#tab-compare")).to_contain_text("make train")
+        page.close()

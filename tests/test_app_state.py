@@ -1,0 +1,227 @@
+"""Choice of backbone, catalog, model service and the page's sentences, without a browser."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from finsent.ui import compare, leaderboard, markup, state
+from finsent.ui.build import status_html
+from tests.app_fixtures import WITHOUT_DENDRITES, FakeComparer, FakePrediction, FakeResult
+from tests.app_fixtures import app_artifacts as app_artifacts
+
+
+@pytest.fixture(scope="module")
+def catalog(app_artifacts: Path) -> state.Catalog:
+    return state.Catalog.read(app_artifacts)
+
+
+def service_of(catalog: state.Catalog, factory: object = None) -> state.ModelService:
+    def load(
+        folder: Path, seed: int, arms: Sequence[str], progress: state.Progress
+    ) -> state.Comparer:
+        return FakeComparer(folder, seed, arms)
+
+    return state.ModelService(catalog, factory or load, probe_cuda=lambda: False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("available", "cuda", "expected", "reason"),
+    [
+        (["smollm2-135m", "phi-2"], True, "phi-2", "a CUDA device and Phi-2 artifacts"),
+        (["smollm2-135m", "phi-2"], False, "smollm2-135m", "but no CUDA device"),
+        (["smollm2-135m"], True, "smollm2-135m", "but no Phi-2 artifacts"),
+        (["smollm2-135m"], False, "smollm2-135m", "no Phi-2 artifacts here"),
+        (["tiny-phi"], False, "tiny-phi", "no smollm2-135m runs"),
+        (["phi-2"], False, "phi-2", "no CUDA device"),
+    ],
+)
+def test_choice_of_backbone(available: list[str], cuda: bool, expected: str, reason: str) -> None:
+    choice = state.choose_backbone(available, cuda)
+    assert choice.backbone == expected
+    assert reason in choice.reason
+
+
+def test_choice_without_runs_says_what_to_do() -> None:
+    with pytest.raises(state.ServiceError, match="make train"):
+        state.choose_backbone([], cuda=True)
+
+
+def test_selection_falls_back_to_what_is_there(catalog: state.Catalog) -> None:
+    wanted = catalog.select("smollm2-135m", "66agree", 99)
+    assert wanted == state.Selection("smollm2-135m", "allagree", 0, ("baseline", "dendritic"))
+    assert catalog.select("smollm2-135m", matched=True).arms == state.ARMS
+
+
+def test_cuda_is_not_asked_for_when_there_is_nothing_to_choose(catalog: state.Catalog) -> None:
+    def probe() -> bool:
+        raise AssertionError("asked for CUDA without Phi-2 artifacts")
+
+    service = service_of(catalog)
+    service.probe_cuda = probe
+    service.start()
+    assert service.wait(10).phase == "ready"
+
+
+def test_service_answers_after_loading_and_keeps_times(catalog: state.Catalog) -> None:
+    release = threading.Event()
+
+    def slow(
+        folder: Path, seed: int, arms: Sequence[str], progress: state.Progress
+    ) -> state.Comparer:
+        progress("downloading weights", 0.43)
+        release.wait(10)
+        return FakeComparer(folder, seed, arms)
+
+    service = service_of(catalog, slow)
+    service.start()
+    selection = service.default_selection()
+    while service.status.fraction is None:
+        service.wait(0.01)
+    assert "Downloading weights, 43\u202f%" in status_html(service.status, service.choice)
+    assert not service.settled
+    release.set()
+    for expected_n in (1, 2, 3):
+        outcome = service.compare("profit rose", selection)
+        assert {rolling.n for rolling in outcome.rolling.values()} == {expected_n}
+    # Another seed is another model: its times are its own.
+    other = service.compare("profit rose", catalog.select("smollm2-135m", "50agree", 1))
+    assert {rolling.n for rolling in other.rolling.values()} == {1}
+    assert service.status.message == "SmolLM2-135M on CPU, 2 threads, fp32"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_failed_loading_is_told_and_tried_again(catalog: state.Catalog) -> None:
+    attempts: list[int] = []
+
+    def flaky(
+        folder: Path, seed: int, arms: Sequence[str], progress: state.Progress
+    ) -> state.Comparer:
+        attempts.append(seed)
+        if len(attempts) == 1:
+            raise OSError("no route to the package index")
+        return FakeComparer(folder, seed, arms)
+
+    service = service_of(catalog, flaky)
+    service.start()
+    assert service.wait(10).phase == "failed"
+    with pytest.raises(state.ServiceError, match="no route to the package index"):
+        service.compare("profit rose", service.default_selection())
+    assert service._thread is not None
+    service._thread.join()
+    service.start()
+    assert service.wait(10).phase == "ready"
+
+
+def test_empty_artifacts_are_explained(tmp_path: Path) -> None:
+    service = service_of(state.Catalog.read(tmp_path))
+    service.start()
+    assert service.status.phase == "empty"
+    with pytest.raises(state.ServiceError, match="make train"):
+        service.default_selection()
+
+
+def test_rolling_percentile_is_nearest_rank() -> None:
+    rolling = state.rolling_stats([float(n) for n in range(1, 101)])
+    assert (rolling.n, rolling.median_ms, rolling.p95_ms) == (100, 50.5, 95.0)
+    assert state.rolling_stats([7.0]).p95_ms == 7.0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "agree", "said"),
+    [
+        (
+            (0.1, 0.2, 0.7),
+            (0.1, 0.212, 0.688),
+            True,
+            "Both say positive; probabilities differ by at most 1.2 points.",
+        ),
+        (
+            (0.1, 0.2, 0.7),
+            (0.6, 0.2, 0.2),
+            False,
+            "They differ: baseline says positive, dendritic says negative.",
+        ),
+        ((0.1, 0.2, 0.7), (0.1, 0.2002, 0.6998), True, "less than 0.1 points"),
+        ((0.1, 0.2, 0.7), (0.1, 0.2, 0.7), True, "at most 0.0 points"),
+    ],
+)
+def test_agreement_sentence(
+    a: tuple[float, ...], b: tuple[float, ...], agree: bool, said: str
+) -> None:
+    predictions = [FakePrediction("baseline", a, 1.0), FakePrediction("dendritic", b, 1.0)]
+    found, sentence = compare.agreement(predictions, ("negative", "neutral", "positive"))
+    assert found is agree
+    assert said in sentence
+
+
+@pytest.mark.parametrize("text", ["", "   \n\t ", None, "x" * 2001])
+def test_texts_that_cannot_be_compared(text: str | None) -> None:
+    assert compare.text_problem(text)
+
+
+@pytest.mark.parametrize("text", ["🚀", "x" * 2000, "<b>", "利益が増えた", "EUR 4.1 mn"])
+def test_texts_that_can(text: str) -> None:
+    assert compare.text_problem(text) is None
+
+
+def test_html_of_an_answer_is_escaped_and_says_when_it_was_cut(catalog: state.Catalog) -> None:
+    text = '<img src=x onerror="alert(1)"> & more'
+    selection = catalog.select("smollm2-135m")
+    predictions = tuple(FakePrediction(arm, (0.2, 0.3, 0.5), 5.0) for arm in selection.arms)
+    rolling = {arm: state.Rolling(1, 5.0, 5.0) for arm in selection.arms}
+    result = FakeResult(text, 128, True, predictions)
+    html = compare.banner_html(state.Outcome(selection, result, rolling, "<cpu>"))
+    html += compare.cards_html(
+        catalog, selection, state.Outcome(selection, result, rolling, "<cpu>")
+    )
+    assert "<img" not in html
+    assert "<cpu>" not in html
+    assert "&lt;img src=x" in html
+    assert "the first 128 tokens" in html
+
+
+def test_run_without_dendrites_is_announced(catalog: state.Catalog) -> None:
+    loud = "No dendrite in the dendritic run."
+    with_none = catalog.select("smollm2-135m", "allagree", WITHOUT_DENDRITES)
+    assert loud in compare.cards_html(catalog, with_none)
+    assert loud not in compare.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
+
+
+def test_missing_arm_is_announced(app_artifacts: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(app_artifacts, root)
+    shutil.rmtree(root / "smollm2-135m" / "allagree" / "dendritic" / "seed-0")
+    catalog = state.Catalog.read(root)
+    html = compare.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
+    assert "Half a comparison." in html
+    assert "dendritic run of seed 0" in html
+
+
+def test_tied_arms_share_a_rank_on_screen(catalog: state.Catalog) -> None:
+    assert catalog.leaderboard is not None
+    board = dict(catalog.leaderboard)
+    board["arms"] = [{**arm, "rank": 1, "tie_group": 1} for arm in board["arms"]]
+    html = leaderboard.arms_html(board, "smollm2-135m", "allagree")
+    assert html.count("1&#8239;=") == len(state.ARMS)
+
+
+def test_references_stand_apart_with_their_protocol(catalog: state.Catalog) -> None:
+    assert catalog.leaderboard is not None
+    html = leaderboard.references_html(catalog.leaderboard, "50agree")
+    shown = [r for r in catalog.leaderboard["references"] if r["dataset"] == "50agree"]
+    assert shown
+    for reference in shown:
+        assert markup.escape(reference["model"]) in html
+        assert markup.escape(reference["protocol"]) in html
+    assert "FinBERT, fine-tuned" not in html
+
+
+def test_verdicts_become_sentences() -> None:
+    assert markup.sentence("tied: b -0.4 points, n = 340 x 3 seeds") == (
+        "Tied: b \u22120.4 points, n = 340 \u00d7 3 seeds."
+    )

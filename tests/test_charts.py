@@ -1,0 +1,136 @@
+"""Figures show what the runs' histories hold, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+from finsent import charts
+from finsent.config import ARMS
+from finsent.runs import Run, find_runs
+from tests.artifact_factory import GROWTH_EPOCH, make_artifacts
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    root = make_artifacts(
+        tmp_path_factory.mktemp("charts"),
+        backbones=("tiny-phi",),
+        datasets=("sample",),
+        seeds=(0, 1),
+        without_dendrites=(1,),
+        publish=False,
+    )
+    return find_runs(root)
+
+
+def trace(figure: go.Figure, name: str) -> Any:
+    found = [t for t in figure.data if t.name == name]
+    assert len(found) == 1, [t.name for t in figure.data]
+    return found[0]
+
+
+def test_every_panel_draws_every_run_as_recorded(runs: list[Run]) -> None:
+    figures = charts.curve_figures(runs)
+    assert set(figures) == {"loss", "accuracy", "macro_f1", "learning_rate"}
+    for panel in charts.PANELS:
+        for run in runs:
+            style = charts.ARM_STYLES[run.arm]
+            line = trace(figures[panel.key], f"{style.title}, seed {run.seed}")
+            assert list(line.x) == [row["epoch"] for row in run.history]
+            assert list(line.y) == [row[panel.column] for row in run.history]
+
+
+def test_mean_line_is_the_mean_over_seeds(runs: list[Run]) -> None:
+    figure = charts.curve_figures(runs)["accuracy"]
+    of_arm = [run for run in runs if run.arm == "dendritic"]
+    line = trace(figure, "Dendritic, mean of 2 seeds")
+    expected = [
+        (a["val_accuracy"] + b["val_accuracy"]) / 2
+        for a, b in zip(of_arm[0].history, of_arm[1].history, strict=True)
+    ]
+    assert list(line.y) == pytest.approx(expected)
+
+
+def test_mean_ends_where_the_shortest_seed_ends(runs: list[Run]) -> None:
+    first, second = (run for run in runs if run.arm == "baseline")
+    short = dataclasses.replace(second, history=second.history[:3])
+    epochs, values = charts.seed_mean([first, short], "val_loss")
+    assert epochs == [0, 1, 2]
+    assert len(values) == 3
+
+
+def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> None:
+    for figure in charts.curve_figures(runs).values():
+        stars = trace(figure, "Dendritic, growth")
+        # Seed 1 kept no dendrite and its history has no event.
+        assert list(stars.x) == [GROWTH_EPOCH]
+        assert stars.text[0].startswith("seed 0")
+        assert not [t for t in figure.data if t.name in ("Baseline, growth", "Matched, growth")]
+
+
+def test_growth_stays_on_the_mean_line_when_seeds_are_hidden(runs: list[Run]) -> None:
+    figure = charts.curve_figures(runs, show_seeds=False)["loss"]
+    mean, stars = trace(figure, "Dendritic, mean of 2 seeds"), trace(figure, "Dendritic, growth")
+    assert list(stars.y) == [mean.y[GROWTH_EPOCH]]
+    assert not [t for t in figure.data if t.name == "Dendritic, seed 0"]
+
+
+def test_loss_shows_training_beside_validation(runs: list[Run]) -> None:
+    figure = charts.curve_figures(runs)["loss"]
+    baseline = [run for run in runs if run.arm == "baseline"]
+    assert (
+        list(trace(figure, "Baseline, training").y) == charts.seed_mean(baseline, "train_loss")[1]
+    )
+
+
+def test_arms_keep_their_colour_and_differ_without_it(runs: list[Run]) -> None:
+    assert len({style.colour for style in charts.ARM_STYLES.values()}) == len(ARMS)
+    assert len({style.symbol for style in charts.ARM_STYLES.values()}) == len(ARMS)
+    for figure in charts.curve_figures(runs).values():
+        for arm in ARMS:
+            style = charts.ARM_STYLES[arm]
+            mean = trace(figure, f"{style.title}, mean of 2 seeds")
+            assert (mean.line.color, mean.marker.symbol) == (style.colour, style.symbol)
+
+
+@pytest.mark.parametrize("background", ["#faf9f6", "#131518", "#ffffff", "#1a1d21"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_arm_colours_stand_out_on_both_pages(arm: str, background: str) -> None:
+    """WCAG 2.1, 1.4.11: graphical objects need 3:1."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    bright, dark = sorted((luminance(charts.ARM_STYLES[arm].colour), luminance(background)))[::-1]
+    assert (bright + 0.05) / (dark + 0.05) >= 3
+
+
+def test_figures_have_no_background_of_their_own(runs: list[Run]) -> None:
+    for figure in charts.curve_figures(runs).values():
+        layout = json.loads(figure.to_json())["layout"]
+        assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
+
+
+def test_single_seed_is_drawn_as_itself(runs: list[Run]) -> None:
+    alone = [run for run in runs if run.seed == 0]
+    figure = charts.curve_figures(alone, arms=["dendritic"])["accuracy"]
+    assert [t.name for t in figure.data] == ["Dendritic, seed 0", "Dendritic, growth"]
+
+
+def test_nothing_to_draw_is_an_error(runs: list[Run]) -> None:
+    with pytest.raises(charts.ChartError, match="choose others"):
+        charts.curve_figures(runs, arms=[])
+
+
+def test_runs_of_two_data_sets_are_refused(runs: list[Run], tmp_path: Path) -> None:
+    other = dataclasses.replace(runs[0], dataset="allagree")
+    with pytest.raises(charts.ChartError, match="do not belong in one chart"):
+        charts.curve_figures([*runs, other])
