@@ -65,7 +65,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
     add("--workers", type=int, default=1, help="runs side by side (%(default)s)")
     add("--precision", choices=PRECISIONS, help="how the frozen weights are held")
-    add("--no-autocast", action="store_true", help="no bf16 autocast in training steps on CUDA")
+    add(
+        "--autocast",
+        action=argparse.BooleanOptionalAction,
+        help="bf16 autocast in training steps (default: where the device computes bf16)",
+    )
     add("--last-layers", type=_layers, default="preset", help="adapt the last N blocks, or 'all'")
     add("--lora-r", type=int, default=8)
     add("--lora-alpha", type=float, default=16.0)
@@ -100,20 +104,22 @@ def _or_preset(given: int | str | None, preset: int | None) -> int | None:
 
 def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and verify do not wait for torch.
+    import torch
+
     from finsent import scheduling
-    from finsent.backbones import default_device, preset
+    from finsent.backbones import computes_bf16, default_device, preset
     from finsent.config import DendriteConfig, LoraConfig, TrainConfig
     from finsent.jobs import git_commit
 
     chosen = preset(options.backbone)
-    device = options.device or default_device().type
-    recipe = chosen.cpu if device == "cpu" else chosen.cuda
+    device = torch.device(options.device) if options.device else default_device()
+    recipe = chosen.cpu if device.type == "cpu" else chosen.cuda
     epochs = recipe.epochs if options.epochs is None else options.epochs
     base = TrainConfig(
         backbone=options.backbone,
         dataset=options.dataset,
         precision=options.precision or recipe.precision,
-        autocast=not options.no_autocast,
+        autocast=computes_bf16(device) if options.autocast is None else options.autocast,
         lora=LoraConfig(
             r=options.lora_r,
             alpha=options.lora_alpha,
@@ -147,7 +153,7 @@ def _train(options: argparse.Namespace) -> int:
         arms=tuple(options.arms),
         seeds=tuple(dict.fromkeys(options.seeds)),
         artifacts=options.artifacts.absolute(),
-        device=device,
+        device=device.type,
         workers=options.workers,
         overwrite=options.overwrite,
         command=shlex.join(["python", "train_models.py", *_shown_arguments()]),

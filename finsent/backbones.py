@@ -100,6 +100,14 @@ def preset(name: str) -> Preset:
     )
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are native there; on other CPUs they are slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # oneDNN's own answer; it knows every instruction set it can use.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def default_device() -> torch.device:
     """CUDA when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

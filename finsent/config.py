@@ -131,7 +131,8 @@ class TrainConfig:
     precision: Precision = "fp32"
     """How the frozen weights are held; nf4 is 4-bit NormalFloat, double-quantised, bf16 compute."""
     autocast: bool = True
-    """Training steps run under bf16 autocast on CUDA. Evaluation never does."""
+    """Training steps run the blocks under bf16 autocast. Head, loss, weights and evaluation never
+    do, so what is reported is what a machine without bf16 would serve."""
     depth: int | None = None
     """Use only the first D blocks of the backbone (None: all), then its final norm. The top blocks
     of a language model predict tokens; leaving them out saves their time."""

@@ -323,8 +323,7 @@ def _keep_last_good(
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    enabled = config.autocast and device.type == "cuda"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.autocast)
 
 
 def _use_deterministic_kernels(device: torch.device) -> None:

@@ -49,7 +49,12 @@ from finsent.data import load_dataset, make_split
 
 CPU = torch.device("cpu")
 BASE = TrainConfig(
-    backbone="tiny-phi", dataset="sample", epochs=3, learning_rate=5e-3, lora=LoraConfig(r=2)
+    backbone="tiny-phi",
+    dataset="sample",
+    epochs=3,
+    learning_rate=5e-3,
+    lora=LoraConfig(r=2),
+    autocast=False,
 )
 DENDRITES = DendriteConfig(grow_by=0, init_scale=0.3)
 ROOT = Path(__file__).resolve().parent.parent
