@@ -2,6 +2,7 @@
 
 python train_models.py [train] --backbone smollm2-135m --dataset allagree --seeds 0 1 2
 python train_models.py verify
+python train_models.py latency
 python train_models.py figures
 """
 
@@ -13,11 +14,16 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finsent.config import ACTIVATIONS, ARMS, PLACEMENTS, POOLINGS, PRECISIONS, ConfigError
 
+if TYPE_CHECKING:
+    from finsent.runs import Run
+    from finsent.scheduling import Plan
+
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("train", "verify", "leaderboard", "figures")
+COMMANDS = ("train", "verify", "latency", "leaderboard", "figures")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train arms and write their artifacts"))
     for name, what, run in (
         ("verify", "re-read every artifact and recompute its numbers", _verify),
+        ("latency", "time all arms of every seed side by side, as the app serves them", _latency),
         ("leaderboard", "rebuild leaderboard.json and the checksums from the runs", _leaderboard),
         ("figures", "draw the figures from the runs", _figures),
     ):
@@ -106,10 +113,11 @@ def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and verify do not wait for torch.
     import torch
 
-    from finsent import scheduling
+    from finsent import runs, scheduling
     from finsent.backbones import computes_bf16, default_device, preset
     from finsent.config import DendriteConfig, LoraConfig, TrainConfig
     from finsent.jobs import git_commit
+    from finsent.retiming import retime
 
     chosen = preset(options.backbone)
     device = torch.device(options.device) if options.device else default_device()
@@ -162,6 +170,8 @@ def _train(options: argparse.Namespace) -> int:
         backbone_dir=options.backbone_dir,
     )
     failed = scheduling.execute(plan)
+    trained = runs.find_runs(plan.artifacts)
+    retime([run for run in trained if _belongs(run, plan)], device, plan.backbone_dir)
     _rebuild_index(plan.artifacts)
     for line in scheduling.summary(plan):
         print(line)
@@ -169,6 +179,12 @@ def _train(options: argparse.Namespace) -> int:
         print(f"error: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _belongs(run: Run, plan: Plan) -> bool:
+    return (run.backbone, run.dataset) == (plan.base.backbone, plan.base.dataset) and (
+        run.seed in plan.seeds
+    )
 
 
 def _shown_arguments() -> list[str]:
@@ -204,6 +220,17 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"{len(problems)} problems in {options.artifacts}", file=sys.stderr)
         return 1
     print(f"{len(find_runs(options.artifacts))} runs verified in {options.artifacts}")
+    return 0
+
+
+def _latency(options: argparse.Namespace) -> int:
+    from finsent.backbones import default_device
+    from finsent.retiming import retime
+    from finsent.runs import find_runs
+
+    for line in retime(find_runs(options.artifacts), default_device()):
+        print(line)
+    _rebuild_index(options.artifacts)
     return 0
 
 

@@ -5,6 +5,8 @@ Needs neither peft nor PerforatedAI; an adapter file and the base are the whole 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 import threading
 import time
@@ -29,6 +31,7 @@ from finsent.backbones import (
     token_batches,
 )
 from finsent.config import TrainConfig
+from finsent.latency import LatencyStats, time_interleaved
 from finsent.weights import Progress
 
 WARMUP_TEXT = "Net sales rose 4 percent while operating profit stayed flat."
@@ -195,6 +198,25 @@ class Comparer:
                 truncated=len(whole) > len(ids[0]),
                 predictions=tuple(answers[arm] for arm in self.arms),
                 label_names=self.label_names,
+            )
+
+    def time_arms(
+        self, texts: Sequence[str], *, rounds: int = 1, warmup: int = 3, seed: int = 0
+    ) -> dict[str, LatencyStats]:
+        """Model time of every arm on each text alone, `rounds` times, the arms interleaved."""
+        with self._lock:
+            ids = self.backbone.tokenize(texts, self._max_length)
+            turns = {arm: itertools.cycle(ids) for arm in self.arms}
+
+            def call(arm: str) -> Tensor:
+                return self._probabilities(arm, [next(turns[arm])])
+
+            return time_interleaved(
+                {arm: functools.partial(call, arm) for arm in self.arms},
+                repeats=rounds * len(texts),
+                warmup=warmup,
+                seed=seed,
+                synchronize=self._synchronize,
             )
 
     def predict_proba(self, texts: Sequence[str], arm: str) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ comes from. Everything after the loader (grouping, fingerprints, splits) is shar
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +17,16 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finsent import phrasebank
 from finsent.phrasebank import LABELS, DataError, Record
 from finsent.splits import FOLDS, grouped_parts, twin_groups
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 __all__ = [
     "DATASETS",
@@ -34,6 +39,7 @@ __all__ = [
     "Split",
     "load_dataset",
     "make_split",
+    "to_datasets",
 ]
 
 
@@ -214,3 +220,30 @@ def make_split(dataset: Dataset, seed: int) -> Split:
         for index in indices
     )
     return Split(**parts, fingerprint=fingerprint)
+
+
+def to_datasets(dataset: Dataset, split: Split) -> DatasetDict:
+    """The leak-free split in the Hugging Face container, to train other models on the same parts.
+
+    Keys train, validation, test; columns id, text, label (a ClassLabel) and group.
+    """
+    from datasets import ClassLabel, DatasetDict, Features, Value
+    from datasets import Dataset as Table
+
+    features = Features(
+        {
+            "id": Value("string"),
+            "text": Value("string"),
+            "label": ClassLabel(names=list(dataset.label_names)),
+            "group": Value("int64"),
+        }
+    )
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return DatasetDict(
+        {
+            part: Table.from_list(
+                [dataclasses.asdict(dataset.examples[i]) for i in indices], features=features
+            )
+            for part, indices in parts.items()
+        }
+    )

@@ -257,6 +257,7 @@ def compare(
         errors_removed_pct=100 * (errors_a - errors_b) / errors_a if errors_a else None,
         outcome=outcome,
         verdict=_verdict(outcome, names, delta, (low, high), p_value, sizes)
+        + _disagreement_note(outcome, low, high)
         + _no_dendrite_note(seeds_without_dendrites, seeds),
         seeds_without_dendrites=tuple(seeds_without_dendrites),
     )
@@ -459,6 +460,13 @@ def _verdict(
         f"{opening}: {b} {_signed(delta)} points accuracy over {a}, "
         f"95 % CI {_signed(interval[0])} to {_signed(interval[1])}, {p_text}, {n_text}"
     )
+
+
+def _disagreement_note(outcome: str, low: float, high: float) -> str:
+    """With few discordant sentences the exact test is the stricter of the two."""
+    if outcome == "tied" and not low <= 0 <= high:
+        return "; the interval leaves out zero but the exact test does not reject: not settled"
+    return ""
 
 
 def _signed(points: float) -> str:

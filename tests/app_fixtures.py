@@ -116,14 +116,20 @@ def free_port() -> int:
 
 @contextmanager
 def running_app(artifacts: Path, log: Path, load_seconds: float = 0.3) -> Iterator[str]:
-    """The app as a subprocess; yields its URL once it answers."""
+    """The app over a made-up model as a subprocess; yields its URL once it answers."""
+    command = ["-m", "tests.app_fixtures", "--artifacts", str(artifacts)]
+    with serving([*command, "--load-seconds", str(load_seconds)], log) as url:
+        yield url
+
+
+@contextmanager
+def serving(arguments: Sequence[str], log: Path) -> Iterator[str]:
+    """`python <arguments> --port N` as a subprocess; yields its URL once it answers."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "-m", "tests.app_fixtures", "--port", str(port)]
-    command += ["--artifacts", str(artifacts), "--load-seconds", str(load_seconds)]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command,
+            [sys.executable, *arguments, "--port", str(port)],
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,

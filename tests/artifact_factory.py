@@ -224,6 +224,7 @@ def _metrics(
         "peak_memory_mb": 812.5,
         "latency_ms_p50": 21.4 if kept else 20.1,
         "latency_ms_p95": 26.9 if kept else 25.2,
+        "latency_protocol": "arms interleaved, n = 90, on CPU, 2 threads, fp32",
         "best_epoch": best["epoch"],
         "best_before_growth": _selected(before) if kept else None,
         "dendrite_logit_share": 0.041 if kept else None,

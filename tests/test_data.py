@@ -28,6 +28,7 @@ from finsent.data import (
     Record,
     load_dataset,
     make_split,
+    to_datasets,
 )
 from finsent.phrasebank import (
     FILE_SHA256,
@@ -643,3 +644,13 @@ def test_only_the_known_remains_of_mojibake_are_left() -> None:
     assert sum(repair_mojibake(text) != text for text, _ in rows) == 109
     left = [e for e in real("50agree").examples if re.search(r"[+-][^\x00-\x7f]|\+\+", e.text)]
     assert len(left) == 4
+
+
+def test_the_split_goes_into_the_hugging_face_container_unchanged() -> None:
+    dataset = load_dataset("sample")
+    split = make_split(dataset, 0)
+    tables = to_datasets(dataset, split)
+    assert list(tables) == ["train", "validation", "test"]
+    assert tables["test"]["id"][:] == [dataset.examples[i].id for i in split.test]
+    assert tables["test"].features["label"].names == list(LABELS)
+    assert sum(table.num_rows for table in tables.values()) == len(dataset.examples)

@@ -10,7 +10,13 @@ import gradio as gr
 
 from finsent.runs import Run, slug
 from finsent.ui.markup import table
-from finsent.ui.state import Catalog, backbone_title, dataset_description, dataset_title
+from finsent.ui.state import (
+    LARGE_BACKBONE,
+    Catalog,
+    backbone_title,
+    dataset_description,
+    dataset_title,
+)
 
 _QUESTION = """
 <section><h2>The question</h2>
@@ -45,8 +51,7 @@ queue, no network. The arms run in random order.</li>
 _LIMITS = """
 <section><h2>Limits</h2>
 <ul>
-<li>No Phi-2 weights were trained for this demo unless a Phi-2 row stands on the leaderboard: its
-checkpoint has to be made where its weights and a GPU are. The embedded model is SmolLM2-135M.</li>
+<li>{phi_2}</li>
 <li>Financial PhraseBank holds English news sentences of one period, many about Nordic companies.
 Headlines from elsewhere, other languages and social media are out of its range.</li>
 <li>Labels say how a retail investor may read a sentence. They are not a forecast, and nothing here
@@ -54,6 +59,13 @@ is investment advice.</li>
 <li>Sentences longer than the models' window are cut, and the page says so.</li>
 </ul></section>
 """
+
+_WITHOUT_PHI_2 = (
+    "No Phi-2 weights were trained here: artifacts/ holds no adapter for that model. Making one "
+    "takes its weights and a GPU (<code>python train_models.py --backbone phi-2</code>). Every "
+    "number on this page is SmolLM2-135M's."
+)
+_WITH_PHI_2 = "The Phi-2 adapters were trained by whoever runs this page; the commands are below."
 
 _LICENCES = (
     (
@@ -86,7 +98,7 @@ _COMMANDS = (
 def about_html(catalog: Catalog) -> str:
     """The whole tab."""
     return (
-        f'<div class="fs-prose">{_QUESTION}{_PROTOCOL}{_LIMITS}'
+        f'<div class="fs-prose">{_QUESTION}{_PROTOCOL}{_limits(catalog)}'
         f"<section><h2>Licences</h2>{_licences()}</section>"
         f"<section><h2>Commands</h2>{_commands()}</section>"
         f"<section><h2>How the runs here were made</h2>{_provenance(catalog)}</section></div>"
@@ -99,6 +111,11 @@ def _licences() -> str:
         [[escape(cell) for cell in row] for row in _LICENCES],
         caption="Licences of data, weights and code",
     )
+
+
+def _limits(catalog: Catalog) -> str:
+    phi_2 = any(slug(run.backbone) == LARGE_BACKBONE for run in catalog.runs)
+    return _LIMITS.replace("{phi_2}", _WITH_PHI_2 if phi_2 else _WITHOUT_PHI_2)
 
 
 def _commands() -> str:

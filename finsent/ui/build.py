@@ -52,8 +52,15 @@ _PHASES = {
 def load_comparer(folder: Path, seed: int, arms: Sequence[str], progress: Progress) -> Comparer:
     """The real model. Imports torch, so it is called in the background only."""
     from finsent.classifier import Comparer as Model
+    from finsent.weights import terminal_bar
 
-    return Model.from_artifacts(folder, seed, arms, progress=progress)
+    with terminal_bar() as bar:
+
+        def report(stage: str, fraction: float) -> None:
+            progress(stage, fraction)
+            bar(stage, fraction)
+
+        return Model.from_artifacts(folder, seed, arms, progress=report)
 
 
 def status_html(status: Status, choice: Choice | None) -> str:

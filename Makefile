@@ -1,0 +1,50 @@
+# `make app` and `make test` do everything on a fresh machine: environment, dependencies, run.
+PYTHON ?= python3
+PORT ?= 7860
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: app train test check figures leaderboard verify screenshots readme clean
+
+# Stamps: an environment is made again when what it should hold has changed.
+$(VENV)/app.stamp: requirements.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "finsent needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 app"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -r requirements.txt
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/app.stamp requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+# The demo on the embedded default. The first start takes the 98 MB of weights.
+app: $(VENV)/app.stamp
+	$(BIN)/python app.py --port $(PORT)
+
+# One seed, all three arms, AllAgree; `python app.py --artifacts runs` shows the result.
+train: $(VENV)/app.stamp
+	$(BIN)/python train_models.py train --dataset allagree --seeds 0 --artifacts runs
+
+figures leaderboard verify: $(VENV)/app.stamp
+	$(BIN)/python train_models.py $@
+
+# The results table in README.md, from artifacts/leaderboard.json.
+readme: $(VENV)/app.stamp
+	$(BIN)/python -m finsent.readme
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	@command -v chromium > /dev/null || sh tests/install_chromium.sh
+	$(BIN)/python -m pytest
+	$(BIN)/python train_models.py verify
+
+screenshots: $(VENV)/dev.stamp
+	$(BIN)/python bench/screenshots.py http://127.0.0.1:$(PORT) screenshots
+
+clean:
+	rm -rf $(VENV) runs screenshots

