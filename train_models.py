@@ -247,10 +247,13 @@ def _figures(options: argparse.Namespace) -> int:
     folder = options.artifacts / "figures"
     for path in make_figures(options.artifacts):
         print(f"wrote {path}")
-    charts = sorted(options.artifacts.glob("*/*/dendritic/seed-*/PAI.png"))
+    charts = sorted(
+        options.artifacts.glob("*/*/dendritic/seed-*/PAI.png"),
+        key=lambda path: ("allagree" not in path.parts, path),
+    )
     if charts:
         shutil.copyfile(charts[0], folder / "PAI.png")
-        print(f"wrote {folder / 'PAI.png'} (drawn by PerforatedAI in {charts[0].parent.name})")
+        print(f"wrote {folder / 'PAI.png'} (drawn by PerforatedAI for {charts[0].parent})")
     else:
         print("no dendritic run has a PAI.png; train one first", file=sys.stderr)
     runs.write_manifest(options.artifacts)

@@ -141,6 +141,7 @@ def save_adapter(
     metadata = {"finsent": json.dumps(about, sort_keys=True)}
     plain = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
     save_file(plain, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors makes files private; results are meant to be read
 
 
 @dataclass(frozen=True)

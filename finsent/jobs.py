@@ -192,7 +192,7 @@ def _shared_states(
     states = entering_hidden_states(backbone, token_ids, block, progress=status)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several runs may compute the same states at once; each publishes whole files only.
-    partial = path.with_suffix(f".{platform.node()}-{id(states)}.partial")
+    partial = path.with_suffix(f".{platform.node()}-{os.getpid()}.partial")
     tensors = {"values": states.values.cpu(), "offsets": states.offsets.cpu()}
     save_file(tensors, partial, metadata={"backbone": backbone.sha256})
     partial.replace(path)
