@@ -10,10 +10,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.model_selection import StratifiedGroupKFold
 
 TWIN_JACCARD = 0.8
 TWIN_SHARED_WORDS = 5
@@ -34,6 +30,11 @@ def twin_groups(texts: Sequence[str]) -> np.ndarray:
     TWIN_JACCARD and share at least TWIN_SHARED_WORDS words. Groups are the connected components:
     a twin's twin belongs to the same group.
     """
+    # scikit-learn takes a second to import, and the app reads data-set names without splitting.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.feature_extraction.text import CountVectorizer
+
     if not any(re.search(WORD, text) for text in texts):
         return np.arange(len(texts))
     words = CountVectorizer(binary=True, token_pattern=WORD, dtype=np.int32).fit_transform(texts)
@@ -58,6 +59,8 @@ def grouped_parts(
 
     labels, groups: integers of shape (n,). Twenty folds, three for testing, three for validation.
     """
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(n_splits=FOLDS, shuffle=True, random_state=seed)
     folds = [fold for _, fold in splitter.split(np.zeros(len(labels)), labels, groups)]
     first_train = TEST_FOLDS + VALIDATION_FOLDS
