@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 # Stamps: an environment is made again when what it should hold has changed.
 $(VENV)/app.stamp: requirements.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "finsent needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 app"'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit("finsent needs Python 3.11 or 3.12, this is %d.%d; try: make PYTHON=python3.12 app" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --progress-bar on -r requirements.txt

@@ -14,13 +14,8 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finsent.config import ACTIVATIONS, ARMS, PLACEMENTS, POOLINGS, PRECISIONS, ConfigError
-
-if TYPE_CHECKING:
-    from finsent.runs import Run
-    from finsent.scheduling import Plan
 
 ROOT = Path(__file__).resolve().parent
 COMMANDS = ("train", "verify", "latency", "leaderboard", "figures")
@@ -38,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,22 +167,28 @@ def _train(options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         backbone_dir=options.backbone_dir,
     )
+    before = {run.folder: run.config["finished_at"] for run in runs.find_runs(plan.artifacts)}
     failed = scheduling.execute(plan)
-    trained = runs.find_runs(plan.artifacts)
-    retime([run for run in trained if _belongs(run, plan)], device, plan.backbone_dir)
-    _rebuild_index(plan.artifacts)
+    found = runs.find_runs(plan.artifacts)
+    new = {
+        (run.backbone, run.dataset, run.seed)
+        for run in found
+        if before.get(run.folder) != run.config["finished_at"]
+    }
+    try:
+        retime(
+            [run for run in found if (run.backbone, run.dataset, run.seed) in new],
+            device,
+            plan.backbone_dir,
+        )
+    finally:
+        _rebuild_index(plan.artifacts)
     for line in scheduling.summary(plan):
         print(line)
     if failed:
         print(f"error: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _belongs(run: Run, plan: Plan) -> bool:
-    return (run.backbone, run.dataset) == (plan.base.backbone, plan.base.dataset) and (
-        run.seed in plan.seeds
-    )
 
 
 def _shown_arguments() -> list[str]:

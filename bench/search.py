@@ -29,12 +29,13 @@ def try_setting(setting: dict[str, Any]) -> dict[str, Any]:
     from finsent.backbones import default_device, entering_hidden_states, load_backbone
     from finsent.config import TrainConfig
     from finsent.data import load_dataset, make_split
-    from finsent.training import train
+    from finsent.training import train, use_deterministic_kernels
 
     values = dict(setting)
     name = values.pop("name")
     config = TrainConfig.from_dict(values)
     torch.set_num_threads(1 if torch.cuda.is_available() else torch.get_num_threads())
+    use_deterministic_kernels(default_device())
     data = load_dataset(config.dataset)
     split = make_split(data, config.seed)
     backbone = load_backbone(

@@ -26,7 +26,7 @@ class BackboneError(RuntimeError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that suit a backbone on a kind of device, chosen on validation scores.
+    """Settings that suit a backbone on a kind of device; LOG.md says where they come from.
 
     The names are TrainConfig's and LoraConfig's.
     """

@@ -71,9 +71,10 @@ class DendriteConfig:
     decides, and a run that never plateaus ends without dendrites and says so)."""
     init_scale: float = 0.1
     """Standard deviation of a new dendrite's weights V. Its output weight t starts at zero, so
-    growth does not change the function at the moment it happens."""
+    the model goes on from its best state so far, unchanged."""
     learning_rate_factor: float = 0.5
-    """Multiplies the scheduled learning rate from the first growth on."""
+    """Multiplies the scheduled learning rate from the first growth on. Together with the return to
+    the best state and a fresh optimizer it is part of what the dendritic arm does differently."""
 
     def __post_init__(self) -> None:
         unknown = set(self.placement) - set(PLACEMENTS)

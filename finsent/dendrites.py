@@ -11,6 +11,7 @@ library's.
 
 from __future__ import annotations
 
+import bdb
 import contextlib
 import copy
 import io
@@ -186,8 +187,9 @@ class DendriteGrower:
         with _quiet(), contextlib.chdir(self._scratch):
             try:
                 yield
-            except SystemExit as error:
-                raise GrowthError(f"PerforatedAI called sys.exit({error.code})") from error
+            except (SystemExit, EOFError, bdb.BdbQuit) as error:
+                # It exits on some mistakes and opens a prompt or a debugger on others.
+                raise GrowthError(f"PerforatedAI gave up or asked a question: {error!r}") from error
 
     def _tell_output_sizes(self) -> None:
         # The library learns each map's output size in a backward hook of its own forward, which the

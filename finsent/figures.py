@@ -276,14 +276,18 @@ def _panel_verdict(comparisons: Sequence[dict[str, Any]], place: tuple[str, str]
 
 
 def _growth_text(runs: Sequence[Run]) -> tuple[str, str]:
-    facts = [f for run in runs if (f := leaderboard.growth(run)) is not None]
+    facts = [
+        f
+        for run in runs
+        if (f := leaderboard.growth(run, leaderboard.baseline_of(run, runs))) is not None
+    ]
     if not facts:
         return _SOFT, ""
     empty = sum(not f["grown"] for f in facts)
     if empty:
         return _ALARM, f"No dendrite kept in {empty} of {len(facts)} dendritic runs"
     paid = sum(f["paid_on_validation"] is True for f in facts)
-    return _SOFT, f"Growth lowered the best validation loss in {paid} of {len(facts)} seeds"
+    return _SOFT, f"Best validation loss below the baseline's in {paid} of {len(facts)} seeds"
 
 
 def _seeds_text(arms: Sequence[dict[str, Any]]) -> str:

@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finsent import runs
+from finsent.adapters import AdapterError
 from finsent.backbones import (
     Backbone,
     BackboneError,
@@ -39,9 +40,16 @@ from finsent.backbones import (
 from finsent.config import ConfigError, DendriteConfig, MatchedCapacity, TrainConfig
 from finsent.data import DataError, load_dataset, make_split
 from finsent.dendrites import GrowthError
-from finsent.evaluation import confidence_intervals, score
+from finsent.evaluation import EvaluationError, confidence_intervals, score
 from finsent.latency import time_interleaved
-from finsent.training import EpochRecord, TrainingDiverged, TrainResult, class_logits, train
+from finsent.training import (
+    EpochRecord,
+    TrainingDiverged,
+    TrainResult,
+    class_logits,
+    train,
+    use_deterministic_kernels,
+)
 from finsent.weights import WeightsError
 
 PACKAGES = (
@@ -96,8 +104,11 @@ class Job:
 
     @property
     def work_folder(self) -> Path:
-        """Where it stands until it is finished."""
-        return self.folder.with_name(self.folder.name + ".partial")
+        """Where it stands until it is finished; no reader of the artifacts looks there."""
+        c = self.config
+        return runs.run_folder(
+            self.artifacts / runs.WORK_FOLDER, c.backbone, c.dataset, c.arm, c.seed
+        )
 
 
 def run_job(job: Job) -> Path:
@@ -108,6 +119,7 @@ def run_job(job: Job) -> Path:
     label = f"{config.dataset} {config.arm} seed {config.seed}"
     with _Bar(label) as bar:
         device = torch.device(job.device)
+        use_deterministic_kernels(device)
         backbone = load_backbone(
             config.backbone,
             config.precision,
@@ -122,7 +134,9 @@ def run_job(job: Job) -> Path:
         key = f"{runs.slug(config.backbone)}-{config.precision}-{dataset.name}-{block}"
         cache = job.shared / f"{key}-{config.max_length}.safetensors"
         states = _shared_states(cache, backbone, token_ids, block, bar.status)
-        job.work_folder.mkdir(parents=True, exist_ok=True)
+        if job.work_folder.exists():  # left by a run that failed
+            shutil.rmtree(job.work_folder)
+        job.work_folder.mkdir(parents=True)
         labels = [e.label for e in dataset.examples]
         steps = -(-len(split.train) // config.batch_size)
         bar.start_training(steps * config.epochs)
@@ -266,19 +280,20 @@ def _publish(
     metrics: dict[str, Any],
     predictions: runs.Predictions,
 ) -> None:
-    """Put the run in place. Until its last file is there, readers take it for unfinished."""
-    folder = job.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*runs.RUN_FILES, "PAI.png"):
-        (folder / name).unlink(missing_ok=True)
+    """Write the run whole beside its place, then put it there; an older run is lost only then."""
     result.model.save(job.work_folder / "adapter.safetensors")
-    for path in job.work_folder.iterdir():
-        path.replace(folder / path.name)
-    job.work_folder.rmdir()
     history = [asdict(record) for record in result.history]
     runs.write_run(
-        folder, config=provenance, metrics=metrics, history=history, predictions=predictions
+        job.work_folder,
+        config=provenance,
+        metrics=metrics,
+        history=history,
+        predictions=predictions,
     )
+    if job.folder.exists():
+        shutil.rmtree(job.folder)
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    job.work_folder.replace(job.folder)
 
 
 def _versions() -> dict[str, str]:
@@ -357,10 +372,13 @@ class _Bar:
 
 
 EXPECTED = (
+    AdapterError,
     BackboneError,
     ConfigError,
     DataError,
+    EvaluationError,
     GrowthError,
+    OSError,
     SafetensorError,
     TrainingDiverged,
     WeightsError,

@@ -8,7 +8,7 @@ between processors, and the file must not.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,13 @@ def build(root: Path | str) -> dict[str, Any]:
         find_runs(root), key=lambda run: (run.backbone, run.dataset)
     ):
         runs = sorted(members, key=lambda run: (_arm_position(run.arm), run.arm, run.seed))
-        rows += [_row(run, root) for run in runs]
+        rows += [_row(run, root, baseline_of(run, runs)) for run in runs]
         predicted = {(run.arm, run.seed): run.read_predictions() for run in runs}
         place = {"backbone": backbone, "dataset": dataset}
         pairs = _compare_all(runs, predicted)
         comparisons += [{**place, **pair.to_dict()} for pair in pairs]
         by_arm = [list(same) for _, same in groupby(runs, key=lambda run: run.arm)]
-        arms += _ranked([{**place, **_arm(same, predicted)} for same in by_arm], pairs)
+        arms += _ranked([{**place, **_arm(same, runs, predicted)} for same in by_arm], pairs)
     board: dict[str, Any] = _rounded(
         {
             "rows": rows,
@@ -115,13 +115,20 @@ def write(root: Path | str) -> Path:
     return path
 
 
-def growth(run: Run) -> dict[str, Any] | None:
+def baseline_of(run: Run, runs: Iterable[Run]) -> Run | None:
+    """The baseline of the same seed among runs of one backbone and data set."""
+    return next((r for r in runs if r.arm == "baseline" and r.seed == run.seed), None)
+
+
+def growth(run: Run, baseline: Run | None) -> dict[str, Any] | None:
     """What growing did in a dendritic run (None for the other arms).
 
     grown: a dendrite was kept. epoch: the zero-based epoch at whose end the first one was grown.
     val_nll_before: of the best state before growth; val_nll_after: of the selected state.
-    paid_on_validation: after < before (None without both). logit_share: mean absolute share of the
-    dendrites in the logits on validation.
+    improved_after_growth: after < before, which further epochs alone may bring about.
+    paid_on_validation: after < the selected state of the same seed's baseline, which had the same
+    budget (each None where a side is missing). logit_share: mean absolute share of the dendrites
+    in the logits on validation.
     """
     metrics = run.metrics
     if not metrics["dendrites_requested"]:
@@ -131,15 +138,21 @@ def growth(run: Run) -> dict[str, Any] | None:
     before = metrics["best_before_growth"]
     nll_before = before["nll"] if before is not None else None
     nll_after = metrics["validation"]["nll"] if grown else None
-    paid = None if nll_before is None or nll_after is None else bool(nll_after < nll_before)
+    nll_baseline = None if baseline is None else baseline.metrics["validation"]["nll"]
     return {
         "grown": grown,
         "epoch": epochs[0] if epochs else None,
         "val_nll_before": nll_before,
         "val_nll_after": nll_after,
-        "paid_on_validation": paid,
+        "val_nll_baseline": nll_baseline,
+        "improved_after_growth": _below(nll_after, nll_before),
+        "paid_on_validation": _below(nll_after, nll_baseline),
         "logit_share": metrics["dendrite_logit_share"],
     }
+
+
+def _below(left: float | None, right: float | None) -> bool | None:
+    return None if left is None or right is None else bool(left < right)
 
 
 def growth_epochs(history: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -151,7 +164,7 @@ def _arm_position(arm: str) -> int:
     return ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER)
 
 
-def _row(run: Run, root: Path) -> dict[str, Any]:
+def _row(run: Run, root: Path, baseline: Run | None) -> dict[str, Any]:
     return {
         "backbone": run.backbone,
         "dataset": run.dataset,
@@ -162,14 +175,14 @@ def _row(run: Run, root: Path) -> dict[str, Any]:
         "precision": run.config["config"].get("precision"),
         "device": run.config["device"],
         "finished_at": run.config["finished_at"],
-        "growth": growth(run),
+        "growth": growth(run, baseline),
     }
 
 
-def _arm(runs: Sequence[Run], predicted: Predicted) -> dict[str, Any]:
+def _arm(runs: Sequence[Run], beside: Sequence[Run], predicted: Predicted) -> dict[str, Any]:
     values = {name: [float(run.metrics[name]) for run in runs] for name in AGGREGATED}
     dendrites = [run.metrics["dendrites"] for run in runs]
-    grown = [facts for run in runs if (facts := growth(run)) is not None]
+    grown = [f for run in runs if (f := growth(run, baseline_of(run, beside))) is not None]
     empty = [run.seed for run in runs if _promised_but_empty(run)]
     return {
         "arm": runs[0].arm,

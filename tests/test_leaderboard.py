@@ -76,16 +76,25 @@ def test_run_without_dendrites_is_shown_as_such(board: dict[str, Any]) -> None:
 
 def test_growth_facts(root: Path) -> None:
     run = runs.read_run(runs.run_folder(root, "tiny-phi", "sample", "dendritic", 0))
-    facts = leaderboard.growth(run)
+    baseline = runs.read_run(runs.run_folder(root, "tiny-phi", "sample", "baseline", 0))
+    facts = leaderboard.growth(run, baseline)
     assert facts is not None
     assert facts["epoch"] == 3
     assert facts["val_nll_before"] == min(line["val_loss"] for line in run.history[:4])
     assert facts["val_nll_after"] == min(line["val_loss"] for line in run.history[4:])
-    assert facts["paid_on_validation"] is True
-    dear = {**run.metrics, "validation": {**run.metrics["validation"], "nll": 9.0}}
-    assert leaderboard.growth(replace(run, metrics=dear))["paid_on_validation"] is False  # type: ignore[index]
-    baseline = runs.read_run(runs.run_folder(root, "tiny-phi", "sample", "baseline", 0))
-    assert leaderboard.growth(baseline) is None
+    assert facts["improved_after_growth"] is True
+    assert facts["val_nll_baseline"] == baseline.metrics["validation"]["nll"]
+    for nll, paid in ((0.0, True), (9.0, False)):
+        validation = {**run.metrics["validation"], "nll": nll}
+        other = leaderboard.growth(
+            replace(run, metrics={**run.metrics, "validation": validation}), baseline
+        )
+        assert other is not None
+        assert other["paid_on_validation"] is paid
+    alone = leaderboard.growth(run, None)
+    assert alone is not None
+    assert alone["paid_on_validation"] is None
+    assert leaderboard.growth(baseline, baseline) is None
 
 
 def comparison(a: str, b: str, outcome: str) -> Comparison:

@@ -117,6 +117,56 @@ def test_until_the_first_dendrite_both_runs_are_the_same_run(trained: dict[str, 
     ]
 
 
+def test_growth_starts_from_one_whole_epoch(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library rolls back the maps it knows; LoRA A, which it does not, has to follow."""
+    data = load_dataset("sample")
+    split = make_split(data, 0)
+    ids = tiny.tokenize([e.text for e in data.examples], 64)
+    states = entering_hidden_states(tiny, ids, 0)
+    # Epochs 0 and 1 are fine, epoch 2 wrecks the model and so triggers growth.
+    original = training.learning_rate_at
+    monkeypatch.setattr(
+        training,
+        "learning_rate_at",
+        lambda step, total, c: original(step, total, c) * (100 if 26 <= step < 39 else 1),
+    )
+    validations: list[training.Validation] = []
+    kept: list[dict[str, torch.Tensor]] = []
+    snapshot = training._snapshot
+    monkeypatch.setattr(
+        training,
+        "_snapshot",
+        lambda model, v: (validations.append(v), snapshot(model, v))[1],
+    )
+    restore = training._restore
+
+    def spy(model: Any, best: Any, *, only_ungrown: bool = False) -> None:
+        restore(model, best, only_ungrown=only_ungrown)
+        if only_ungrown:
+            kept.append({n: t.detach().clone() for n, t in model.tensors().items()})
+            kept.append(best.tensors)
+
+    monkeypatch.setattr(training, "_restore", spy)
+    config = replace(BASE, epochs=5, treatment=DendriteConfig(patience=1))
+    training.train(
+        config,
+        tiny,
+        states,
+        [e.label for e in data.examples],
+        split.train,
+        split.validation,
+        3,
+        tmp_path,
+    )
+    after, best = kept[:2]
+    assert validations[-1].epoch == 4
+    for name, tensor in best.items():
+        torch.testing.assert_close(after[name], tensor, atol=0, rtol=0)
+    assert any(".dendrites." in name for name in after)
+
+
 def test_the_dendritic_model_is_a_state_trained_with_dendrites(
     trained: dict[str, runs.Run],
 ) -> None:
@@ -517,8 +567,13 @@ def test_the_trainer_makes_verifiable_artifacts_from_the_command_line(
     names = {"Accuracy_Improvement.png", "Dendrite_vs_Baseline_Training.png", "PAI.png"}
     assert {p.name for p in (root / "figures").iterdir()} == names
     assert command("verify", "--artifacts", str(root), cache=tiny_cache).returncode == 0
+    manifest = (root / "SHA256SUMS").read_bytes()
     again = command("train", *options, "--artifacts", str(root), cache=tiny_cache)
     assert again.stdout.count("already trained") == 3
+    assert (root / "SHA256SUMS").read_bytes() == manifest
+    other = command("train", *options, "--lora-r", "4", "--artifacts", str(root), cache=tiny_cache)
+    assert other.returncode == 1
+    assert "was trained with other settings" in other.stderr
     # One byte of one file.
     target = found[0].folder / "adapter.safetensors"
     content = bytearray(target.read_bytes())

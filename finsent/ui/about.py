@@ -34,7 +34,8 @@ but has as many trainable parameters as the dendritic run ended with, so that �
 be told from “dendrites”.</li>
 <li><b>Held equal.</b> Data, split, shuffling, seed, optimizer, schedule rules, number of optimizer
 steps and the rule that selects the state to keep. Until its first dendrite a dendritic run is the
-baseline run, step for step.</li>
+baseline run, step for step. Growing also returns to the best state so far, starts the optimizer
+afresh and lowers the learning rate: part of the treatment, not told apart from the dendrites.</li>
 <li><b>Split.</b> 70/15/15, stratified and grouped: sentences that differ only in their numbers stay
 on one side, or the test set would be half known.</li>
 <li><b>Selection.</b> The state with the lowest validation loss; the test set is read once, at the

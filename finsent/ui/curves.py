@@ -10,6 +10,7 @@ import gradio as gr
 
 from finsent.charts import ARM_STYLES, GROWTH_SYMBOL, PANELS, curve_figures, growth_events
 from finsent.config import ARMS
+from finsent.leaderboard import baseline_of
 from finsent.runs import Run
 from finsent.ui.markup import notice, swatch, table
 from finsent.ui.selectors import RunSelectors, add_run_selectors
@@ -33,7 +34,7 @@ def legend_html(arms: Sequence[str], runs: Sequence[Run]) -> str:
 
 def growth_html(runs: Sequence[Run]) -> str:
     """What growth did to the validation score, seed by seed, and whether it paid."""
-    rows = [_growth_row(run) for run in runs if run.arm == "dendritic"]
+    rows = [_growth_row(run, baseline_of(run, runs)) for run in runs if run.arm == "dendritic"]
     if not rows:
         return ""
     return (
@@ -45,36 +46,40 @@ def growth_html(runs: Sequence[Run]) -> str:
                 "Dendrites kept",
                 "Best NLL before growth",
                 "NLL of the kept state",
+                "Baseline's NLL",
                 "Share of the logits",
                 "Paid?",
             ],
             rows,
             caption="Dendritic runs: validation loss before growth and after",
-            numeric=(2, 3, 4, 5),
+            numeric=(2, 3, 4, 5, 6),
             css_class="fs-wide",
         )
-        + '<p class="fs-quiet">Lower is better. Before the first dendrite the baseline and the '
+        + '<p class="fs-quiet">Lower is better. Growth paid if the kept state is below that of the '
+        "baseline, which took as many steps. Before the first dendrite the baseline and the "
         "dendritic run of a seed are the same run, step for step.</p>"
     )
 
 
-def _growth_row(run: Run) -> list[str]:
+def _growth_row(run: Run, baseline: Run | None) -> list[str]:
     metrics = run.metrics
+    other = None if baseline is None else baseline.metrics["validation"]["nll"]
     events = ", ".join(f"{event}, end of epoch {epoch}" for epoch, event in growth_events(run))
     before, share = metrics["best_before_growth"], metrics["dendrite_logit_share"]
     after = metrics["validation"]["nll"]
     if metrics["dendrites"] == 0:
         paid = "no dendrite kept"
-    elif before is None:
-        paid = "grown from the start"
+    elif other is None:
+        paid = "no baseline to compare"
     else:
-        paid = "yes" if after < before["nll"] else "no"
+        paid = "yes" if after < other else "no"
     return [
         str(run.seed),
         escape(events or "never"),
         str(metrics["dendrites"]),
         "–" if before is None else f"{before['nll']:.4f}",
         f"{after:.4f}",
+        "–" if other is None else f"{other:.4f}",
         "–" if share is None else f"{100 * share:.1f}\u202f%",
         paid,
     ]
