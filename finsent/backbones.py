@@ -72,7 +72,14 @@ PRESETS = {
             source=lambda progress: str(ensure_embedded(progress=progress)),
             # 24 of 30 blocks keep the committed adapters small enough for a repository.
             cuda=Recipe("fp32", last_layers=24, learning_rate=7e-4, batch_size=32),
-            cpu=Recipe("fp32", last_layers=6, depth=24, pooling="mean", learning_rate=1e-3),
+            cpu=Recipe(
+                "fp32",
+                last_layers=6,
+                depth=24,
+                pooling="mean",
+                learning_rate=1e-3,
+                batch_size=32,
+            ),
         ),
         Preset(
             name="tiny-phi",
