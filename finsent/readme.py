@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finsent.data import DATASETS
 from finsent.runs import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +34,7 @@ def results_markdown(board: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(_cells(arm)) + " |")
     lines.append("")
     for pair in board["comparisons"]:
-        title = DATASETS[pair["dataset"]].title
-        lines.append(f"- {title}: {pair['verdict']}.")
+        lines.append(f"- `{pair['dataset']}`: {pair['verdict']}.")
     return "\n".join(lines)
 
 
@@ -44,7 +42,7 @@ def _cells(arm: dict[str, Any]) -> list[str]:
     kept = sorted({arm["dendrites_min"], arm["dendrites_max"]})
     paid = arm["growth_paid_on_validation"]
     return [
-        DATASETS[arm["dataset"]].title,
+        f"`{arm['dataset']}`",
         f"{arm['arm']} ({ARM_NOTES[arm['arm']]})",
         _score(arm, "accuracy"),
         _score(arm, "macro_f1"),
