@@ -27,7 +27,6 @@ from finsent.backbones import (
     default_device,
     load_backbone,
     pool,
-    preset,
     token_batches,
 )
 from finsent.config import TrainConfig
@@ -166,11 +165,6 @@ class Comparer:
         else:
             where = f"CPU, {torch.get_num_threads()} threads"
         return f"{where}, {self.backbone.precision}"
-
-    @property
-    def model_name(self) -> str:
-        """The base's title for people."""
-        return preset(self.backbone.name).title
 
     def compare(self, text: str) -> ComparisonResult:
         """Ask every arm about one text. Raises InputError when there is nothing to classify.

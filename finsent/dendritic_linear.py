@@ -60,22 +60,7 @@ class DendriticLinear(nn.Module):
         super().__init__()
         self.activation = activation
         self._activate = activation_function(activation)
-        self._install(weight, bias, [], None, [])
-
-    def _install(
-        self,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
-        dendrites: Sequence[tuple[nn.Parameter, nn.Parameter | None]],
-        output_weights: nn.Parameter | None,
-        recurrent: Sequence[nn.Parameter],
-    ) -> None:
-        self.weight = weight
-        self.register_parameter("bias", bias)
-        self.dendrites = nn.ModuleList(_Affine(v, c) for v, c in dendrites)
-        self.register_parameter("output_weights", output_weights)
-        # Keyed by the receiving dendrite, so that names in a saved file read like the formula.
-        self.recurrent = nn.ParameterDict({str(i + 1): d for i, d in enumerate(recurrent)})
+        self.adopt(weight, bias, [], None, [])
 
     def adopt(
         self,
@@ -101,7 +86,12 @@ class DendriticLinear(nn.Module):
         shapes = [tuple(d.shape) for d in recurrent]
         if shapes != wanted:
             raise ValueError(f"recurrent weights must have shapes {wanted}, got {shapes}")
-        self._install(weight, bias, dendrites, output_weights, recurrent)
+        self.weight = weight
+        self.register_parameter("bias", bias)
+        self.dendrites = nn.ModuleList(_Affine(v, c) for v, c in dendrites)
+        self.register_parameter("output_weights", output_weights)
+        # Keyed by the receiving dendrite, so that names in a saved file read like the formula.
+        self.recurrent = nn.ParameterDict({str(i + 1): d for i, d in enumerate(recurrent)})
 
     @property
     def in_features(self) -> int:

@@ -368,6 +368,11 @@ def read_run(folder: Path | str) -> Run:
     )
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run's folder has all of its files."""
+    return all((folder / name).is_file() for name in RUN_FILES)
+
+
 def find_runs(root: Path | str) -> list[Run]:
     """Every finished run below an artifacts root, by backbone, dataset, arm, seed.
 
@@ -378,8 +383,7 @@ def find_runs(root: Path | str) -> list[Run]:
     folders = [
         folder
         for folder in root.glob("*/*/*/seed-*")
-        if folder.relative_to(root).parts[0] not in RESERVED_FOLDERS
-        and all((folder / name).is_file() for name in RUN_FILES)
+        if folder.relative_to(root).parts[0] not in RESERVED_FOLDERS and is_finished(folder)
     ]
     runs = [read_run(folder) for folder in folders]
     return sorted(runs, key=lambda run: (slug(run.backbone), run.dataset, run.arm, run.seed))

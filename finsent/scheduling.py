@@ -56,7 +56,7 @@ def execute(plan: Plan) -> list[str]:
     the first run starts.
     """
     if "matched" in plan.arms and "dendritic" not in plan.arms:
-        absent = [s for s in plan.seeds if not _finished(plan.folder("dendritic", s))]
+        absent = [s for s in plan.seeds if not runs.is_finished(plan.folder("dendritic", s))]
         if absent:
             raise ConfigError(
                 f"the matched arm copies the dendritic run's size, but seeds {absent} have no "
@@ -84,7 +84,7 @@ def execute(plan: Plan) -> list[str]:
 
 def _require_same_settings(plan: Plan, folder: Path, seed: int) -> None:
     """Arms of a seed are only comparable if all were trained with the same settings."""
-    if not _finished(folder) or plan.overwrite:
+    if not runs.is_finished(folder) or plan.overwrite:
         return
     found = TrainConfig.from_dict(runs.read_run(folder).config["config"])
     ours, theirs = replace(plan.base, seed=seed).to_dict(), found.to_dict()
@@ -102,7 +102,7 @@ def _run_chain(plan: Plan, seed: int, arms: Sequence[str], scratch: Path) -> Ite
     for arm in arms:
         folder = plan.folder(arm, seed)
         name = f"{plan.base.dataset} {arm} seed {seed}"
-        if _finished(folder) and not plan.overwrite:
+        if runs.is_finished(folder) and not plan.overwrite:
             print(f"{name}: already trained in {folder} (--overwrite trains it again)")
             continue
         treatment: Treatment = None
@@ -140,16 +140,12 @@ def _run_in_child(job: Job, path: Path) -> int:
     return child.returncode
 
 
-def _finished(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in runs.RUN_FILES)
-
-
 def summary(plan: Plan) -> Iterator[str]:
     """A line for every finished run of the plan."""
     for arm in ARMS:
         for seed in plan.seeds:
             folder = plan.folder(arm, seed)
-            if arm not in plan.arms or not _finished(folder):
+            if arm not in plan.arms or not runs.is_finished(folder):
                 continue
             m = runs.read_run(folder).metrics
             dendrites = f", {m['dendrites']} dendrites" if m["dendrites_requested"] else ""
