@@ -84,6 +84,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, help="default of this and the next two: the preset's")
     add("--batch-size", type=int)
     add("--learning-rate", type=float)
+    add("--label-smoothing", type=float)
+    add("--prompt-suffix", help="ends every text; default of this and the one before: the preset's")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     add("--activation", choices=ACTIVATIONS, default="relu")
@@ -139,7 +141,13 @@ def _train(options: argparse.Namespace) -> int:
         learning_rate=(
             recipe.learning_rate if options.learning_rate is None else options.learning_rate
         ),
+        label_smoothing=(
+            recipe.label_smoothing if options.label_smoothing is None else options.label_smoothing
+        ),
         max_length=options.max_length,
+        prompt_suffix=(
+            recipe.prompt_suffix if options.prompt_suffix is None else options.prompt_suffix
+        ),
     )
     dendrites = DendriteConfig(
         placement=tuple(options.placement),

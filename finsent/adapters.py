@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ from finsent.dendritic_linear import DendriticLinear
 
 _PEFT_NAME = "default"
 _FORMAT = "finsent-adapter-1"
+
+STORED_DTYPE = torch.float16
+"""Of adapter files; half the size of fp32. The trainer rounds to it before it evaluates, so what
+is reported is what the file holds."""
 
 
 class AdapterError(ValueError):
@@ -131,7 +136,7 @@ def replace_b(upper: Any, name: str, module: nn.Module) -> None:
 def save_adapter(
     path: Path, tensors: Mapping[str, Tensor], scaling: float, activation: str
 ) -> None:
-    """Write every trainable tensor to a safetensors file, on the CPU in fp32.
+    """Write every trainable tensor to a safetensors file, on the CPU in STORED_DTYPE.
 
     `activation` is the dendrites' ("none" without dendrites): it is part of the function, and a
     file that leaves it out would be served under whatever the reader happens to use.
@@ -139,7 +144,10 @@ def save_adapter(
     # One entry, because safetensors writes several in an order that differs from run to run.
     about = {"activation": activation, "format": _FORMAT, "scaling": scaling}
     metadata = {"finsent": json.dumps(about, sort_keys=True)}
-    plain = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+    plain = {name: t.detach().cpu().to(STORED_DTYPE).contiguous() for name, t in tensors.items()}
+    for name, tensor in plain.items():
+        if not bool(tensor.isfinite().all()):
+            raise AdapterError(f"{path}: {name} holds values that {STORED_DTYPE} cannot")
     save_file(plain, path, metadata=metadata)
     path.chmod(0o644)  # safetensors makes files private; results are meant to be read
 
@@ -170,7 +178,7 @@ def load_adapter(path: Path) -> Adapter:
         with safe_open(path, framework="pt") as archive:
             about = json.loads((archive.metadata() or {}).get("finsent", "{}"))
             names = archive.keys()
-            tensors = {name: archive.get_tensor(name) for name in names}
+            tensors = {name: archive.get_tensor(name).float() for name in names}
     except SafetensorError as error:
         raise AdapterError(f"{path} is not a readable safetensors file: {error}") from error
     if about.get("format") != _FORMAT:
@@ -180,14 +188,11 @@ def load_adapter(path: Path) -> Adapter:
     usable = "relu" if activation == "none" else activation
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        for part in (".lora_A.", ".lora_B.", "score."):
-            if part in name:
-                module, rest = name.split(part, 1)
-                key = f"{module}{part}".strip(".")
-                groups.setdefault(key, {})[rest] = tensor
-                break
-        else:
-            raise AdapterError(f"{path} holds a tensor that no module takes: {name}")
+        try:
+            key, rest = split_tensor_name(name)
+        except ValueError as error:
+            raise AdapterError(f"{path}: {error}") from error
+        groups.setdefault(key, {})[rest] = tensor
     if "score" not in groups:
         raise AdapterError(f"{path} has no score head")
     head = DendriticLinear.from_tensors(groups.pop("score"), usable)
@@ -305,6 +310,21 @@ def trainable_tensors(
     for rest, tensor in head.named_parameters():
         tensors[f"score.{rest}"] = tensor
     return tensors
+
+
+def split_tensor_name(name: str) -> tuple[str, str]:
+    """`layers.3.….lora_B.dendrites.0.weight` -> (`layers.3.….lora_B`, `dendrites.0.weight`).
+
+    ValueError for a name that no adapter file has.
+    """
+    for part in (".lora_A.", ".lora_B."):
+        if part in name:
+            path, rest = name.split(part, 1)
+            return path + part.rstrip("."), rest
+    path, dot, rest = name.partition(".")
+    if path != "score" or not dot:
+        raise ValueError(f"no module takes a tensor called {name}")
+    return path, rest
 
 
 def whole_model_name(name: str, first_block: int) -> str:

@@ -38,6 +38,8 @@ class Recipe:
     learning_rate: float = 5e-4
     batch_size: int = 16
     epochs: int = 8
+    label_smoothing: float = 0.0
+    prompt_suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,23 @@ class Backbone:
             )
         return self.n_blocks - last_layers
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Token ids of each text, cut to `max_length`, not padded. BackboneError on no tokens."""
-        ids = self.tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    def tokenize(self, texts: Sequence[str], max_length: int, suffix: str = "") -> list[list[int]]:
+        """Token ids of each text, cut so that with those of `suffix` they are `max_length` at most.
+
+        Not padded. BackboneError for a text without tokens, or a suffix that leaves no room.
+        """
+        end = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+        room = max_length - len(end)
+        if room < 1:
+            raise BackboneError(
+                f"the prompt suffix {suffix!r} is {len(end)} tokens long and leaves no room for a "
+                f"text in {max_length}; shorten it or raise --max-length"
+            )
+        ids = self.tokenizer(list(texts), truncation=True, max_length=room)["input_ids"]
         for text, tokens in zip(texts, ids, strict=True):
             if not tokens:
                 raise BackboneError(f"the tokenizer of {self.name} makes no token of {text!r}")
-        return ids
+        return [[*tokens, *end] for tokens in ids]
 
 
 def load_backbone(
@@ -363,14 +375,14 @@ def pool(states: Tensor, last: Tensor, pooling: str) -> Tensor:
 
     `pooling` is "last" or "mean" (see TrainConfig.pooling); the result is fp32.
     """
-    if pooling == "last":
-        return states[torch.arange(len(last), device=last.device), last].float()
-    if pooling != "mean":
+    if pooling not in ("last", "mean"):
         raise ValueError(f"pooling must be 'last' or 'mean', got {pooling!r}")
-    real = torch.arange(states.shape[1], device=last.device)[None, :] <= last[:, None]
-    # where, not multiplication: whatever stands in the padding must not reach the sum.
-    kept = torch.where(real[:, :, None], states.float(), 0.0)
-    return kept.sum(dim=1) / (last + 1)[:, None]
+    steps = torch.arange(states.shape[1], device=last.device)[None, :]
+    read = steps == last[:, None] if pooling == "last" else steps <= last[:, None]
+    # where, not multiplication: whatever stands in the padding must not reach the sum. A sum, not
+    # an index: the gradient of indexing is slow where kernels have to be deterministic.
+    kept = torch.where(read[:, :, None], states.float(), 0.0).sum(dim=1)
+    return kept if pooling == "last" else kept / (last + 1)[:, None]
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

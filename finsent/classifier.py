@@ -110,7 +110,10 @@ class Comparer:
         found = [runs.read_run(Path(folder) / arm / f"seed-{seed}") for arm in arms]
         configs = [TrainConfig.from_dict(run.config["config"]) for run in found]
         first, about = configs[0], found[0].config
-        keys = {(c.backbone, c.precision, c.depth, c.pooling, c.max_length) for c in configs}
+        keys = {
+            (c.backbone, c.precision, c.depth, c.pooling, c.max_length, c.prompt_suffix)
+            for c in configs
+        }
         if len(keys) != 1:
             raise AdapterError(f"the arms of {folder} were not trained alike: {sorted(keys)}")
         adapters = [load_adapter(run.folder / "adapter.safetensors") for run in found]
@@ -130,7 +133,8 @@ class Comparer:
             self.label_names = found[0].label_names
             self._pooling = first.pooling
             self._max_length = first.max_length
-            ids = self._backbone.tokenize([WARMUP_TEXT], self._max_length)
+            self._suffix = first.prompt_suffix
+            ids = self._backbone.tokenize([WARMUP_TEXT], self._max_length, self._suffix)
             for arm in self.arms:
                 self._probabilities(arm, ids)
 
@@ -174,8 +178,8 @@ class Comparer:
         """
         _require_text(text)
         with self._lock:
-            whole = self.backbone.tokenizer(text)["input_ids"]
-            ids = self.backbone.tokenize([text], self._max_length)
+            whole = self.backbone.tokenizer(text + self._suffix)["input_ids"]
+            ids = self.backbone.tokenize([text], self._max_length, self._suffix)
             order = list(self.arms)
             self._random.shuffle(order)
             answers: dict[str, ArmPrediction] = {}
@@ -199,7 +203,7 @@ class Comparer:
     ) -> dict[str, LatencyStats]:
         """Model time of every arm on each text alone, `rounds` times, the arms interleaved."""
         with self._lock:
-            ids = self.backbone.tokenize(texts, self._max_length)
+            ids = self.backbone.tokenize(texts, self._max_length, self._suffix)
             turns = {arm: itertools.cycle(ids) for arm in self.arms}
 
             def call(arm: str) -> Tensor:
@@ -225,7 +229,7 @@ class Comparer:
             _require_text(text, position)
         result = np.empty((len(texts), len(self.label_names)))
         with self._lock:
-            ids = self.backbone.tokenize(texts, self._max_length) if texts else []
+            ids = self.backbone.tokenize(texts, self._max_length, self._suffix) if texts else []
             for batch in token_batches([len(tokens) for tokens in ids], BATCH_TOKENS):
                 result[batch] = self._probabilities(arm, [ids[i] for i in batch]).numpy()
         return result

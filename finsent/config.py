@@ -151,8 +151,13 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     class_weighted: bool = True
     """Cross-entropy weighted by inverse class frequency of the training part."""
+    label_smoothing: float = 0.0
+    """Share of each training target spread evenly over the classes; evaluation never smooths."""
     max_length: int = 128
-    """Longer sentences are cut to this many tokens."""
+    """Longer sentences are cut to this many tokens, the suffix included."""
+    prompt_suffix: str = ""
+    """Ends every text, also a cut one. With a cue such as " Sentiment:" the last token stands where
+    the language model itself would go on with the answer."""
 
     def __post_init__(self) -> None:
         _require(
@@ -181,6 +186,10 @@ class TrainConfig:
             f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
         )
         _require(self.max_grad_norm > 0, f"max_grad_norm must be > 0, got {self.max_grad_norm}")
+        _require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing must be in [0, 1), got {self.label_smoothing}",
+        )
         _require(self.max_length >= 8, f"max_length must be at least 8, got {self.max_length}")
         if isinstance(self.treatment, DendriteConfig) and self.treatment.grow_by is not None:
             _require(

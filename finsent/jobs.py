@@ -7,6 +7,7 @@ starts `python -m finsent.jobs <job.json>` for every run and only ever sees exit
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -38,7 +39,7 @@ from finsent.backbones import (
     pool,
 )
 from finsent.config import ConfigError, DendriteConfig, MatchedCapacity, TrainConfig
-from finsent.data import DataError, load_dataset, make_split
+from finsent.data import DataError, Dataset, load_dataset, make_split
 from finsent.dendrites import GrowthError
 from finsent.evaluation import EvaluationError, confidence_intervals, score
 from finsent.latency import time_interleaved
@@ -128,11 +129,13 @@ def run_job(job: Job) -> Path:
             folder=job.backbone_dir,
             progress=bar.status,
         )
-        token_ids = backbone.tokenize([e.text for e in dataset.examples], config.max_length)
+        texts = [example.text for example in dataset.examples]
+        token_ids = backbone.tokenize(texts, config.max_length, config.prompt_suffix)
         block = backbone.first_adapted_block(config.lora.last_layers)
         check_decomposition(backbone, token_ids, block)
         key = f"{runs.slug(config.backbone)}-{config.precision}-{dataset.name}-{block}"
-        cache = job.shared / f"{key}-{config.max_length}.safetensors"
+        tokens_sha256 = hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()
+        cache = job.shared / f"{key}-{tokens_sha256[:16]}.safetensors"
         states = _shared_states(cache, backbone, token_ids, block, bar.status)
         if job.work_folder.exists():  # left by a run that failed
             shutil.rmtree(job.work_folder)
@@ -153,13 +156,8 @@ def run_job(job: Job) -> Path:
             epoch_done=bar.epoch,
         )
         # The test part is read here, once, after the state has been selected.
-        logits = class_logits(result.model, states, split.test, states.lengths.tolist())
-        predictions = runs.Predictions(
-            ids=tuple(dataset.examples[i].id for i in split.test),
-            labels=tuple(dataset.label_names[labels[i]] for i in split.test),
-            probabilities=tuple(map(tuple, logits.double().softmax(dim=1).tolist())),
-            label_names=tuple(dataset.label_names),
-        )
+        predictions = _predictions(result, states, dataset, split.test)
+        validation = _predictions(result, states, dataset, split.validation)
         latency = _latency(result, backbone, [token_ids[i] for i in split.test])
     metrics = _metrics(config, result, predictions, latency)
     provenance = {
@@ -181,7 +179,7 @@ def run_job(job: Job) -> Path:
         },
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _publish(job, result, provenance, metrics, predictions)
+    _publish(job, result, provenance, metrics, predictions, validation)
     if isinstance(config.treatment, DendriteConfig) and result.dendrites == 0:
         print(
             f"WARNING: {label} asked for dendrites and kept none: validation never plateaued in "
@@ -189,6 +187,20 @@ def run_job(job: Job) -> Path:
             file=sys.stderr,
         )
     return job.folder
+
+
+@torch.no_grad()
+def _predictions(
+    result: TrainResult, states: HiddenStates, dataset: Dataset, indices: Sequence[int]
+) -> runs.Predictions:
+    """What the selected state says of some examples of the data set."""
+    logits = class_logits(result.model, states, indices, states.lengths.tolist())
+    return runs.Predictions(
+        ids=tuple(dataset.examples[i].id for i in indices),
+        labels=tuple(dataset.label_names[dataset.examples[i].label] for i in indices),
+        probabilities=tuple(map(tuple, logits.double().softmax(dim=1).tolist())),
+        label_names=tuple(dataset.label_names),
+    )
 
 
 def _shared_states(
@@ -279,6 +291,7 @@ def _publish(
     provenance: dict[str, Any],
     metrics: dict[str, Any],
     predictions: runs.Predictions,
+    validation: runs.Predictions,
 ) -> None:
     """Write the run whole beside its place, then put it there; an older run is lost only then."""
     result.model.save(job.work_folder / "adapter.safetensors")
@@ -289,6 +302,7 @@ def _publish(
         metrics=metrics,
         history=history,
         predictions=predictions,
+        validation=validation,
     )
     if job.folder.exists():
         shutil.rmtree(job.folder)

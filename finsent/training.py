@@ -25,12 +25,14 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from finsent.adapters import (
+    STORED_DTYPE,
     LoraPair,
     attach_lora,
     linear_shapes,
     lora_ranks,
     replace_b,
     save_adapter,
+    split_tensor_name,
     trainable_count,
     trainable_tensors,
     whole_model_name,
@@ -39,6 +41,7 @@ from finsent.backbones import Backbone, HiddenStates, pool, token_batches, upper
 from finsent.config import DendriteConfig, MatchedCapacity, TrainConfig
 from finsent.dendrites import DendriteGrower, GrowthError
 from finsent.dendritic_linear import DendriticLinear
+from finsent.stepping import StepRunner
 
 EVALUATION_TOKENS = 8192
 """Padded tokens per evaluation batch."""
@@ -139,6 +142,12 @@ class AdaptedModel:
                 for w, value in zip(weights, saved, strict=True):
                     w.copy_(value)
 
+    def round_to_stored(self) -> None:
+        """Give every trainable tensor the value its file will have."""
+        with torch.no_grad():
+            for tensor in self.tensors().values():
+                tensor.copy_(tensor.to(STORED_DTYPE))
+
     def save(self, path: Path) -> None:
         """Write the adapter file."""
         save_adapter(path, self.tensors(), self.scaling, self.activation)
@@ -198,6 +207,31 @@ def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     return config.learning_rate * (total - step) / max(1, total - warmup)
+
+
+def new_optimizer(
+    model: AdaptedModel, config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable tensors. On CUDA its learning rate is a tensor there, so that a
+    captured step reads the rate of the moment."""
+    on_cuda = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=rate,
+        weight_decay=config.weight_decay,
+        fused=on_cuda,
+        capturable=on_cuda,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the rate without replacing a tensor that a captured step reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
@@ -274,7 +308,7 @@ def _restore(model: AdaptedModel, best: _Best, *, only_ungrown: bool = False) ->
     """
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in best.tensors.items():
-        path, rest = _module_and_tensor(name)
+        path, rest = split_tensor_name(name)
         groups.setdefault(path, {})[rest] = tensor
     modules: dict[str, nn.Module] = {"score": model.head}
     for name, pair in model.pairs.items():
@@ -287,16 +321,6 @@ def _restore(model: AdaptedModel, best: _Best, *, only_ungrown: bool = False) ->
                 module.load(groups[path], trainable=True)
         else:
             module.load_state_dict(groups[path])
-
-
-def _module_and_tensor(name: str) -> tuple[str, str]:
-    """`layers.3.….lora_B.dendrites.0.weight` -> (`layers.3.….lora_B`, `dendrites.0.weight`)."""
-    for part in (".lora_A.", ".lora_B."):
-        if part in name:
-            path, rest = name.split(part, 1)
-            return path + part.rstrip("."), rest
-    path, rest = name.split(".", 1)
-    return path, rest
 
 
 def _logit_share(
@@ -336,6 +360,8 @@ def use_deterministic_kernels(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Filling new tensors with NaN finds bugs in kernels, at a launch for every tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _peak_memory_mb(device: torch.device) -> float:
@@ -384,15 +410,30 @@ def train(
             adopt_grown_modules(model, grower.modules)
             model.activation = config.treatment.activation
 
-        def new_optimizer() -> torch.optim.Optimizer:
-            return torch.optim.AdamW(
-                model.parameters(),
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                fused=device.type == "cuda",
-            )
+        optimizer = new_optimizer(model, config, device)
+        parameters = model.parameters()
+        loss_sum = torch.zeros((), device=device, dtype=torch.float64)
 
-        optimizer = new_optimizer()
+        def one_step(where: Tensor, longest: int) -> None:
+            hidden, last = states.batch(where, longest)
+            with _autocast(config, device):
+                pooled = model.pooled(hidden, last)
+            # Head and loss in fp32, outside autocast.
+            loss = F.cross_entropy(
+                model.head(pooled),
+                device_labels[where],
+                weight=weights,
+                label_smoothing=config.label_smoothing,
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            optimizer.step()
+            # Summed on the device: asking for each value would stall the GPU at every step. A
+            # single NaN or infinity survives the sum.
+            loss_sum.add_(loss.detach())
+
+        run_step = StepRunner(one_step, device)
         steps_per_epoch = math.ceil(len(train_indices) / config.batch_size)
         total_steps = steps_per_epoch * config.epochs
         learning_rate_factor = 1.0
@@ -406,28 +447,16 @@ def train(
 
         for epoch in range(config.epochs):
             epoch_started = time.perf_counter()
-            parameters = model.parameters()
-            loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+            loss_sum.zero_()
             rate = 0.0
-            for batch in epoch_batches(
-                train_indices, lengths, config.batch_size, config.seed, epoch
-            ):
-                where = torch.tensor(batch).to(device, non_blocking=True)
-                hidden, last = states.batch(where, max(lengths[i] for i in batch))
-                with _autocast(config, device):
-                    pooled = model.pooled(hidden, last)
-                # Head and loss in fp32, outside autocast.
-                loss = F.cross_entropy(model.head(pooled), device_labels[where], weight=weights)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            batches = epoch_batches(train_indices, lengths, config.batch_size, config.seed, epoch)
+            # One transfer an epoch; a transfer a step would make every step wait for the host.
+            on_device = torch.tensor([i for batch in batches for i in batch]).to(device)
+            chunks = on_device.split([len(batch) for batch in batches])
+            for batch, where in zip(batches, chunks, strict=True):
                 rate = learning_rate_factor * learning_rate_at(step, total_steps, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
-                # Summed on the device: asking for each value would stall the GPU at every step. A
-                # single NaN or infinity survives the sum.
-                loss_sum += loss.detach()
+                set_learning_rate(optimizer, rate)
+                run_step(where, max(lengths[i] for i in batch))
                 step += 1
                 step_done(1)
 
@@ -463,7 +492,9 @@ def train(
                         best = None
                     dendrites = grown.dendrites
                     learning_rate_factor = config.treatment.learning_rate_factor  # type: ignore[union-attr]
-                    optimizer = new_optimizer()
+                    optimizer = new_optimizer(model, config, device)
+                    parameters = model.parameters()
+                    run_step.reset()
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -482,6 +513,7 @@ def train(
         if best is None:
             raise GrowthError("dendrites were grown but no epoch trained them")
         _restore(model, best)
+        model.round_to_stored()
         if grower is not None:
             grower.draw(folder / "PAI.png")
 
