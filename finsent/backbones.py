@@ -42,6 +42,10 @@ class Recipe:
     prompt_suffix: str = ""
 
 
+CUE = "\nFor the company's share price this news is"
+"""The question Financial PhraseBank's annotators were asked, as a sentence to be completed."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """A named backbone."""
@@ -72,15 +76,9 @@ PRESETS = {
             title="SmolLM2-135M-Instruct",
             licence="Apache-2.0",
             source=lambda progress: str(ensure_embedded(progress=progress)),
-            # 24 of 30 blocks keep the committed adapters small enough for a repository.
-            cuda=Recipe("fp32", last_layers=24, learning_rate=7e-4, batch_size=32),
+            cuda=Recipe("fp32", epochs=6, prompt_suffix=CUE),
             cpu=Recipe(
-                "fp32",
-                last_layers=6,
-                depth=24,
-                pooling="mean",
-                learning_rate=1e-3,
-                batch_size=32,
+                "fp32", last_layers=6, depth=24, learning_rate=1e-3, epochs=6, prompt_suffix=CUE
             ),
         ),
         Preset(

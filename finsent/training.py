@@ -244,6 +244,17 @@ def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
     return torch.where(counts > 0, weights, torch.zeros(()))
 
 
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """`F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)`: scalar.
+
+    Written out because torch's smoothing waits for the device, which a captured step must not.
+    """
+    n_classes = logits.shape[1]
+    targets = F.one_hot(labels, n_classes) * (1 - smoothing) + smoothing / n_classes
+    losses = -(F.log_softmax(logits, dim=1) * targets * weights).sum(dim=1)
+    return losses.sum() / weights[labels].sum()
+
+
 def epoch_batches(
     indices: Sequence[int], lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
@@ -398,7 +409,7 @@ def train(
     all_labels = torch.tensor(labels)
     device_labels = all_labels.to(device)
     validation_labels = all_labels[list(validation_indices)]
-    weights = None
+    weights = torch.ones(n_classes, device=device)
     if config.class_weighted:
         weights = class_weights([labels[i] for i in train_indices], n_classes).to(device)
 
@@ -419,12 +430,8 @@ def train(
             with _autocast(config, device):
                 pooled = model.pooled(hidden, last)
             # Head and loss in fp32, outside autocast.
-            loss = F.cross_entropy(
-                model.head(pooled),
-                device_labels[where],
-                weight=weights,
-                label_smoothing=config.label_smoothing,
-            )
+            logits = model.head(pooled)
+            loss = weighted_loss(logits, device_labels[where], weights, config.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)

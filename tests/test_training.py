@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from finsent import jobs, runs, training
 from finsent.adapters import (
@@ -605,3 +606,27 @@ def test_bad_input_is_a_one_line_error(
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert any(message in line for line in errors), failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_torchs_weighted_smoothed_cross_entropy(smoothing: float) -> None:
+    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 2] * 3)
+    weights = torch.tensor([0.5, 2.0, 1.3])
+    ours = training.weighted_loss(logits, labels, weights, smoothing)
+    theirs = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_a_prompt_suffix_ends_every_text_also_a_cut_one(tiny: Backbone) -> None:
+    texts = ["Profit rose.", "Sales fell in the third quarter. " * 40]
+    plain = tiny.tokenize(texts, 32)
+    ended = tiny.tokenize(texts, 32, " This is")
+    end = tiny.tokenizer(" This is", add_special_tokens=False)["input_ids"]
+    assert end
+    assert all(ids[-len(end) :] == end for ids in ended)
+    assert ended[0] == plain[0] + end
+    assert len(ended[1]) == 32
+    assert ended[1][: -len(end)] == plain[1][: -len(end)]
+    with pytest.raises(BackboneError, match="leaves no room"):
+        tiny.tokenize(texts, 8, " This is" * 20)
