@@ -78,7 +78,12 @@ PRESETS = {
             source=lambda progress: str(ensure_embedded(progress=progress)),
             cuda=Recipe("fp32", epochs=6, prompt_suffix=CUE),
             cpu=Recipe(
-                "fp32", last_layers=6, depth=24, learning_rate=1e-3, epochs=6, prompt_suffix=CUE
+                "fp32",
+                last_layers=6,
+                depth=24,
+                learning_rate=1e-3,
+                batch_size=32,
+                prompt_suffix=CUE,
             ),
         ),
         Preset(
