@@ -6,8 +6,9 @@ which computes the same sum.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def lora_ranks(
     return ranks
 
 
-def attach_lora(upper: Any, lora: LoraConfig, ranks: Mapping[str, int]) -> dict[str, LoraPair]:
+def attach_lora(
+    upper: Any, lora: LoraConfig, ranks: Mapping[str, int], dtype: torch.dtype = torch.float32
+) -> dict[str, LoraPair]:
     """Put peft's LoRA layers into the model in place; returns the trainable pairs by layer path.
 
     The scaling alpha / r is the same for every layer, whatever its rank.
@@ -117,8 +120,8 @@ def attach_lora(upper: Any, lora: LoraConfig, ranks: Mapping[str, int]) -> dict[
     for name, rank in ranks.items():
         layer = upper.get_submodule(name)
         pair = LoraPair(layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME])
-        pair.a.float()
-        pair.b.float()
+        pair.a.to(dtype)
+        pair.b.to(dtype)
         if pair.a.out_features != rank or layer.scaling[_PEFT_NAME] != scaling:
             raise AdapterError(
                 f"{name} got rank {pair.a.out_features} and scaling {layer.scaling[_PEFT_NAME]}, "
@@ -126,6 +129,22 @@ def attach_lora(upper: Any, lora: LoraConfig, ranks: Mapping[str, int]) -> dict[
             )
         pairs[name] = pair
     return pairs
+
+
+def detach_lora(upper: Any, names: Iterable[str]) -> None:
+    """Undo `attach_lora`: the layers of these paths are the frozen ones again."""
+    for name in names:
+        upper.set_submodule(name, upper.get_submodule(name).base_layer)
+
+
+def disable_input_casts(upper: Any, active: bool) -> contextlib.AbstractContextManager[None]:
+    """Inside, if active, LoRA layers take what autocast gives them.
+
+    peft would first copy every input to the adapters' precision, for autocast to copy it back.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    return disable_input_dtype_casting(upper, active=active)
 
 
 def replace_b(upper: Any, name: str, module: nn.Module) -> None:

@@ -203,14 +203,18 @@ def load_backbone(
     source = str(folder) if folder is not None else preset(name).source(progress)
     if progress is not None:
         progress(f"loading {preset(name).title}", 0.0)
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     options: dict[str, Any] = {"dtype": torch.float32 if precision == "fp32" else torch.bfloat16}
     if precision == "nf4":
         options.update(_nf4_options(device))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        decoder = AutoModel.from_pretrained(source, **options)
+        settings = AutoConfig.from_pretrained(source)
+        if getattr(settings, "hidden_act", None) == "gelu_new":
+            # The same function as one kernel, not eight with as many copies kept for the gradient.
+            settings.hidden_act = "gelu_pytorch_tanh"
+        decoder = AutoModel.from_pretrained(source, config=settings, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BackboneError(

@@ -14,6 +14,7 @@ ARMS = ("baseline", "dendritic", "matched")
 many trainable parameters as the dendritic run of the same seed ended with."""
 
 PRECISIONS = ("nf4", "bf16", "fp32")
+ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
 PLACEMENTS = ("lora_B", "score")
 POOLINGS = ("last", "mean")
@@ -134,6 +135,9 @@ class TrainConfig:
     autocast: bool = True
     """Training steps run the blocks under bf16 autocast. Head, loss, weights and evaluation never
     do, so what is reported is what a machine without bf16 would serve."""
+    adapter_precision: str = "fp32"
+    """How LoRA maps and dendrites on them are held, and so what the optimizer updates: fp32 or
+    bf16. The head is always fp32."""
     depth: int | None = None
     """Use only the first D blocks of the backbone (None: all), then its final norm. The top blocks
     of a language model predict tokens; leaving them out saves their time."""
@@ -163,6 +167,11 @@ class TrainConfig:
         _require(
             self.precision in PRECISIONS,
             f"precision must be one of {PRECISIONS}, got {self.precision!r}",
+        )
+        _require(
+            self.adapter_precision in ADAPTER_PRECISIONS,
+            f"adapter_precision must be one of {ADAPTER_PRECISIONS}, got "
+            f"{self.adapter_precision!r}",
         )
         _require(
             self.pooling in POOLINGS, f"pooling must be one of {POOLINGS}, got {self.pooling!r}"

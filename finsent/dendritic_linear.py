@@ -121,9 +121,11 @@ class DendriticLinear(nn.Module):
         outputs: list[Tensor] = []
         for i, drive in enumerate(drives):
             for j in range(i):
-                drive = drive + self.recurrent[str(i)][j] * outputs[j]
+                recurrent = self.recurrent[str(i)][j].to(drive.dtype)
+                drive = torch.addcmul(drive, recurrent, outputs[j])
             outputs.append(self._activate(drive))
-            y = y + output_weights[i] * outputs[i]
+            # In the product's precision: under autocast, fp32 weights would make everything fp32.
+            y = torch.addcmul(y, output_weights[i].to(y.dtype), outputs[i])
         return y
 
     def contribution(self, x: Tensor) -> Tensor:

@@ -17,6 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from finsent import jobs, runs, training
+from finsent.adapted_model import (
+    AdaptedModel,
+    adopt_grown_modules,
+    build_model,
+    growable_maps,
+)
 from finsent.adapters import (
     AdapterBank,
     AdapterError,
@@ -47,6 +53,8 @@ from finsent.config import (
     arm_config,
 )
 from finsent.data import load_dataset, make_split
+from finsent.dendrites import DendriteGrower
+from finsent.progress import Validation
 
 CPU = torch.device("cpu")
 BASE = TrainConfig(
@@ -133,23 +141,23 @@ def test_growth_starts_from_one_whole_epoch(
         "learning_rate_at",
         lambda step, total, c: original(step, total, c) * (100 if 26 <= step < 39 else 1),
     )
-    validations: list[training.Validation] = []
+    validations: list[Validation] = []
     kept: list[dict[str, torch.Tensor]] = []
-    snapshot = training._snapshot
+    validate = training.validate
     monkeypatch.setattr(
         training,
-        "_snapshot",
-        lambda model, v: (validations.append(v), snapshot(model, v))[1],
+        "validate",
+        lambda *given: (validations.append(validate(*given)), validations[-1])[1],
     )
-    restore = training._restore
+    restore = AdaptedModel.restore
 
     def spy(model: Any, best: Any, *, only_ungrown: bool = False) -> None:
         restore(model, best, only_ungrown=only_ungrown)
         if only_ungrown:
-            kept.append({n: t.detach().clone() for n, t in model.tensors().items()})
-            kept.append(best.tensors)
+            kept.append(model.snapshot())
+            kept.append(best)
 
-    monkeypatch.setattr(training, "_restore", spy)
+    monkeypatch.setattr(AdaptedModel, "restore", spy)
     config = replace(BASE, epochs=5, treatment=DendriteConfig(patience=1))
     training.train(
         config,
@@ -228,12 +236,11 @@ def test_several_dendrites_on_the_head_alone(tmp_path: Path, tiny_environment: N
 def test_a_selected_state_with_fewer_dendrites_than_the_last_is_restored(
     tiny: Backbone, tmp_path: Path
 ) -> None:
-    model = training.build_model(BASE, tiny, 3)
-    maps = training.growable_maps(model, ("score",))
-    validation = training.Validation(0, 0.5, 0.5, 1.0)
-    with training.DendriteGrower(maps, DendriteConfig(patience=1), CPU, tmp_path) as grower:
-        training.adopt_grown_modules(model, grower.modules)
-        before = training._snapshot(model, validation)
+    model = build_model(BASE, tiny, 3)
+    maps = growable_maps(model, ("score",))
+    with DendriteGrower(maps, DendriteConfig(patience=1), CPU, tmp_path) as grower:
+        adopt_grown_modules(model, grower.modules)
+        before = model.snapshot()
         expected = {n: t.clone() for n, t in model.tensors().items()}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for score in (0.5, 0.6, 0.4):
@@ -242,7 +249,7 @@ def test_a_selected_state_with_fewer_dendrites_than_the_last_is_restored(
         with torch.no_grad():
             for tensor in model.tensors().values():
                 tensor += 1.0
-        training._restore(model, before)
+        model.restore(before)
     assert model.head.n_dendrites == 0
     assert {n: t.tolist() for n, t in model.tensors().items()} == {
         n: t.tolist() for n, t in expected.items()
