@@ -120,6 +120,29 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class FileTokenizer:
+    """The tokenizer of a model folder without transformers, which takes seconds to import."""
+
+    def __init__(self, folder: Path, max_length: int) -> None:
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise BackboneError(f"{folder} has no tokenizer.json")
+        self._name = folder.name
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length)
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """Token ids of each text, and whether it was cut. BackboneError on no tokens."""
+        found = self._tokenizer.encode_batch(list(texts))
+        for text, encoding in zip(texts, found, strict=True):
+            if not encoding.ids:
+                raise BackboneError(f"the tokenizer of {self._name} makes no token of {text!r}")
+        return [(encoding.ids, bool(encoding.overflowing)) for encoding in found]
+
+
 @dataclass
 class Backbone:
     """A frozen decoder without a language-modelling head, with its tokenizer."""
@@ -270,13 +293,16 @@ def _sync_config(decoder: Any, first: int) -> None:
 
 def _fingerprint(source: str, decoder: Any) -> str:
     folder = Path(source)
-    if not folder.is_dir():
-        commit = getattr(decoder.config, "_commit_hash", None)
-        if commit is None:
-            raise BackboneError(
-                f"{source!r} came without a commit hash; use a local folder instead"
-            )
-        return f"commit:{commit}"
+    if folder.is_dir():
+        return folder_sha256(folder)
+    commit = getattr(decoder.config, "_commit_hash", None)
+    if commit is None:
+        raise BackboneError(f"{source!r} came without a commit hash; use a local folder instead")
+    return f"commit:{commit}"
+
+
+def folder_sha256(folder: Path) -> str:
+    """Identifies the weights in a model folder."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return tensors_sha256(files[0])

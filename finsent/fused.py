@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -193,7 +193,7 @@ class FusedDecoder(nn.Module):
         deltas: list[dict[str, _Delta]] = []
         for index, block in enumerate(self.blocks):
             deltas.append({})
-            for product, parts in block.parts.items():
+            for product, parts in cast(_Block, block).parts.items():
                 found = []
                 for path, part in parts.items():
                     trained = left.pop(f"layers.{index}.{path}", None)
