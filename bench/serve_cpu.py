@@ -40,11 +40,10 @@ from finsent.data import load_dataset, make_split
 from finsent.engines import TorchEngine
 from finsent.latency import time_interleaved
 from finsent.openvino_engine import CLOSE_CALL, OpenVinoEngine
-from finsent.runs import find_runs, read_json, write_json
+from finsent.runs import Run, find_runs, read_json, write_json
 from finsent.weights import default_cache_dir
 
 RESULTS = ROOT / "bench/results/serve_cpu.json"
-ARTIFACTS = ROOT / "artifacts/smollm2-135m/allagree"
 SENTENCES = 60
 ROUNDS = 2
 
@@ -53,7 +52,7 @@ class Models:
     """The same arms on transformers' eager fp32 and on OpenVINO."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.runs = [r for r in find_runs(ARTIFACTS) if r.seed in seeds]
+        self.runs = [r for r in find_runs(ROOT / "artifacts") if _chosen(r, seeds)]
         config = TrainConfig.from_dict(self.runs[0].config["config"])
         folder = Path(preset("smollm2-135m").source(None))
         self.tokenize = FileTokenizer(folder, config.max_length)
@@ -81,6 +80,10 @@ class Models:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
         return [ids for ids, _ in self.tokenize(texts)]
+
+
+def _chosen(run: Run, seeds: Sequence[int]) -> bool:
+    return (run.backbone, run.dataset) == ("smollm2-135m", "allagree") and run.seed in seeds
 
 
 def latency() -> dict[str, Any]:
@@ -212,7 +215,9 @@ def startup() -> dict[str, Any]:
     return {
         "seconds_to_ui": float(np.median(pages)),
         "seconds_to_first_prediction": float(np.median(answers)),
-        "startup_seconds_each": [[round(a, 2), round(b, 2)] for a, b in zip(pages, answers)],
+        "startup_seconds_each": [
+            [round(a, 2), round(b, 2)] for a, b in zip(pages, answers, strict=True)
+        ],
     }
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from finsent.batching import BusyError
 from finsent.config import ARMS
 from finsent.data import DATASETS
 from finsent.latency import RollingWindow
@@ -412,9 +413,12 @@ class ModelService:
         def switch() -> None:
             comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
 
-        with self._turns.take(selection, switch):
-            result = comparer.compare(text)
-            device = comparer.device_name
+        try:
+            with self._turns.take(selection, switch):
+                result = comparer.compare(text)
+                device = comparer.device_name
+        except BusyError as error:
+            raise ServiceError(str(error)) from error
         rolling = {p.arm: self._remember(selection, p, result) for p in result.predictions}
         title = backbone_title(selection.backbone)
         self._status = Status("ready", f"{title} on {device}")
