@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finsent.config import ConfigError, LoraConfig, MatchedCapacity
-from finsent.dendritic_linear import DendriticLinear
+from finsent.dendritic_linear import DendriticLinear, FusedDendriticLinear
 
 _PEFT_NAME = "default"
 _FORMAT = "finsent-adapter-1"
@@ -230,7 +230,7 @@ def load_adapter(path: Path) -> Adapter:
 class AdaptedLinear(nn.Module):
     """A frozen linear layer with any number of adapters, one of them (or none) switched on.
 
-    Input (..., in), output (..., out): base(x) + scaling * B(A x).
+    Input (..., in), output (..., out): base(x) + scaling * B(A x); the scaling is part of `up`.
     """
 
     def __init__(self, base: Any) -> None:
@@ -238,7 +238,6 @@ class AdaptedLinear(nn.Module):
         self.base = base
         self.down = nn.ParameterDict()
         self.up = nn.ModuleDict()
-        self.scaling: dict[str, float] = {}
         self.active: str | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -248,7 +247,7 @@ class AdaptedLinear(nn.Module):
             return y
         a = self.down[self.active]
         z = nn.functional.linear(x.to(a.dtype), a)
-        return (y + self.up[self.active](z) * self.scaling[self.active]).to(y.dtype)
+        return (y + self.up[self.active](z)).to(y.dtype)
 
 
 class AdapterBank:
@@ -257,7 +256,7 @@ class AdapterBank:
     def __init__(self, decoder: Any) -> None:
         self._decoder = decoder
         self._layers: dict[str, AdaptedLinear] = {}
-        self._heads: dict[str, DendriticLinear] = {}
+        self._heads: dict[str, FusedDendriticLinear] = {}
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Attach an adapter. AdapterError when its layers or shapes do not fit the decoder."""
@@ -272,18 +271,17 @@ class AdapterBank:
                     f"the backbone {expected[0]} -> {expected[1]}: it was trained on another one"
                 )
             layer.down[name] = nn.Parameter(a.to(device), requires_grad=False)
-            layer.up[name] = b.to(device)
-            layer.scaling[name] = adapter.scaling
-        self._heads[name] = adapter.head.to(device)
+            layer.up[name] = b.fused(adapter.scaling).to(device)
+        self._heads[name] = adapter.head.fused().to(device)
 
     def remove(self, name: str) -> None:
         """Drop an adapter's tensors. KeyError when there is none of that name."""
         del self._heads[name]
         for layer in self._layers.values():
             if name in layer.up:
-                del layer.down[name], layer.up[name], layer.scaling[name]
+                del layer.down[name], layer.up[name]
 
-    def activate(self, name: str) -> DendriticLinear:
+    def activate(self, name: str) -> FusedDendriticLinear:
         """Switch every adapted layer to one adapter and return its score head."""
         for layer in self._layers.values():
             layer.active = name

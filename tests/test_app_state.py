@@ -125,12 +125,6 @@ def test_empty_artifacts_are_explained(tmp_path: Path) -> None:
         service.default_selection()
 
 
-def test_rolling_percentile_is_nearest_rank() -> None:
-    rolling = state.rolling_stats([float(n) for n in range(1, 101)])
-    assert (rolling.n, rolling.median_ms, rolling.p95_ms) == (100, 50.5, 95.0)
-    assert state.rolling_stats([7.0]).p95_ms == 7.0
-
-
 @pytest.mark.parametrize(
     ("a", "b", "agree", "said"),
     [

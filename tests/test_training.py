@@ -54,6 +54,7 @@ from finsent.config import (
 )
 from finsent.data import load_dataset, make_split
 from finsent.dendrites import DendriteGrower
+from finsent.engines import TorchEngine
 from finsent.progress import Validation
 
 CPU = torch.device("cpu")
@@ -431,7 +432,9 @@ def test_nf4_trains_and_serves(tmp_path: Path, tiny_environment: None) -> None:
     run = runs.read_run(folder)
     assert run.metrics["dendrites"] == 1
     served = Classifier.from_artifacts(folder.parent.parent, "dendritic", 0, device=CPU)
-    linear = served._comparer.backbone.decoder.layers[0].self_attn.q_proj
+    engine = served._comparer.engine
+    assert isinstance(engine, TorchEngine)
+    linear = engine.backbone.decoder.layers[0].self_attn.q_proj
     assert type(linear).__name__ == "Linear4bit"
     texts = {e.id: e.text for e in load_dataset("sample").examples}
     predictions = run.read_predictions()
@@ -462,14 +465,14 @@ def test_one_base_serves_all_arms_and_switches(
     folder = trained["baseline"].folder.parent.parent
     text = "The miner warned that profit would halve."
     comparer = Comparer.from_artifacts(folder, 0, tuple(trained), device=CPU)
-    base = comparer.backbone.decoder
+    base = comparer.engine
     together = comparer.compare(text)
     assert [p.arm for p in together.predictions] == list(trained)
     assert len({p.probabilities for p in together.predictions}) == 3
     assert all(p.latency_ms > 0 for p in together.predictions)
     assert not together.truncated
     comparer.use(folder, 0, ("matched",))
-    assert comparer.backbone.decoder is base
+    assert comparer.engine is base
     alone = comparer.compare(text).predictions
     assert alone[0].probabilities == together.predictions[2].probabilities
 

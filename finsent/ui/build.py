@@ -29,7 +29,10 @@ from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
 
 TITLE = "finsent: do dendrites help?"
 STATUS_SECONDS = 0.7
-QUEUE_SIZE = 64
+QUEUE_SIZE = 256
+CONCURRENT_USERS = 64
+"""Calls that may reach the model at once; it answers them in batches. More wait their turn, and
+beyond QUEUE_SIZE they are told that the queue is full."""
 
 _MASTHEAD = """
 <header class="fs-head">
@@ -163,7 +166,7 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None)
     host, port: None leaves them to GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, then to gradio.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=1)
+    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENT_USERS)
     demo.launch(
         server_name=host,
         server_port=port,

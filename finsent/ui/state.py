@@ -6,16 +6,18 @@ background thread so that the page is up at once, and answers when the model is 
 
 from __future__ import annotations
 
-import statistics
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from finsent.batching import BusyError
 from finsent.config import ARMS
 from finsent.data import DATASETS
+from finsent.latency import RollingWindow
 from finsent.runs import ArtifactError, Run, find_runs, read_json, slug
 
 LARGE_BACKBONE = "phi-2"
@@ -62,6 +64,10 @@ class ComparisonResult(Protocol):
     def predictions(self) -> Sequence[ArmPrediction]: ...
     @property
     def label_names(self) -> Sequence[str]: ...
+    @property
+    def queue_ms(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
 
 
 class Comparer(Protocol):
@@ -260,16 +266,52 @@ class Outcome:
     device_name: str
 
 
-def rolling_stats(latencies_ms: Sequence[float]) -> Rolling:
-    """Median and nearest-rank 95th percentile of at least one time."""
-    ordered = sorted(latencies_ms)
-    rank = -(-95 * len(ordered) // 100)
-    return Rolling(len(ordered), statistics.median(ordered), ordered[rank - 1])
+class _Turns:
+    """Any number of calls at once for one selection; another selection waits for them to end.
+
+    Newcomers queue behind a selection that is waiting, so that none waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+        self._running = 0
+        self._selection: Selection | None = None
+
+    @contextlib.contextmanager
+    def take(self, selection: Selection, switch: Callable[[], None]) -> Iterator[None]:
+        """Inside, `selection` is the one in use; `switch` makes it so where it is not."""
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.wait_for(
+                lambda: (
+                    self._queue[0] is ticket
+                    and (self._running == 0 or self._selection == selection)
+                )
+            )
+            try:
+                if self._selection != selection:
+                    # A switch that fails half-way must not pass for the old selection.
+                    self._selection = None
+                    switch()
+                    self._selection = selection
+                self._running += 1
+            finally:
+                self._queue.popleft()
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
 
 
 @dataclass
 class ModelService:
-    """The one model in memory. Thread-safe; selections of different visitors take turns."""
+    """The one model in memory. Thread-safe: calls for one selection are answered together, other
+    selections take turns."""
 
     catalog: Catalog
     factory: ComparerFactory
@@ -277,13 +319,13 @@ class ModelService:
     choice: Choice | None = None
     _status: Status = field(default_factory=lambda: Status("starting", "Starting"))
     _comparer: Comparer | None = None
-    _current: Selection | None = None
     _chosen: threading.Event = field(default_factory=threading.Event)
     _settled: threading.Event = field(default_factory=threading.Event)
-    _model: threading.Lock = field(default_factory=threading.Lock)
+    _turns: _Turns = field(default_factory=_Turns)
+    _times: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
-    _latencies: dict[tuple[str, str, int, str], deque[float]] = field(default_factory=dict)
+    _latencies: dict[tuple[str, str, int, str], RollingWindow] = field(default_factory=dict)
 
     @property
     def status(self) -> Status:
@@ -324,14 +366,11 @@ class ModelService:
             self._chosen.set()
             selection = self.catalog.select(self.choice.backbone)
             self._status = Status("loading", "Importing the model library")
-            with self._model:
-                self._comparer = self.factory(
-                    self.catalog.folder(selection),
-                    selection.seed,
-                    selection.arms,
-                    self._report,
-                )
-                self._current = selection
+            comparer = self.factory(
+                self.catalog.folder(selection), selection.seed, selection.arms, self._report
+            )
+            with self._turns.take(selection, lambda: None):
+                self._comparer = comparer
             title = backbone_title(selection.backbone)
             self._status = Status("ready", f"{title} on {self._comparer.device_name}")
         except Exception as error:
@@ -367,23 +406,34 @@ class ModelService:
         Raises ServiceError when there is no model, and what Comparer.compare raises.
         """
         self._settled.wait()
-        with self._model:
-            if self._comparer is None:
-                raise ServiceError(self._status.message)
-            if selection != self._current:
-                # A switch that fails half-way must not pass for the old selection.
-                self._current = None
-                self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
-                self._current = selection
-            result = self._comparer.compare(text)
-            rolling = {p.arm: self._remember(selection, p) for p in result.predictions}
-            device = self._comparer.device_name
+        comparer = self._comparer
+        if comparer is None:
+            raise ServiceError(self._status.message)
+
+        def switch() -> None:
+            comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
+
+        try:
+            with self._turns.take(selection, switch):
+                result = comparer.compare(text)
+                device = comparer.device_name
+        except BusyError as error:
+            raise ServiceError(str(error)) from error
+        rolling = {p.arm: self._remember(selection, p, result) for p in result.predictions}
         title = backbone_title(selection.backbone)
         self._status = Status("ready", f"{title} on {device}")
         return Outcome(selection, result, rolling, device)
 
-    def _remember(self, selection: Selection, prediction: ArmPrediction) -> Rolling:
+    def _remember(
+        self, selection: Selection, prediction: ArmPrediction, result: ComparisonResult
+    ) -> Rolling:
         key = (selection.backbone, selection.dataset, selection.seed, prediction.arm)
-        recent = self._latencies.setdefault(key, deque(maxlen=RECENT_CALLS))
-        recent.append(prediction.latency_ms)
-        return rolling_stats(recent)
+        with self._times:
+            recent = self._latencies.setdefault(key, RollingWindow(RECENT_CALLS))
+            stats = recent.stats()
+            # The time of a batch is no sentence's latency; the first call has nothing else.
+            if result.batch_size == 1 or stats is None:
+                recent.add(prediction.latency_ms)
+                stats = recent.stats()
+        assert stats is not None
+        return Rolling(stats.n, stats.p50_ms, stats.p95_ms)
