@@ -37,7 +37,7 @@ def trace(figure: go.Figure, name: str) -> Any:
 
 def test_every_panel_draws_every_run_as_recorded(runs: list[Run]) -> None:
     figures = charts.curve_figures(runs)
-    assert set(figures) == {"loss", "accuracy", "macro_f1", "learning_rate"}
+    assert set(figures) == {"loss", "accuracy", "macro_f1", "learning_rate", "parameters"}
     for panel in charts.PANELS:
         for run in runs:
             style = charts.ARM_STYLES[run.arm]
@@ -75,7 +75,7 @@ def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> N
 
 
 def test_growth_stays_on_the_mean_line_when_seeds_are_hidden(runs: list[Run]) -> None:
-    figure = charts.curve_figures(runs, show_seeds=False)["loss"]
+    figure = charts.curve_figures(runs, view=charts.CurveView(seeds="mean"))["loss"]
     mean, stars = trace(figure, "Dendritic, mean of 2 seeds"), trace(figure, "Dendritic, growth")
     assert list(stars.y) == [mean.y[GROWTH_EPOCH]]
     assert not [t for t in figure.data if t.name == "Dendritic, seed 0"]

@@ -159,6 +159,10 @@ class Catalog:
         names = sorted({run.dataset for run in self.runs if slug(run.backbone) == backbone})
         return sorted(names, key=dataset_order)
 
+    def all_datasets(self) -> list[str]:
+        """Names of the data sets with runs of any backbone, the benchmark's main ones first."""
+        return sorted({run.dataset for run in self.runs}, key=dataset_order)
+
     def seeds(self, backbone: str, dataset: str) -> list[int]:
         """Seeds with at least one arm."""
         return sorted({run.seed for run in self.of(backbone, dataset)})

@@ -1,0 +1,34 @@
+"""Clicks inside a piece of HTML, told to Python.
+
+A button with `data-send="…"` inside an `interactive_html` component triggers its `click` event;
+`sent(event)` is what it carried. The buttons are ordinary ones, so the keyboard works them too.
+"""
+
+from __future__ import annotations
+
+import gradio as gr
+
+_SEND_JS = """
+let last = null;
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-send]');
+  if (button) { last = button.dataset.send; trigger('click', {sent: last}); }
+});
+// New contents replace the button that has the focus: give it back to its successor.
+watch('value', () => {
+  const focused = document.activeElement;
+  if (last !== null && (focused === document.body || focused === null)) {
+    element.querySelector(`button[data-send="${CSS.escape(last)}"]`)?.focus();
+  }
+});
+"""
+
+
+def interactive_html(value: str, elem_id: str) -> gr.HTML:
+    """HTML whose `button[data-send]` elements trigger the component's `click` event."""
+    return gr.HTML(value, elem_id=elem_id, js_on_load=_SEND_JS)
+
+
+def sent(event: gr.EventData) -> str:
+    """The `data-send` of the button that was clicked; empty for a click that carried none."""
+    return str(getattr(event, "sent", ""))
