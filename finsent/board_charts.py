@@ -78,8 +78,7 @@ def pareto_figure(arms: Sequence[Entry], rows: Sequence[Entry], cost: Cost) -> g
         line={"color": "#888888", "width": 1.2, "dash": "dash"},
         hoverinfo="skip",
     )
-    room = _room(arms, rows, cost)
-    middle = sum(room) / 2
+    several = len({arm["backbone"] for arm in arms}) > 1
     for arm, (x, y) in zip(arms, points, strict=True):
         style = ARM_STYLES.get(arm["arm"], _OTHER)
         name = f"{arm['backbone']}, {arm['arm']}"
@@ -99,12 +98,10 @@ def pareto_figure(arms: Sequence[Entry], rows: Sequence[Entry], cost: Cost) -> g
         figure.add_scatter(
             x=[x],
             y=[y],
-            mode="markers+text",
+            mode="markers+text" if several else "markers",
             name=name,
-            text=[style.title or arm["arm"]],
-            # Towards the middle, where there is room on a narrow screen too.
-            textposition="top left" if x > middle else "top right",
-            textfont={"size": 12},
+            text=[arm["backbone"]] if several else None,
+            textposition="top right",
             marker={"symbol": style.symbol, "size": 12, "color": style.colour},
             error_y={
                 "type": "data",
@@ -128,7 +125,7 @@ def pareto_figure(arms: Sequence[Entry], rows: Sequence[Entry], cost: Cost) -> g
         )
     style_figure(figure, height=360)
     figure.update_layout(hovermode="closest")
-    figure.update_xaxes(title_text=cost.axis, range=room, nticks=7)
+    figure.update_xaxes(title_text=cost.axis, range=_room(arms, rows, cost), nticks=7)
     if cost.key == "trainable_params":
         figure.update_xaxes(tickformat="~s")
     figure.update_yaxes(tickformat="~%", title_text="macro-F1, test")

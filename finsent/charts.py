@@ -6,6 +6,7 @@ have no background of their own, so they sit on a light or a dark page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -369,8 +370,9 @@ def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
         figure.update_xaxes(dtick=_epoch_step(figure))
     figure.update_yaxes(nticks=6)
     if view.log and panel.logarithmic:
-        # One label a decade where there are several, else 1, 2 and 5 of each.
-        figure.update_yaxes(type="log", dtick="D2", exponentformat="e", nticks=None)
+        figure.update_yaxes(
+            type="log", dtick=_log_step(figure), exponentformat="e", minexponent=2, nticks=None
+        )
         return
     if panel.number_format.endswith("%"):
         # "~": 97.5 % keeps its half, 95 % gets no zero.
@@ -381,6 +383,12 @@ def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
         figure.update_yaxes(tickformat="~s", rangemode="tozero")
     else:
         figure.update_yaxes(rangemode="tozero")
+
+
+def _log_step(figure: go.Figure) -> int | str:
+    """One label a decade where there are several, else 1, 2 and 5 of each."""
+    values = [value for trace in figure.data for value in trace.y if value > 0]
+    return 1 if math.log10(max(values) / min(values)) > 1.5 else "D2"
 
 
 def _epoch_step(figure: go.Figure) -> int:

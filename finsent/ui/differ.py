@@ -29,6 +29,7 @@ from finsent.disagreements import (
 from finsent.ui.events import interactive_html, sent
 from finsent.ui.markup import (
     LABEL_MARKS,
+    arms_legend,
     count,
     notice,
     percent,
@@ -336,7 +337,7 @@ class DifferTab:
         scores = self._scores(first.backbone, first.dataset)
         gr.HTML("<h2>How each arm errs</h2>")
         confusion = gr.HTML(scores[0], elem_id="confusions")
-        with gr.Row(elem_classes="fs-panels"):
+        with gr.Row(elem_classes="fs-panels fs-uneven"):
             with gr.Column(elem_classes="fs-panel", min_width=0):
                 gr.HTML('<h2>Reliability <span class="fs-quiet">test, all seeds</span></h2>')
                 legend = gr.HTML(scores[1], elem_id="reliability-legend")
@@ -477,13 +478,12 @@ class DifferTab:
                 "`python train_models.py leaderboard`.",
             )
             return newer, "", None, "", ""
-        legend = "".join(
-            f"<li>{swatch(arm['arm'])}{escape(ARM_STYLES[arm['arm']].title)}</li>" for arm in arms
-        )
         return (
             confusions_html(arms, runs[0].label_names),
-            f'<ul class="fs-legend">{legend}<li class="fs-quiet">below the dashed line: '
-            "overconfident; bars: answers in the bin</li></ul>",
+            arms_legend(
+                [arm["arm"] for arm in arms],
+                "below the dashed line: overconfident; bars: answers in the bin",
+            ),
             reliability_figure(arms),
             per_class_html(arms),
             by_agreement_html(arms),

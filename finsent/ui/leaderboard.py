@@ -20,6 +20,7 @@ from finsent.exports import arms_csv
 from finsent.runs import canonical_json, write_bytes_atomically
 from finsent.ui.events import interactive_html, sent
 from finsent.ui.markup import (
+    arms_legend,
     count,
     milliseconds,
     notice,
@@ -234,7 +235,12 @@ class Filters:
 
     def _found(self, *texts: str) -> bool:
         everything = " ".join(texts).casefold()
-        return all(word in everything for word in self.search.casefold().split())
+        words = everything.split()
+        # A bare number is a seed or a size, not a part of 70/15/15.
+        return all(
+            word in (words if word.isdecimal() else everything)
+            for word in self.search.casefold().split()
+        )
 
 
 def run_entry(row: Entry) -> dict[str, Any]:
@@ -528,7 +534,7 @@ def _reference_row(reference: Entry, note: str) -> list[str]:
 
 
 def pareto(board: Board, filters: Filters, cost_key: str) -> tuple[Any, str]:
-    """The chart of cost against score and the remark below it; no chart when there is no cost."""
+    """The chart of cost against score and what stands below it; no chart without a cost."""
     cost = next(cost for cost in COSTS if cost.key == cost_key)
     arms = [arm for arm in board["arms"] if filters.own(arm)]
     rows = [row for row in board["rows"] if filters.own({**row, "seeds": [row["seed"]]})]
@@ -537,10 +543,11 @@ def pareto(board: Board, filters: Filters, cost_key: str) -> tuple[Any, str]:
     except ChartError as error:
         return None, notice("No chart.", str(error))
     return figure, (
-        '<p class="fs-quiet">Up and to the left is better. Vertical whiskers: 95&#8239;% interval '
-        "of macro-F1; horizontal: standard deviation over seeds; faint marks: single seeds. The "
-        "dashed line joins the arms that none beats on both means, which is no claim that they "
-        "differ: the verdicts above say whether they do.</p>"
+        arms_legend([arm for arm in ARMS if any(entry["arm"] == arm for entry in arms)])
+        + '<p class="fs-quiet">Up and to the left is better. Vertical whiskers: 95&#8239;% '
+        "interval of macro-F1; horizontal: standard deviation over seeds; faint marks: single "
+        "seeds. The dashed line joins the arms that none beats on both means, which is no claim "
+        "that they differ: the verdicts above say whether they do.</p>"
     )
 
 
