@@ -30,17 +30,24 @@ pytestmark = pytest.mark.skipif(
     not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
 )
 TITLES = {"allagree": "AllAgree", "50agree": "50Agree", "sample": "Sample"}
+SIZES = {"allagree": 340, "50agree": 340, "sample": 60}
+"""Test sentences a seed."""
 WITHOUT_DENDRITES = 2
 
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_artifacts(
-        tmp_path_factory.mktemp("evidence") / "artifacts",
-        backbones=("smollm2-135m",),
-        datasets=tuple(TITLES),
-        without_dendrites=(WITHOUT_DENDRITES,),
-    )
+    root = tmp_path_factory.mktemp("evidence") / "artifacts"
+    for dataset, size in SIZES.items():
+        make_artifacts(
+            root,
+            backbones=("smollm2-135m",),
+            datasets=(dataset,),
+            n_test=size,
+            without_dendrites=(WITHOUT_DENDRITES,),
+            publish=dataset == list(SIZES)[-1],
+        )
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +86,14 @@ def pick(page: Page, elem_id: str, option: str) -> None:
 
 def drawn(chart: Locator) -> None:
     """A Plotly chart with ink in it and a size on the page."""
-    chart.locator(".scatterlayer .trace path").first.wait_for()
-    box = chart.locator(".main-svg").first.bounding_box()
-    assert box is not None
-    assert box["width"] > 300
-    assert box["height"] > 200
+    # Attached, not visible: a level line has no height, which counts as invisible.
+    chart.locator(".scatterlayer .trace path").first.wait_for(state="attached")
+    expect(chart.locator(".main-svg").first).to_be_visible()
+    size: list[float] = chart.locator(".main-svg").first.evaluate(
+        "svg => [svg.getBoundingClientRect().width, svg.getBoundingClientRect().height]"
+    )
+    assert size[0] > 300
+    assert size[1] > 200
 
 
 def data_of(chart: Locator) -> list[dict[str, Any]]:
@@ -266,7 +276,7 @@ def test_every_curve_is_drawn_and_follows_its_controls(watched: Watched) -> None
     )
     for arm in ("Baseline", "Dendritic"):
         page.locator("#curves-arms").get_by_label(arm).uncheck()
-    expect(page.get_by_text("Tick at least one arm")).to_be_visible()
+    expect(page.locator("#curves-legend")).to_contain_text("Tick at least one arm")
 
 
 def test_curves_hold_the_numbers_of_the_history(watched: Watched, artifacts: Path) -> None:
@@ -420,6 +430,17 @@ def test_tabs_open_at_once(watched: Watched) -> None:
             open_tab(watched.page, TABS[0])
             times.append(open_tab(watched.page, tab))
         assert sorted(times)[1] < 0.2, tab
+
+
+def test_no_width_scrolls_sideways(watched: Watched) -> None:
+    page = watched.page
+    page.set_viewport_size({"width": 1440, "height": 900})
+    for tab in TABS:
+        open_tab(page, tab)
+        for width in (1440, 1024, 768, 560, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(60)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab, width)
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

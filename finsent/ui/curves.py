@@ -228,7 +228,8 @@ def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
             wanted = catalog.select(backbone, dataset)
             found = catalog.of(wanted.backbone, wanted.dataset)
             if not any(run.arm in shown for run in found):
-                raise gr.Error("Tick at least one arm that has runs here.", print_exception=False)
+                said = notice("Nothing to draw.", "Tick at least one arm that has runs here.")
+                return [gr.skip(), gr.skip(), said, *[gr.skip()] * (len(PANELS) + 1)]
             drawn, said = (
                 curve_figures(found, arms=shown, view=view),
                 legend_html(shown, found, view),
