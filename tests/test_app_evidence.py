@@ -219,7 +219,7 @@ def test_cost_chart_follows_its_controls(watched: Watched, board: dict[str, Any]
             assert point["y"] == [arm["mean"]["macro_f1"]]
             assert point["x"] == [arm["mean"][cost.key]]
     page.locator("#board-arms").get_by_label("Dendritic").uncheck()
-    expect(page.locator("#pareto-note .fs-legend")).not_to_contain_text("Dendritic")
+    expect(page.locator("#pareto-legend")).not_to_contain_text("Dendritic")
 
 
 def test_downloads_come_on_the_first_click(

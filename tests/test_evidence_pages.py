@@ -13,6 +13,7 @@ import pytest
 from finsent import citations
 from finsent.config import ARMS
 from finsent.exports import arms_csv
+from finsent.runs import ArtifactError
 from finsent.ui import about, curves, differ, leaderboard, markup, state
 from finsent.ui.leaderboard import PER_RUN, Filters
 from tests.app_fixtures import app_artifacts as app_artifacts
@@ -34,6 +35,12 @@ ALLAGREE = Filters("allagree")
 
 def arms_in(html: str) -> list[str]:
     return [name.lower() for name in re.findall(r"</svg>(\w+)</span>", html)]
+
+
+def test_a_board_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "leaderboard.json").write_text('{"arms": [{"arm": "baseline"}]}')
+    with pytest.raises(ArtifactError, match=r"lack by_agreement.*train_models.py leaderboard"):
+        state.Catalog.read(tmp_path)
 
 
 # ------------------------------------------------------------------------------------- leaderboard

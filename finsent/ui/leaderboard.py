@@ -533,21 +533,25 @@ def _reference_row(reference: Entry, note: str) -> list[str]:
 # -------------------------------------------------------------------------------------------- tab
 
 
-def pareto(board: Board, filters: Filters, cost_key: str) -> tuple[Any, str]:
-    """The chart of cost against score and what stands below it; no chart without a cost."""
+def pareto(board: Board, filters: Filters, cost_key: str) -> tuple[str, Any, str]:
+    """Legend, chart of cost against score and the remark below; no chart without a cost."""
     cost = next(cost for cost in COSTS if cost.key == cost_key)
     arms = [arm for arm in board["arms"] if filters.own(arm)]
     rows = [row for row in board["rows"] if filters.own({**row, "seeds": [row["seed"]]})]
     try:
         figure = pareto_figure(arms, rows, cost)
     except ChartError as error:
-        return None, notice("No chart.", str(error))
-    return figure, (
-        arms_legend([arm for arm in ARMS if any(entry["arm"] == arm for entry in arms)])
-        + '<p class="fs-quiet">Up and to the left is better. Vertical whiskers: 95&#8239;% '
-        "interval of macro-F1; horizontal: standard deviation over seeds; faint marks: single "
-        "seeds. The dashed line joins the arms that none beats on both means, which is no claim "
-        "that they differ: the verdicts above say whether they do.</p>"
+        return "", None, notice("No chart.", str(error))
+    legend = arms_legend([arm for arm in ARMS if any(entry["arm"] == arm for entry in arms)])
+    return (
+        legend,
+        figure,
+        (
+            '<p class="fs-quiet">Up and to the left is better. Vertical whiskers: 95&#8239;% '
+            "interval of macro-F1; horizontal: standard deviation over seeds; faint marks: single "
+            "seeds. The dashed line joins the arms that none beats on both means, which is no "
+            "claim that they differ: the verdicts above say whether they do.</p>"
+        ),
     )
 
 
@@ -564,6 +568,9 @@ def add_leaderboard_tab(catalog: Catalog) -> None:
         )
         return
     _Tab(catalog, board).draw()
+
+
+_QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 
 
 def _split(values: Sequence[Any]) -> tuple[Filters, Sequence[Any]]:
@@ -601,13 +608,15 @@ class _Tab:
                 label="Macro-F1 against",
                 elem_id="board-cost",
             )
-        figure, remark = pareto(self.board, self.first, COSTS[0].key)
+        named, figure, remark = pareto(self.board, self.first, COSTS[0].key)
+        legend = gr.HTML(named, elem_id="pareto-legend")
         plot = gr.Plot(
             figure, show_label=False, container=False, elem_id="chart-pareto", buttons=[]
         )
         note = gr.HTML(remark, elem_id="pareto-note")
         references = gr.HTML(references_html(self.board, self.first), elem_id="references")
-        self._connect(verdicts, references, plot, note, cost)
+        self._connect_rows(verdicts, references)
+        self._connect_chart(cost, legend, plot, note)
 
     def _add_filters(self) -> list[Any]:
         board = self.board
@@ -719,15 +728,8 @@ class _Tab:
                 "BibTeX", value=file("finsent.bib", bibtex()), elem_id="export-bib", **small
             )
 
-    def _connect(
-        self, verdicts: gr.HTML, references: gr.HTML, plot: gr.Plot, note: gr.HTML, cost: gr.Radio
-    ) -> None:
+    def _connect_rows(self, verdicts: gr.HTML, references: gr.HTML) -> None:
         controls = [*self.filters, *self.view]
-        quick: dict[str, Any] = {
-            "show_progress": "hidden",
-            "queue": False,
-            "api_visibility": "private",
-        }
 
         def rows(*values: Any) -> tuple[str, str, str]:
             filters, (level, sort, reverse, columns) = _split(values)
@@ -744,19 +746,7 @@ class _Tab:
             rows,
             inputs=controls,
             outputs=[self.table, verdicts, references],
-            **quick,
-        )
-
-        def chart(cost_key: str, *values: Any) -> tuple[Any, str]:
-            figure, remark = pareto(self.board, _split(values)[0], cost_key)
-            return gr.update(value=figure, visible=figure is not None), remark
-
-        gr.on(
-            [component.change for component in (cost, *self.filters)],
-            chart,
-            inputs=[cost, *self.filters],
-            outputs=[plot, note],
-            **quick,
+            **_QUICK,
         )
 
         def sort_by(chosen: str, reverse: bool, event: gr.EventData) -> tuple[str, bool]:
@@ -766,4 +756,17 @@ class _Tab:
             return key, not reverse if key == chosen else False
 
         _, sort, reverse, _ = self.view
-        self.table.click(sort_by, inputs=[sort, reverse], outputs=[sort, reverse], **quick)
+        self.table.click(sort_by, inputs=[sort, reverse], outputs=[sort, reverse], **_QUICK)
+
+    def _connect_chart(self, cost: gr.Radio, legend: gr.HTML, plot: gr.Plot, note: gr.HTML) -> None:
+        def chart(cost_key: str, *values: Any) -> tuple[str, Any, str]:
+            named, figure, remark = pareto(self.board, _split(values)[0], cost_key)
+            return named, gr.update(value=figure, visible=figure is not None), remark
+
+        gr.on(
+            [component.change for component in (cost, *self.filters)],
+            chart,
+            inputs=[cost, *self.filters],
+            outputs=[legend, plot, note],
+            **_QUICK,
+        )
