@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from finsent import board_charts, evaluation, leaderboard
+from finsent.agreement import agreement_levels
 from finsent.charts import ChartError
+from finsent.runs import find_runs
 from tests.artifact_factory import make_artifacts
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = make_artifacts(
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_artifacts(
         tmp_path_factory.mktemp("board"),
         backbones=("tiny-phi",),
         datasets=("50agree",),
         publish=False,
     )
+
+
+@pytest.fixture(scope="module")
+def board(root: Path) -> dict[str, Any]:
     return leaderboard.build(root)
 
 
@@ -79,6 +86,24 @@ def test_reliability_by_hand() -> None:
     ]
     assert [e["accuracy"] for e in found] == [1.0, 1.0, 0.5]
     assert found[-1]["confidence"] == pytest.approx(0.96)
+
+
+def test_a_band_holds_the_sentences_of_its_level(board: dict[str, Any], root: Path) -> None:
+    levels = agreement_levels()
+    for arm in board["arms"]:
+        runs = [run.read_predictions() for run in find_runs(root) if run.arm == arm["arm"]]
+        for band in arm["by_agreement"]:
+            shares = []
+            for read in runs:
+                right = [
+                    read.label_names[row.index(max(row))] == label
+                    for name, label, row in zip(
+                        read.ids, read.labels, read.probabilities, strict=True
+                    )
+                    if levels[name] == band["level"]
+                ]
+                shares.append(sum(right) / len(right))
+            assert band["accuracy"] == pytest.approx(np.mean(shares))
 
 
 def test_scores_by_agreement_are_those_of_the_band(board: dict[str, Any]) -> None:

@@ -360,9 +360,10 @@ def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
         else ""
     )
     timing = "; ".join(dict.fromkeys(p for entry in found for p in entry["latency_protocol"]))
+    protocol = ", ".join(dict.fromkeys(entry["protocol"] for entry in found))
     return (
-        f"{shared}Whiskers are 95&#8239;% bootstrap intervals over test sentences"
-        f"{', seeds pooled' if per_arm else ''}. Time of one sentence: {escape(timing)}."
+        f"{shared}Protocol: {escape(protocol)}. Whiskers are 95&#8239;% bootstrap intervals over "
+        f"test sentences{', seeds pooled' if per_arm else ''}. Time of one sentence: {escape(timing)}."
     )
 
 
