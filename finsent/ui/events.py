@@ -9,17 +9,9 @@ from __future__ import annotations
 import gradio as gr
 
 _SEND_JS = """
-let last = null;
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-send]');
-  if (button) { last = button.dataset.send; trigger('click', {sent: last}); }
-});
-// New contents replace the button that has the focus: give it back to its successor.
-watch('value', () => {
-  const focused = document.activeElement;
-  if (last !== null && (focused === document.body || focused === null)) {
-    element.querySelector(`button[data-send="${CSS.escape(last)}"]`)?.focus();
-  }
+  if (button) { trigger('click', {sent: button.dataset.send}); }
 });
 """
 

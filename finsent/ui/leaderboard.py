@@ -363,7 +363,8 @@ def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
     protocol = ", ".join(dict.fromkeys(entry["protocol"] for entry in found))
     return (
         f"{shared}Protocol: {escape(protocol)}. Whiskers are 95&#8239;% bootstrap intervals over "
-        f"test sentences{', seeds pooled' if per_arm else ''}. Time of one sentence: {escape(timing)}."
+        f"test sentences{', seeds pooled' if per_arm else ''}. Time of one sentence: "
+        f"{escape(timing)}."
     )
 
 
