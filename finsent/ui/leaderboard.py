@@ -710,13 +710,13 @@ class _Tab:
             found = arranged(found, sort, reverse=reverse)
             return file("finsent-leaderboard.csv", arms_csv(found))
 
+        controls = [*self.filters, *self.view[:3]]
         with gr.Row(elem_classes="fs-exports"):
             gr.HTML("<span>Download</span>", elem_classes="fs-chips-lead")
             small: dict[str, Any] = {"size": "sm", "min_width": 0, "elem_classes": "fs-chip"}
-            gr.DownloadButton(
+            shown = gr.DownloadButton(
                 "CSV, rows shown",
-                value=shown_csv,
-                inputs=[*self.filters, *self.view[:3]],
+                value=shown_csv(*(control.value for control in controls)),
                 elem_id="export-csv",
                 **small,
             )
@@ -729,6 +729,14 @@ class _Tab:
             gr.DownloadButton(
                 "BibTeX", value=file("finsent.bib", bibtex()), elem_id="export-bib", **small
             )
+        # Not `value=shown_csv, inputs=...`: that would publish an endpoint.
+        gr.on(
+            [control.change for control in controls],
+            shown_csv,
+            inputs=controls,
+            outputs=shown,
+            **_QUICK,
+        )
 
     def _connect_rows(self, verdicts: gr.HTML, references: gr.HTML) -> None:
         controls = [*self.filters, *self.view]
