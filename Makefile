@@ -43,8 +43,9 @@ test: check
 	$(BIN)/python -m pytest
 	$(BIN)/python train_models.py verify
 
+# Every tab of the app, light and dark, at 1440 and 390 pixels, into screenshots/.
 screenshots: $(VENV)/dev.stamp
-	$(BIN)/python bench/screenshots.py http://127.0.0.1:$(PORT) screenshots
+	$(BIN)/python bench/screenshots.py screenshots
 
 clean:
 	rm -rf $(VENV) runs screenshots

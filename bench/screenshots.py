@@ -1,23 +1,31 @@
-"""Screenshots of every tab of a running page, light and dark, wide and narrow.
+"""Screenshots of every tab, light and dark, wide and narrow.
 
-    python app.py --port 7860 &
-    python bench/screenshots.py http://127.0.0.1:7860 screenshots/
+    python bench/screenshots.py screenshots/                                   # starts the app
+    python bench/screenshots.py screenshots/ --url http://127.0.0.1:7860       # one that runs
 
 Also prints, for each picture, whether the page is wider than its window and how long the tab took
-to appear, and fails when anything was asked of another host.
+to appear, and fails when anything was asked of another host or an error reached the console.
 """
 
 from __future__ import annotations
 
 import argparse
+import socket
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-TABS = ("Compare", "Training curves", "Leaderboard", "About")
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 120
+TABS = ("Compare", "Training curves", "Leaderboard", "Where they differ", "About")
 MODES = ("light", "dark")
 WIDTHS = (1440, 390)
 HEADLINE = "Sales climbed 8 %, yet higher freight costs wiped out the gain in margin."
@@ -59,6 +67,12 @@ def photograph(
 
     page.on("request", lambda request: watch(request.url))
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+    page.on(
+        "console",
+        lambda message: (
+            problems.append(f"console: {message.text}") if message.type == "error" else None
+        ),
+    )
     page.goto(f"{url}?__theme={mode}")
     page.get_by_role("tab", name="Compare").wait_for()
     page.locator("#headline textarea").fill(headline)
@@ -92,24 +106,51 @@ def open_tab(page: Page, name: str) -> float:
     return float(seconds)
 
 
+@contextmanager
+def own_app(artifacts: Path | None) -> Iterator[str]:
+    """The app as a subprocess on a free port; yields its address once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(ROOT / "app.py"), "--port", str(port)]
+    if artifacts is not None:
+        command += ["--artifacts", str(artifacts)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=2).close()
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit("the app did not come up; see its output above") from None
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("url", help="address of the running page")
     parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("--url", help="address of a running page (default: start the app)")
+    parser.add_argument("--artifacts", type=Path, help="folder of runs for the app started here")
     parser.add_argument("--headline", default=HEADLINE, help="text to compare first")
     parser.add_argument("--chromium", type=Path, default=CHROMIUM, help="path of the browser")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
-    with sync_playwright() as playwright:
+    page = nullcontext(options.url) if options.url else own_app(options.artifacts)
+    with page as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=str(options.chromium), args=list(FLAGS)
         )
         for mode in MODES:
             for width in WIDTHS:
-                problems += photograph(
-                    browser, options.url, options.folder, mode, width, options.headline
-                )
+                problems += photograph(browser, url, options.folder, mode, width, options.headline)
         browser.close()
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Plotly figures from runs. No torch, no gradio: a notebook can use them as well.
+"""How charts look, and the training curves. No torch, no gradio: a notebook can use them as well.
 
 Colours and marks are those of the whole page: an arm looks the same wherever it appears. Figures
 have no background of their own, so they sit on a light or a dark page.
@@ -6,8 +6,10 @@ have no background of their own, so they sit on a light or a dark page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
@@ -48,32 +50,94 @@ class Panel:
     number_format: str
     companion: str | None = None
     """A second column drawn as a dotted mean (training loss beside validation loss)."""
+    logarithmic: bool = False
+    """Whether the log switch applies: shares are read on a plain axis."""
+    steps: bool = False
+    """Drawn as steps: the value holds for the whole epoch."""
 
 
 PANELS = (
-    Panel("loss", "Loss", "val_loss", "cross-entropy, nats", ".4f", companion="train_loss"),
+    Panel(
+        "loss",
+        "Loss",
+        "val_loss",
+        "cross-entropy, nats",
+        ".4f",
+        companion="train_loss",
+        logarithmic=True,
+    ),
     Panel("accuracy", "Accuracy", "val_accuracy", "validation", ".1%"),
     Panel("macro_f1", "Macro-F1", "val_macro_f1", "validation", ".1%"),
-    Panel("learning_rate", "Learning rate", "learning_rate", "end of epoch", ".2e"),
+    Panel(
+        "learning_rate",
+        "Learning rate",
+        "learning_rate",
+        "end of epoch",
+        ".2e",
+        logarithmic=True,
+    ),
+    Panel(
+        "parameters",
+        "Trained parameters",
+        "trainable_params",
+        "during the epoch",
+        ",d",
+        steps=True,
+    ),
 )
 
+SEED_VIEWS = ("lines", "band", "mean")
+X_AXES = ("epoch", "time")
 GROWTH_SYMBOL = "star"
 CHART_HEIGHT = 300
+FONT = {"color": "#888888", "size": 12, "family": "IBM Plex Sans, system-ui, sans-serif"}
+GRID = "rgba(128,128,128,0.22)"
 _GREY = "#888888"
-_GRID = "rgba(128,128,128,0.22)"
 
 
 class ChartError(ValueError):
     """There is nothing to draw."""
 
 
+@dataclass(frozen=True)
+class CurveView:
+    """How curves are drawn; the data is the same in every view."""
+
+    seeds: str = "lines"
+    """`lines`: each seed thin; `band`: from the lowest seed to the highest; `mean`: neither."""
+    x: str = "epoch"
+    """`epoch`, or `time`: training time summed up to the end of the epoch, in seconds."""
+    log: bool = False
+    """Logarithmic y axes where a panel allows it."""
+
+    def __post_init__(self) -> None:
+        if self.seeds not in SEED_VIEWS or self.x not in X_AXES:
+            raise ChartError(
+                f"seeds {self.seeds!r} and x {self.x!r}: choose of {SEED_VIEWS} and {X_AXES}"
+            )
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Runs that share one mean line."""
+
+    title: str
+    style: ArmStyle
+    runs: tuple[Run, ...]
+    dash: str = "solid"
+
+    @property
+    def alone(self) -> bool:
+        return len(self.runs) == 1
+
+
 def curve_figures(
-    runs: Sequence[Run], *, arms: Iterable[str] = ARMS, show_seeds: bool = True
+    runs: Sequence[Run], *, arms: Iterable[str] = ARMS, view: CurveView | None = None
 ) -> dict[str, go.Figure]:
     """Training curves of one backbone on one data set: a figure per panel key.
 
-    Seeds are thin lines, the mean over seeds a thick line with the arm's symbol; stars mark the
-    epochs at whose end dendrites were grown.
+    A thick line with the arm's symbol is the mean over seeds; stars mark the epochs at whose end
+    dendrites were grown.
 
     Raises ChartError when no run belongs to the arms asked for, or when runs of several backbones
     or data sets are mixed.
@@ -85,7 +149,23 @@ def curve_figures(
     kinds = {(run.backbone, run.dataset) for run in chosen}
     if len(kinds) > 1:
         raise ChartError(f"curves of {sorted(kinds)} do not belong in one chart; choose one")
-    return {panel.key: _curve_figure(panel, chosen, show_seeds) for panel in PANELS}
+    series = []
+    for arm in sorted(ARMS, key=lambda name: -ARM_STYLES[name].width):
+        of_arm = tuple(run for run in chosen if run.arm == arm)
+        if of_arm:
+            series.append(_Series(ARM_STYLES[arm].title, ARM_STYLES[arm], of_arm))
+    return _figures(series, view or CurveView())
+
+
+def overlay_figures(
+    first: Run, second: Run, *, view: CurveView | None = None
+) -> dict[str, go.Figure]:
+    """Two runs of any kind in the same charts: A solid, B dashed, in their arms' colours."""
+    series = [
+        _Series(name, ARM_STYLES[run.arm], (run,), dash)
+        for name, run, dash in (("A", first, "solid"), ("B", second, "dash"))
+    ]
+    return _figures(series, view or CurveView())
 
 
 def seed_mean(runs: Sequence[Run], column: str) -> tuple[list[int], list[float]]:
@@ -99,6 +179,11 @@ def seed_mean(runs: Sequence[Run], column: str) -> tuple[list[int], list[float]]
     ]
 
 
+def elapsed_seconds(run: Run) -> list[float]:
+    """Training time up to the end of each epoch."""
+    return list(accumulate(float(line["seconds"]) for line in run.history))
+
+
 def growth_events(run: Run) -> list[tuple[int, str]]:
     """(epoch, event) of every epoch at whose end a dendrite was grown."""
     return [
@@ -108,96 +193,128 @@ def growth_events(run: Run) -> list[tuple[int, str]]:
     ]
 
 
-def _curve_figure(panel: Panel, runs: Sequence[Run], show_seeds: bool) -> go.Figure:
+def _figures(series: Sequence[_Series], view: CurveView) -> dict[str, go.Figure]:
+    return {panel.key: _curve_figure(panel, series, view) for panel in PANELS}
+
+
+def _curve_figure(panel: Panel, series: Sequence[_Series], view: CurveView) -> go.Figure:
     figure = go.Figure()
-    for arm in sorted(ARMS, key=lambda name: -ARM_STYLES[name].width):
-        of_arm = [run for run in runs if run.arm == arm]
-        if of_arm:
-            _add_arm(figure, panel, ARM_STYLES[arm], of_arm, show_seeds)
-    _style(figure, panel)
+    for one in series:
+        _add_series(figure, panel, one, view)
+    style_figure(figure)
+    _style_axes(figure, panel, view)
     return figure
 
 
-def _add_arm(
-    figure: go.Figure, panel: Panel, style: ArmStyle, runs: Sequence[Run], show_seeds: bool
-) -> None:
-    alone = len(runs) == 1
-    if show_seeds and not alone:
-        for run in runs:
-            figure.add_scatter(
-                x=[line["epoch"] for line in run.history],
-                y=[line[panel.column] for line in run.history],
-                mode="lines",
-                name=f"{style.title}, seed {run.seed}",
-                line={"color": _faded(style.colour), "width": 1},
-                hoverinfo="skip",
-            )
+def _positions(run: Run, view: CurveView) -> list[float]:
+    return elapsed_seconds(run) if view.x == "time" else [line["epoch"] for line in run.history]
+
+
+def _mean_positions(runs: Sequence[Run], view: CurveView) -> list[float]:
+    each = [_positions(run, view) for run in runs]
+    return [fmean(column) for column in zip(*each, strict=False)]
+
+
+def _add_series(figure: go.Figure, panel: Panel, series: _Series, view: CurveView) -> None:
+    style, runs = series.style, series.runs
+    shape = "vh" if panel.steps else "linear"
+    if not series.alone:
+        _add_seeds(figure, panel, series, view, shape)
+    x = _mean_positions(runs, view)
     if panel.companion is not None:
-        epochs, values = seed_mean(runs, panel.companion)
         figure.add_scatter(
-            x=epochs,
-            y=values,
+            x=x,
+            y=seed_mean(runs, panel.companion)[1],
             mode="lines",
-            name=f"{style.title}, training",
+            name=f"{series.title}, training",
             line={"color": style.colour, "width": 1.6, "dash": "dot"},
-            hovertemplate=_hover(f"{style.title} (training)", panel),
+            hovertemplate=_hover(f"{series.title} (training)", panel),
         )
-    epochs, values = seed_mean(runs, panel.column)
-    what = f"seed {runs[0].seed}" if alone else f"mean of {len(runs)} seeds"
+    values = seed_mean(runs, panel.column)[1]
+    what = f"seed {runs[0].seed}" if series.alone else f"mean of {len(runs)} seeds"
     figure.add_scatter(
-        x=epochs,
+        x=x,
         y=values,
         mode="lines+markers",
-        name=f"{style.title}, {what}",
-        line={"color": style.colour, "width": style.width},
+        name=f"{series.title}, {what}",
+        line={"color": style.colour, "width": style.width, "dash": series.dash, "shape": shape},
         marker={"symbol": style.symbol, "size": 5 + style.width / 2, "color": style.colour},
-        hovertemplate=_hover(style.title, panel),
+        hovertemplate=_hover(series.title, panel),
     )
-    _add_growth(figure, panel, style, runs, epochs, values, show_seeds or alone)
+    _add_growth(figure, panel, series, x, values, view)
+
+
+def _add_seeds(
+    figure: go.Figure, panel: Panel, series: _Series, view: CurveView, shape: str
+) -> None:
+    if view.seeds == "lines":
+        for run in series.runs:
+            figure.add_scatter(
+                x=_positions(run, view),
+                y=[line[panel.column] for line in run.history],
+                mode="lines",
+                name=f"{series.title}, seed {run.seed}",
+                line={"color": faded(series.style.colour), "width": 1, "shape": shape},
+                hoverinfo="skip",
+            )
+    elif view.seeds == "band":
+        x = _mean_positions(series.runs, view)
+        columns = list(
+            zip(*([line[panel.column] for line in r.history] for r in series.runs), strict=False)
+        )
+        figure.add_scatter(
+            x=[*x, *reversed(x)],
+            y=[*map(max, columns), *map(min, reversed(columns))],
+            mode="lines",
+            name=f"{series.title}, lowest to highest seed",
+            line={"width": 0},
+            fill="toself",
+            fillcolor=faded(series.style.colour, 0.18),
+            hoverinfo="skip",
+        )
 
 
 def _add_growth(
     figure: go.Figure,
     panel: Panel,
-    style: ArmStyle,
-    runs: Sequence[Run],
-    mean_epochs: Sequence[int],
+    series: _Series,
+    mean_x: Sequence[float],
     mean_values: Sequence[float],
-    on_seeds: bool,
+    view: CurveView,
 ) -> None:
-    """Stars on the line that is drawn: each seed's, or the mean when seeds are hidden."""
-    x: list[int] = []
+    """Stars on the line that is drawn: each seed's, or the mean where seeds have no line."""
+    x: list[float] = []
     y: list[float] = []
     notes: list[str] = []
-    for run in runs:
+    for run in series.runs:
         for epoch, event in growth_events(run):
-            if on_seeds:
-                value = float(run.history[epoch][panel.column])
-            elif epoch < len(mean_epochs):
-                value = mean_values[epoch]
+            if view.seeds == "lines" or series.alone:
+                x.append(_positions(run, view)[epoch])
+                y.append(float(run.history[epoch][panel.column]))
+            elif epoch < len(mean_x):
+                x.append(mean_x[epoch])
+                y.append(mean_values[epoch])
             else:
                 continue
-            x.append(epoch)
-            y.append(value)
             notes.append(f"seed {run.seed}: {event}")
     if x:
         figure.add_scatter(
             x=x,
             y=y,
             mode="markers",
-            name=f"{style.title}, growth",
+            name=f"{series.title}, growth",
             marker={
                 "symbol": GROWTH_SYMBOL,
                 "size": 12,
-                "color": style.colour,
-                "line": {"color": "white", "width": 0.8},
+                "color": series.style.colour,
+                "line": {"color": "rgba(255,255,255,0.85)", "width": 0.8},
             },
             text=notes,
             hovertemplate="%{text}<extra></extra>",
         )
 
 
-def _faded(colour: str, alpha: float = 0.45) -> str:
+def faded(colour: str, alpha: float = 0.45) -> str:
     """`#rrggbb` as rgba. A trace's own `opacity` tints its whole bounding box in some browsers."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
@@ -207,9 +324,10 @@ def _hover(name: str, panel: Panel) -> str:
     return f"{name} %{{y:{panel.number_format}}}<extra></extra>"
 
 
-def _style(figure: go.Figure, panel: Panel) -> None:
+def style_figure(figure: go.Figure, *, height: int = CHART_HEIGHT) -> None:
+    """What all charts of the page share: no background, quiet axes, no zooming by accident."""
     axis: dict[str, Any] = {
-        "gridcolor": _GRID,
+        "gridcolor": GRID,
         "zeroline": False,
         "showline": False,
         "ticks": "",
@@ -221,35 +339,59 @@ def _style(figure: go.Figure, panel: Panel) -> None:
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": _GREY, "size": 12, "family": "IBM Plex Sans, system-ui, sans-serif"},
-        height=CHART_HEIGHT,
+        font=FONT,
+        height=height,
         margin={"l": 52, "r": 14, "t": 10, "b": 42},
         showlegend=False,
-        hovermode="x unified",
         hoverlabel={"font": {"size": 12}},
         # Dragging on a phone scrolls the page instead of zooming a small chart.
         dragmode=False,
     )
-    figure.update_xaxes(**axis, dtick=_epoch_step(figure))
-    figure.update_yaxes(**axis, nticks=6)
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+
+
+def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
+    in_time = view.x == "time"
+    figure.update_layout(hovermode="x unified")
     figure.update_xaxes(
-        title_text="epoch, counted from 0",
+        title_text="training time at the end of the epoch, s"
+        if in_time
+        else "epoch, counted from 0",
         showgrid=False,
-        unifiedhovertitle={"text": "epoch %{x}"},
+        unifiedhovertitle={"text": "%{x:.1f} s" if in_time else "epoch %{x}"},
         spikecolor=_GREY,
         spikedash="solid",
         spikethickness=1,
     )
+    if in_time:
+        figure.update_xaxes(rangemode="tozero", nticks=8)
+    else:
+        figure.update_xaxes(dtick=_epoch_step(figure))
+    figure.update_yaxes(nticks=6)
+    if view.log and panel.logarithmic:
+        figure.update_yaxes(
+            type="log", dtick=_log_step(figure), exponentformat="e", minexponent=2, nticks=None
+        )
+        return
     if panel.number_format.endswith("%"):
         # "~": 97.5 % keeps its half, 95 % gets no zero.
         figure.update_yaxes(tickformat="~%")
     elif panel.number_format.endswith("e"):
         figure.update_yaxes(exponentformat="e", rangemode="tozero")
+    elif panel.number_format.endswith("d"):
+        figure.update_yaxes(tickformat="~s", rangemode="tozero")
     else:
         figure.update_yaxes(rangemode="tozero")
+
+
+def _log_step(figure: go.Figure) -> int | str:
+    """One label a decade where there are several, else 1, 2 and 5 of each."""
+    values = [value for trace in figure.data for value in trace.y if value > 0]
+    return 1 if math.log10(max(values) / min(values)) > 1.5 else "D2"
 
 
 def _epoch_step(figure: go.Figure) -> int:
     """Whole epochs on the axis, at most about ten of them."""
     last = max(max(trace.x, default=0) for trace in figure.data)
-    return max(1, -(-last // 10))
+    return max(1, -(-int(last) // 10))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = [
     "Record",
     "Split",
     "load_dataset",
+    "local_texts",
     "make_split",
     "to_datasets",
 ]
@@ -89,6 +91,8 @@ class DatasetEntry:
     licence: str
     citation: str
     url: str
+    ships: bool = False
+    """Whether the sentences are part of the package."""
 
 
 def _load_sample(data_dir: Path | None) -> list[Record]:
@@ -130,6 +134,7 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
                 licence="the project's own licence",
                 citation="Written for this project; companies and figures are invented",
                 url="",
+                ships=True,
             ),
         )
     }
@@ -184,6 +189,18 @@ def load_dataset(
     )
     fingerprint = _sha256(f"{record.id}\t{record.label}" for record in records)
     return Dataset(name, entry.label_names, examples, fingerprint)
+
+
+def local_texts(name: str) -> dict[str, str] | None:
+    """Sentences by id where a copy of the data set is on this machine, else None. Never downloads.
+
+    A copy is what FINSENT_DATA_DIR names, or a data set that ships with the package. Raises
+    DataError when that copy is damaged or lacks the file.
+    """
+    entry = DATASETS.get(name)
+    if entry is None or not (entry.ships or os.environ.get("FINSENT_DATA_DIR")):
+        return None
+    return {record.id: record.text for record in entry.loader(None)}
 
 
 def make_split(dataset: Dataset, seed: int) -> Split:

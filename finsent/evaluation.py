@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, binomtest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from finsent.runs import Predictions
@@ -22,6 +23,7 @@ CI_METRICS = ("accuracy", "macro_f1", "weighted_f1", "nll")
 """Metrics that get a bootstrap interval, in the order of `_Statistics` columns."""
 
 ECE_BINS = 15
+RELIABILITY_BINS = 10
 SIGNIFICANCE = 0.05
 RESAMPLES = 2000
 
@@ -102,6 +104,35 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(y))
 
 
+def reliability(
+    labels: ArrayLike, probabilities: ArrayLike, *, bins: int = RELIABILITY_BINS
+) -> list[dict[str, float | int]]:
+    """A reliability diagram of the top probability: one entry per equal-width bin that is used.
+
+    low, high: the bin's edges; confidence: mean top probability in it; accuracy: share of it that
+    is right; n: examples.
+    Points below the diagonal are overconfident. Raises EvaluationError as `score` does.
+    """
+    y, p = _checked(labels, probabilities)
+    confidence = np.minimum(p.max(axis=1), 1.0)
+    correct = p.argmax(axis=1) == y
+    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=bins)
+    # scikit-learn gives no counts; these are its bins, closed on the right.
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    sizes = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=bins)
+    used = np.flatnonzero(sizes)
+    return [
+        {
+            "low": float(edges[b]),
+            "high": float(edges[b + 1]),
+            "confidence": float(c),
+            "accuracy": float(a),
+            "n": int(sizes[b]),
+        }
+        for b, c, a in zip(used, mean_confidence, accuracy, strict=True)
+    ]
+
+
 def confidence_intervals(
     labels: ArrayLike,
     probabilities: ArrayLike,
@@ -180,6 +211,8 @@ class Comparison:
     errors_b: int
     errors_removed_pct: float | None
     """Share of a's errors that b has fewer (negative: more); None when a makes none."""
+    errors_removed_ci_pct: tuple[float, float] | None
+    """95 % bootstrap interval of the same, from the draws of the accuracy interval."""
     outcome: str
     """`better`, `worse` or `tied`: of b, at p < 0.05."""
     verdict: str
@@ -235,7 +268,8 @@ def compare(
 
     draws_a = _pooled([left for left, _ in pairs], resamples, seed)
     draws_b = _pooled([right for _, right in pairs], resamples, seed)
-    low, high = _interval(100 * (draws_b["accuracy"] - draws_a["accuracy"]))
+    gain = draws_b["accuracy"] - draws_a["accuracy"]
+    low, high = _interval(100 * gain)
     f1_low, f1_high = _interval(100 * (draws_b["macro_f1"] - draws_a["macro_f1"]))
     f1_delta = float(np.mean([_macro_f1(right) - _macro_f1(left) for left, right in pairs]) * 100)
     delta = float(np.mean(deltas) * 100)
@@ -255,6 +289,7 @@ def compare(
         errors_a=errors_a,
         errors_b=errors_b,
         errors_removed_pct=100 * (errors_a - errors_b) / errors_a if errors_a else None,
+        errors_removed_ci_pct=_share_interval(gain, 1 - draws_a["accuracy"]) if errors_a else None,
         outcome=outcome,
         verdict=_verdict(outcome, names, delta, (low, high), p_value, sizes)
         + _disagreement_note(outcome, low, high)
@@ -373,6 +408,13 @@ def _seed_mean_metrics(weights: Floats, table: Floats, *, k: int) -> dict[str, F
 def _interval(draws: Floats) -> list[float]:
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return [float(low), float(high)]
+
+
+def _share_interval(part: Floats, whole: Floats) -> tuple[float, float]:
+    """Interval of 100 part / whole; a draw without a whole (no error at all) says nothing."""
+    used = whole > 1e-12
+    low, high = _interval(100 * part[used] / whole[used])
+    return low, high
 
 
 def _cluster_numbers(ids_per_run: Sequence[Sequence[str]]) -> list[Integers]:

@@ -13,7 +13,16 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
-from finsent.evaluation import SIGNIFICANCE, Comparison, compare, pooled_intervals
+from finsent.agreement import BANDS, agreement_levels
+from finsent.evaluation import (
+    RELIABILITY_BINS,
+    SIGNIFICANCE,
+    Comparison,
+    compare,
+    pooled_intervals,
+    reliability,
+    score,
+)
 from finsent.references import REFERENCES
 from finsent.runs import SIGNIFICANT_DIGITS, Predictions, Run, find_runs, write_json
 
@@ -56,8 +65,13 @@ AGGREGATED = (
     "train_seconds",
     "latency_ms_p50",
     "latency_ms_p95",
+    "peak_memory_mb",
 )
-"""Metrics of which an arm shows the mean and standard deviation over seeds."""
+"""Metrics of which an arm shows the mean and standard deviation over seeds; null where a
+seed lacks it."""
+
+PROTOCOL = "70/15/15, grouped"
+"""How this project splits: stratified, template twins on one side, drawn anew for every seed."""
 
 METHOD = {
     "ci": "95 % percentile bootstrap over test examples, 2000 resamples; an arm's interval pools "
@@ -67,6 +81,11 @@ METHOD = {
     "seeds; with one seed it is the exact McNemar test",
     "tie_group": "arms are ordered by mean accuracy; an arm shares the rank of its group's leader "
     f"unless the paired test tells them apart (p < {SIGNIFICANCE})",
+    "errors_removed": "errors that the later arm has fewer, as a share of the earlier arm's "
+    "errors; the interval comes from the same bootstrap draws",
+    "reliability": f"top probability in {RELIABILITY_BINS} equal-width bins, seeds pooled",
+    "by_agreement": "scores of the test sentences of one agreement band, mean over seeds; bands as "
+    "in finsent/agreement.csv, each sentence in its strictest one",
     "references": "measured under the protocol stated; not comparable across protocols",
 }
 
@@ -170,6 +189,7 @@ def _row(run: Run, root: Path, baseline: Run | None) -> dict[str, Any]:
         "dataset": run.dataset,
         "arm": run.arm,
         "seed": run.seed,
+        "protocol": PROTOCOL,
         "folder": run.folder.relative_to(root).as_posix(),
         **{name: run.metrics[name] for name in ROW_METRICS},
         "precision": run.config["config"].get("precision"),
@@ -180,17 +200,23 @@ def _row(run: Run, root: Path, baseline: Run | None) -> dict[str, Any]:
 
 
 def _arm(runs: Sequence[Run], beside: Sequence[Run], predicted: Predicted) -> dict[str, Any]:
-    values = {name: [float(run.metrics[name]) for run in runs] for name in AGGREGATED}
+    values = {name: _recorded(runs, name) for name in AGGREGATED}
+    predictions = [predicted[run.arm, run.seed] for run in runs]
     dendrites = [run.metrics["dendrites"] for run in runs]
     grown = [f for run in runs if (f := growth(run, baseline_of(run, beside))) is not None]
     empty = [run.seed for run in runs if _promised_but_empty(run)]
     return {
         "arm": runs[0].arm,
+        "protocol": PROTOCOL,
         "seeds": [run.seed for run in runs],
         "n_test": sum(run.metrics["n_test"] for run in runs),
-        "mean": {name: statistics.fmean(v) for name, v in values.items()},
+        "mean": {name: statistics.fmean(v) if v else None for name, v in values.items()},
         "sd": {name: statistics.stdev(v) if len(v) > 1 else None for name, v in values.items()},
-        "ci": pooled_intervals([predicted[run.arm, run.seed] for run in runs]),
+        "ci": pooled_intervals(predictions),
+        "per_class": _per_class(runs),
+        "confusion": _summed([run.metrics["confusion"] for run in runs]),
+        "reliability": _reliability(predictions),
+        "by_agreement": _by_agreement(predictions),
         "latency_protocol": sorted({run.metrics["latency_protocol"] for run in runs}),
         "dendrites_min": min(dendrites),
         "dendrites_max": max(dendrites),
@@ -199,6 +225,59 @@ def _arm(runs: Sequence[Run], beside: Sequence[Run], predicted: Predicted) -> di
         if grown
         else None,
     }
+
+
+def _recorded(runs: Sequence[Run], metric: str) -> list[float]:
+    """One number a seed, or none at all: a mean over some of the seeds would mislead."""
+    found = [run.metrics[metric] for run in runs]
+    return [] if None in found else [float(value) for value in found]
+
+
+def _per_class(runs: Sequence[Run]) -> dict[str, Any]:
+    """Mean over seeds of each class's precision, recall and F1; support summed over seeds."""
+    per_class: dict[str, Any] = {}
+    for name in runs[0].label_names:
+        entries = [run.metrics["per_class"][name] for run in runs]
+        f1 = [entry["f1"] for entry in entries]
+        per_class[name] = {
+            **{
+                key: statistics.fmean(entry[key] for entry in entries)
+                for key in ("precision", "recall", "f1")
+            },
+            "f1_sd": statistics.stdev(f1) if len(f1) > 1 else None,
+            "support": sum(entry["support"] for entry in entries),
+        }
+    return per_class
+
+
+def _summed(tables: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+    return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+
+
+def _reliability(predictions: Sequence[Predictions]) -> list[dict[str, float | int]]:
+    labels = [label for run in predictions for label in run.label_indices]
+    return reliability(labels, [row for run in predictions for row in run.probabilities])
+
+
+def _by_agreement(predictions: Sequence[Predictions]) -> list[dict[str, Any]]:
+    """Scores by agreement band, strictest first; empty for a data set without annotators."""
+    levels = agreement_levels()
+    found = []
+    for band in BANDS:
+        members = {i for run in predictions for i in run.ids if levels.get(i) == band}
+        parts = [part for run in predictions if (part := run.only(members)) is not None]
+        if parts:
+            scores = [score(p.label_indices, p.probabilities, p.label_names) for p in parts]
+            found.append(
+                {
+                    "level": band,
+                    "n_test": sum(len(part) for part in parts),
+                    "accuracy": statistics.fmean(entry["accuracy"] for entry in scores),
+                    "macro_f1": statistics.fmean(entry["macro_f1"] for entry in scores),
+                    "ci": pooled_intervals(parts),
+                }
+            )
+    return found
 
 
 def _promised_but_empty(run: Run) -> bool:

@@ -18,7 +18,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,18 @@ class Predictions:
         """True labels as positions in `label_names`, shape (n,)."""
         position = {name: index for index, name in enumerate(self.label_names)}
         return tuple(position[label] for label in self.labels)
+
+    def only(self, wanted: Collection[str]) -> Predictions | None:
+        """The examples whose id is wanted, in the same order; None when there is none."""
+        kept = [index for index, example in enumerate(self.ids) if example in wanted]
+        if not kept:
+            return None
+        return Predictions(
+            ids=tuple(self.ids[index] for index in kept),
+            labels=tuple(self.labels[index] for index in kept),
+            probabilities=tuple(self.probabilities[index] for index in kept),
+            label_names=self.label_names,
+        )
 
     def _problem(self) -> str | None:
         if not len(self.ids) == len(self.labels) == len(self.probabilities):

@@ -3,7 +3,8 @@
     from tests.artifact_factory import make_artifacts
     root = make_artifacts(tmp_path / "artifacts")
 
-Example ids are `made-0001`... with no text. Every number in the tree is consistent: metrics are
+Example ids are those of the data set named (Financial PhraseBank, sample), else `made-0001`...; the
+labels and answers are invented. Every number in the tree is consistent: metrics are
 computed from the predictions, parameter counts are those of the adapter files, and
 `finsent.verification.verify(root)` finds nothing to complain about.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from finsent import evaluation, leaderboard, runs
+from finsent.agreement import agreement_levels
 from finsent.config import (
     ARMS,
     DendriteConfig,
@@ -28,6 +30,8 @@ from finsent.config import (
     Treatment,
     arm_config,
 )
+from finsent.data import DATASETS
+from finsent.phrasebank import LEVELS
 
 LABEL_NAMES = ("negative", "neutral", "positive")
 CLASS_SHARES = (0.15, 0.60, 0.25)
@@ -148,6 +152,7 @@ def _predictions(
     shared = _random(dataset)
     labels = shared.choice(k, size=pool, p=CLASS_SHARES)
     easiness = shared.normal(2.6, 1.5, size=pool) + (0.8 if backbone != "tiny-phi" else 0.0)
+    names = _ids(dataset, pool)
     chosen = np.sort(_random(dataset, seed).choice(pool, size=n_test, replace=False))
     # Both arms of a seed see nearly the same noise: they are the same run until growth.
     noise = _random(backbone, dataset, seed).normal(0, 0.8, size=(pool, k))
@@ -158,11 +163,23 @@ def _predictions(
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     return runs.Predictions(
-        ids=tuple(f"made-{index:04d}" for index in chosen),
+        ids=tuple(names[index] for index in chosen),
         labels=tuple(LABEL_NAMES[label] for label in labels[chosen]),
         probabilities=tuple(tuple(row) for row in probabilities.tolist()),
         label_names=LABEL_NAMES,
     )
+
+
+def _ids(dataset: str, pool: int) -> list[str]:
+    if dataset == "sample":
+        found = [record.id for record in DATASETS["sample"].loader(None)]
+    elif dataset in LEVELS:
+        allowed = list(LEVELS)[: list(LEVELS).index(dataset) + 1]
+        found = [name for name, level in agreement_levels().items() if level in allowed]
+    else:
+        return [f"made-{index:04d}" for index in range(pool)]
+    assert len(found) >= pool, f"{dataset} has {len(found)} examples, {pool} asked for"
+    return found[:pool]
 
 
 def _history(arm: str, kept: int, seed: int, parameters: int) -> list[dict[str, Any]]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS, TABS, open_tab
-from finsent.charts import PANELS
 from finsent.examples import HEADLINES
 from tests.app_fixtures import WITHOUT_DENDRITES, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts
@@ -71,27 +68,6 @@ def watched(chromium: Browser, app_url: str) -> Iterator[Watched]:
     yield watched
     watched.page.close()
     assert watched.problems == []
-
-
-def runs_on_screen(page: Page) -> list[list[str]]:
-    """Cells of the table of runs, row by row, as shown."""
-    page.locator("#runs [data-testid='cell-0-0']").wait_for()
-    cells: dict[tuple[int, int], str] = {}
-    # The table draws only the rows in view: scroll through it.
-    for _ in range(12):
-        found: list[list[str]] = page.locator("#runs [data-testid^='cell-']").evaluate_all(
-            "cells => cells.map(c => [c.dataset.testid, c.innerText.trim()])"
-        )
-        for name, text in found:
-            match = re.fullmatch(r"cell-(\d+)-(\d+)", name)
-            if match:
-                cells[int(match[1]), int(match[2])] = text
-        page.locator("#runs .table-wrap").first.hover()
-        page.mouse.wheel(0, 200)
-        page.wait_for_timeout(40)
-    rows = max(row for row, _ in cells) + 1
-    columns = max(column for _, column in cells) + 1
-    return [[cells[row, column] for column in range(columns)] for row in range(rows)]
 
 
 def test_typed_headline_shows_both_predictions(watched: Watched) -> None:
@@ -158,81 +134,6 @@ def test_other_runs_answer_the_same_headline(watched: Watched) -> None:
     page.get_by_role("option", name="50Agree").click()
     expect(page.locator("#verdict")).to_contain_text("50Agree")
     watched.answered(arms=3)
-
-
-def test_every_chart_is_drawn_and_follows_its_controls(watched: Watched) -> None:
-    page = watched.page
-    open_tab(page, "Training curves")
-    for panel in PANELS:
-        chart = page.locator(f"#chart-{panel.key}")
-        chart.locator(".scatterlayer .trace path.js-line").first.wait_for()
-        box = chart.locator(".main-svg").first.bounding_box()
-        assert box is not None
-        assert box["width"] > 300
-        assert box["height"] > 200
-    lines = page.locator("#chart-accuracy .scatterlayer .trace")
-    everything = lines.count()
-    page.get_by_label("Show each seed").uncheck()
-    expect(lines).to_have_count(4)  # three means and the stars
-    assert everything > 4
-    page.get_by_label("Matched", exact=True).uncheck()
-    expect(lines).to_have_count(3)
-    expect(page.locator("#curves-legend")).not_to_contain_text("Matched")
-    expect(page.locator("#growth")).to_contain_text("no dendrite kept")
-
-
-def test_leaderboard_shows_the_numbers_of_the_files(watched: Watched, app_artifacts: Path) -> None:
-    page = watched.page
-    open_tab(page, "Leaderboard")
-    shown = {tuple(row[1:4]): row for row in runs_on_screen(page)}
-    titles = {"allagree": "AllAgree", "50agree": "50Agree"}
-    files = sorted(app_artifacts.glob("*/*/*/seed-*/metrics.json"))
-    assert len(shown) == len(files) == 18
-    for path in files:
-        dataset, arm, seed = path.parts[-4:-1]
-        metrics: dict[str, Any] = json.loads(path.read_text())
-        row = shown[titles[dataset], arm, seed.removeprefix("seed-")]
-        assert row[4] == f"{100 * metrics['accuracy']:.2f}"
-        assert row[6] == f"{100 * metrics['macro_f1']:.2f}"
-        assert row[8] == f"{metrics['nll']:.4f}"
-        assert row[10] == f"{metrics['trainable_params']:,}"
-        assert row[11] == str(metrics["dendrites"])
-        low, high = metrics["ci"]["accuracy"]
-        assert row[5] == f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def test_leaderboard_shows_arms_verdicts_and_references(
-    watched: Watched, app_artifacts: Path
-) -> None:
-    page = watched.page
-    open_tab(page, "Leaderboard")
-    board: dict[str, Any] = json.loads((app_artifacts / "leaderboard.json").read_text())
-    page.locator("#board-dataset input").click()
-    page.get_by_role("option", name="50Agree").click()
-    expect(page.locator("#board-arms caption")).to_contain_text("50Agree")
-    arms = [arm for arm in board["arms"] if arm["dataset"] == "50agree"]
-    table = page.locator("#board-arms tbody tr")
-    expect(table).to_have_count(len(arms))
-    for row, arm in zip(table.all(), arms, strict=True):
-        expect(row).to_contain_text(f"{100 * arm['mean']['accuracy']:.2f}")
-        expect(row).to_contain_text(f"{100 * arm['mean']['macro_f1']:.2f}")
-    for pair in (c for c in board["comparisons"] if c["dataset"] == "50agree"):
-        points = f"{abs(pair['accuracy_delta_points']):.1f} points"
-        expect(page.locator("#verdicts")).to_contain_text(points)
-    expect(page.locator("#references")).to_contain_text("stratified 10-fold")
-
-
-def test_tabs_open_at_once(watched: Watched) -> None:
-    """200 ms each; the middle one of several, because this machine may be busy elsewhere."""
-    seconds = sorted(open_tab(watched.page, tab) for tab in (*TABS[1:], *TABS))
-    assert seconds[len(seconds) // 2] < 0.2
-
-
-def test_about_names_licences_and_versions(watched: Watched) -> None:
-    open_tab(watched.page, "About")
-    about = watched.page.locator("#about")
-    for fact in ("CC BY-NC-SA 3.0", "Apache-2.0", "MIT", "No Phi-2 weights", "perforatedai"):
-        expect(about).to_contain_text(fact)
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finsent.ui import compare, leaderboard, markup, state
+from finsent.ui import compare, markup, state
 from finsent.ui.build import status_html
 from tests.app_fixtures import WITHOUT_DENDRITES, FakeComparer, FakePrediction, FakeResult
 from tests.app_fixtures import app_artifacts as app_artifacts
@@ -194,25 +194,6 @@ def test_missing_arm_is_announced(app_artifacts: Path, tmp_path: Path) -> None:
     html = compare.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
     assert "Half a comparison." in html
     assert "dendritic run of seed 0" in html
-
-
-def test_tied_arms_share_a_rank_on_screen(catalog: state.Catalog) -> None:
-    assert catalog.leaderboard is not None
-    board = dict(catalog.leaderboard)
-    board["arms"] = [{**arm, "rank": 1, "tie_group": 1} for arm in board["arms"]]
-    html = leaderboard.arms_html(board, "smollm2-135m", "allagree")
-    assert html.count("1&#8239;=") == len(state.ARMS)
-
-
-def test_references_stand_apart_with_their_protocol(catalog: state.Catalog) -> None:
-    assert catalog.leaderboard is not None
-    html = leaderboard.references_html(catalog.leaderboard, "50agree")
-    shown = [r for r in catalog.leaderboard["references"] if r["dataset"] == "50agree"]
-    assert shown
-    for reference in shown:
-        assert markup.escape(reference["model"]) in html
-        assert markup.escape(reference["protocol"]) in html
-    assert "FinBERT, fine-tuned" not in html
 
 
 def test_verdicts_become_sentences() -> None:

@@ -37,7 +37,7 @@ def trace(figure: go.Figure, name: str) -> Any:
 
 def test_every_panel_draws_every_run_as_recorded(runs: list[Run]) -> None:
     figures = charts.curve_figures(runs)
-    assert set(figures) == {"loss", "accuracy", "macro_f1", "learning_rate"}
+    assert set(figures) == {"loss", "accuracy", "macro_f1", "learning_rate", "parameters"}
     for panel in charts.PANELS:
         for run in runs:
             style = charts.ARM_STYLES[run.arm]
@@ -75,7 +75,7 @@ def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> N
 
 
 def test_growth_stays_on_the_mean_line_when_seeds_are_hidden(runs: list[Run]) -> None:
-    figure = charts.curve_figures(runs, show_seeds=False)["loss"]
+    figure = charts.curve_figures(runs, view=charts.CurveView(seeds="mean"))["loss"]
     mean, stars = trace(figure, "Dendritic, mean of 2 seeds"), trace(figure, "Dendritic, growth")
     assert list(stars.y) == [mean.y[GROWTH_EPOCH]]
     assert not [t for t in figure.data if t.name == "Dendritic, seed 0"]
@@ -134,3 +134,59 @@ def test_runs_of_two_data_sets_are_refused(runs: list[Run], tmp_path: Path) -> N
     other = dataclasses.replace(runs[0], dataset="allagree")
     with pytest.raises(charts.ChartError, match="do not belong in one chart"):
         charts.curve_figures([*runs, other])
+
+
+def test_time_axis_sums_the_seconds(runs: list[Run]) -> None:
+    figure = charts.curve_figures(runs, view=charts.CurveView(x="time"))["loss"]
+    for run in runs:
+        line = trace(figure, f"{charts.ARM_STYLES[run.arm].title}, seed {run.seed}")
+        seconds = [row["seconds"] for row in run.history]
+        assert list(line.x) == pytest.approx([sum(seconds[: n + 1]) for n in range(len(seconds))])
+    grown = next(r for r in runs if r.arm == "dendritic" and r.seed == 0)
+    stars = trace(figure, "Dendritic, growth")
+    assert list(stars.x) == [charts.elapsed_seconds(grown)[GROWTH_EPOCH]]
+
+
+def test_band_goes_from_the_lowest_seed_to_the_highest(runs: list[Run]) -> None:
+    figure = charts.curve_figures(runs, view=charts.CurveView(seeds="band"))["macro_f1"]
+    band = trace(figure, "Matched, lowest to highest seed")
+    histories = [r.history for r in runs if r.arm == "matched"]
+    columns = list(zip(*([row["val_macro_f1"] for row in h] for h in histories), strict=True))
+    epochs = len(columns)
+    assert list(band.y[:epochs]) == [max(column) for column in columns]
+    assert list(band.y[epochs:]) == [min(column) for column in reversed(columns)]
+    assert list(band.x[epochs:]) == list(reversed(band.x[:epochs]))
+
+
+def test_log_switch_leaves_shares_alone(runs: list[Run]) -> None:
+    figures = charts.curve_figures(runs, view=charts.CurveView(log=True))
+    kinds = {key: figure.layout.yaxis.type for key, figure in figures.items()}
+    assert kinds == {
+        "loss": "log",
+        "accuracy": None,
+        "macro_f1": None,
+        "learning_rate": "log",
+        "parameters": None,
+    }
+
+
+def test_parameters_jump_where_a_dendrite_is_grown(runs: list[Run]) -> None:
+    line = trace(charts.curve_figures(runs)["parameters"], "Dendritic, seed 0")
+    steps = [after - before for before, after in zip(line.y, line.y[1:], strict=False)]
+    assert [index for index, step in enumerate(steps) if step] == [GROWTH_EPOCH]
+    assert line.line.shape == "vh"
+
+
+def test_two_runs_of_one_arm_differ_by_their_dash(runs: list[Run]) -> None:
+    first, second = (run for run in runs if run.arm == "dendritic")
+    figure = charts.overlay_figures(first, second)["accuracy"]
+    a, b = trace(figure, "A, seed 0"), trace(figure, "B, seed 1")
+    assert (a.line.dash, b.line.dash) == ("solid", "dash")
+    assert a.line.color == b.line.color
+    assert list(b.y) == [row["val_accuracy"] for row in second.history]
+
+
+def test_unknown_views_are_refused() -> None:
+    for bad in ({"seeds": "all"}, {"x": "steps"}):
+        with pytest.raises(charts.ChartError, match="choose of"):
+            charts.CurveView(**bad)

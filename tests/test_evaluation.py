@@ -180,6 +180,19 @@ def test_better_and_worse_mirror_each_other() -> None:
     assert worse.accuracy_ci_points == pytest.approx([-x for x in better.accuracy_ci_points][::-1])
     assert worse.errors_removed_pct is None
     assert better.accuracy_ci_points[0] > 0
+    # Every error is gone in every resample.
+    assert better.errors_removed_ci_pct == pytest.approx((100.0, 100.0))
+    assert worse.errors_removed_ci_pct is None
+
+
+def test_interval_of_the_errors_removed() -> None:
+    a = answers([False] * 20 + [True] * 80)
+    b = answers([True] * 10 + [False] * 10 + [True] * 80)
+    found = ev.compare([a], [b])
+    assert found.errors_removed_pct == pytest.approx(50.0)
+    assert found.errors_removed_ci_pct is not None
+    # Half of twenty, give or take two binomial standard deviations.
+    assert found.errors_removed_ci_pct == pytest.approx((28, 72), abs=5)
 
 
 def test_repeated_sentences_do_not_count_twice() -> None:

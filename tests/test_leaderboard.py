@@ -99,7 +99,7 @@ def test_growth_facts(root: Path) -> None:
 
 def comparison(a: str, b: str, outcome: str) -> Comparison:
     nothing = (0.0, 0.0)
-    return Comparison(a, b, (0,), 1, 0, nothing, 0, nothing, 1, (), 0, 0, None, outcome, "")
+    return Comparison(a, b, (0,), 1, 0, nothing, 0, nothing, 1, (), 0, 0, None, None, outcome, "")
 
 
 def test_tie_groups_compare_with_the_groups_leader() -> None:

@@ -50,7 +50,10 @@ def test_one_module_names_each_of_the_heavy_libraries() -> None:
 
 
 def test_results_are_read_without_torch_or_gradio() -> None:
-    modules = "runs evaluation leaderboard charts verification figures data latency readme".split()  # noqa: SIM905
+    modules = """
+        runs evaluation leaderboard charts board_charts verification figures data agreement
+        disagreements exports citations latency readme
+    """.split()  # noqa: SIM905
     code = "import sys\n" + "".join(f"import finsent.{name}\n" for name in modules)
     code += "print(sorted({'torch', 'gradio', 'transformers', 'peft'} & set(sys.modules)))"
     answer = subprocess.run(

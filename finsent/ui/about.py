@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from typing import Any
 
 import gradio as gr
 
-from finsent.runs import Run, slug
+from finsent.citations import CITATIONS, bibtex
+from finsent.runs import MANIFEST, ArtifactError, Run, read_manifest, sha256_file, slug
 from finsent.ui.markup import table
 from finsent.ui.state import (
     LARGE_BACKBONE,
     Catalog,
     backbone_title,
     dataset_description,
+    dataset_order,
     dataset_title,
 )
 
@@ -53,6 +58,9 @@ _LIMITS = """
 <section><h2>Limits</h2>
 <ul>
 <li>{phi_2}</li>
+{measured}
+<li>One domain and small backbones: a larger model, other ranks, little data or a narrow head may
+answer otherwise.</li>
 <li>Financial PhraseBank holds English news sentences of one period, many about Nordic companies.
 Headlines from elsewhere, other languages and social media are out of its range.</li>
 <li>Labels say how a retail investor may read a sentence. They are not a forecast, and nothing here
@@ -64,7 +72,7 @@ is investment advice.</li>
 _WITHOUT_PHI_2 = (
     "No Phi-2 weights were trained here: artifacts/ holds no adapter for that model. Making one "
     "takes its weights and a GPU (<code>python train_models.py --backbone phi-2</code>). Every "
-    "number on this page is SmolLM2-135M's."
+    "number on this page is that of another backbone, named beside it."
 )
 _WITH_PHI_2 = "The Phi-2 adapters were trained by whoever runs this page; the commands are below."
 
@@ -84,25 +92,56 @@ _LICENCES = (
     ),
 )
 
-_COMMANDS = (
-    ("make app", "this page, on this machine"),
-    ("make test", "lint, types and every test"),
-    ("make train", "all three arms, one seed, on a CPU"),
-    ("python train_models.py leaderboard", "rebuild the leaderboard from the runs"),
+_DERIVED = (
     (
-        "python train_models.py verify",
-        "recompute every published number from the saved predictions",
+        "leaderboard.json",
+        "python train_models.py leaderboard",
+        "means, intervals, tests, tie groups",
+    ),
+    ("figures/*.png", "python train_models.py figures", "the charts of the README"),
+    ("latency_ms_* in metrics.json", "python train_models.py latency", "arms timed side by side"),
+    ("SHA256SUMS", "written by each of the above", "checksum of every file"),
+    (
+        "finsent/agreement.csv",
+        "python -m finsent.agreement",
+        "agreement band of each sentence id, from the data",
     ),
 )
+
+_CHECKS = (
+    ("python train_models.py verify", "recompute every published number from the predictions"),
+    ("cd artifacts && sha256sum -c SHA256SUMS", "compare every file with its checksum"),
+    ("make test", "lint, types and every test"),
+    ("make app", "this page, on this machine"),
+    ("make train", "all three arms, one seed, on a CPU"),
+)
+
+_SETTINGS = (
+    ("epochs", "Epochs"),
+    ("batch_size", "Batch"),
+    ("learning_rate", "Learning rate"),
+    ("weight_decay", "Weight decay"),
+    ("warmup_fraction", "Warm-up"),
+    ("pooling", "Head reads"),
+    ("depth", "Blocks used"),
+    ("precision", "Weights"),
+    ("max_length", "Tokens"),
+)
+_PACKAGES = ("gradio", "torch", "transformers", "plotly", "scikit-learn")
+"""Whose versions on this machine stand beside those of the runs."""
 
 
 def about_html(catalog: Catalog) -> str:
     """The whole tab."""
     return (
-        f'<div class="fs-prose">{_QUESTION}{_PROTOCOL}{_limits(catalog)}'
+        f'<div class="fs-prose">{_QUESTION}{_PROTOCOL}'
+        f"<section><h2>Settings of the runs here</h2>{_settings(catalog)}</section>"
+        f"{_limits(catalog)}"
         f"<section><h2>Licences</h2>{_licences()}</section>"
-        f"<section><h2>Commands</h2>{_commands()}</section>"
-        f"<section><h2>How the runs here were made</h2>{_provenance(catalog)}</section></div>"
+        f"<section><h2>Reproduce</h2>{_reproduce(catalog)}</section>"
+        f"<section><h2>Versions</h2>{_versions(catalog.runs)}</section>"
+        f"<section><h2>Hashes</h2>{_hashes(catalog)}</section>"
+        f"<section><h2>Cite</h2>{_citations()}</section></div>"
     )
 
 
@@ -116,62 +155,210 @@ def _licences() -> str:
 
 def _limits(catalog: Catalog) -> str:
     phi_2 = any(slug(run.backbone) == LARGE_BACKBONE for run in catalog.runs)
-    return _LIMITS.replace("{phi_2}", _WITH_PHI_2 if phi_2 else _WITHOUT_PHI_2)
+    text = _LIMITS.replace("{phi_2}", _WITH_PHI_2 if phi_2 else _WITHOUT_PHI_2)
+    return text.replace("{measured}", "".join(f"<li>{item}</li>" for item in _measured(catalog)))
 
 
-def _commands() -> str:
-    return table(
-        ["Command", "What it does"],
-        [[f"<code>{escape(command)}</code>", escape(what)] for command, what in _COMMANDS],
-        caption="Commands",
-    )
+def _measured(catalog: Catalog) -> list[str]:
+    """Limits that follow from the runs that are here."""
+    items = []
+    for backbone, dataset in _places(catalog.runs):
+        runs = catalog.of(backbone, dataset)
+        seeds = len(catalog.seeds(backbone, dataset))
+        sizes = sorted({run.metrics["n_test"] for run in runs})
+        size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        items.append(
+            f"{escape(backbone_title(backbone))} on {escape(dataset_title(dataset))}: "
+            f"{seeds} {'seed' if seeds == 1 else 'seeds'} with {size} test sentences each. One "
+            f"sentence is {100 / sizes[-1]:.2f} points of one seed's accuracy."
+        )
+    devices = list(dict.fromkeys(_device(run) for run in catalog.runs))
+    if len(devices) > 1:
+        items.append(
+            f"The runs were trained on different devices ({escape('; '.join(devices))}): training "
+            "times and memory are not comparable between those."
+        )
+    return items
 
 
-def _provenance(catalog: Catalog) -> str:
+def _places(runs: Iterable[Run]) -> list[tuple[str, str]]:
+    found = dict.fromkeys((slug(run.backbone), run.dataset) for run in runs)
+    return sorted(found, key=lambda place: (place[0], dataset_order(place[1])))
+
+
+def _settings(catalog: Catalog) -> str:
     if not catalog.runs:
         return "<p>No finished run yet.</p>"
-    places = dict.fromkeys((slug(run.backbone), run.dataset) for run in catalog.runs)
     rows = []
-    for backbone, dataset in places:
-        runs = catalog.of(backbone, dataset)
+    for backbone, dataset in _places(catalog.runs):
+        settings = [run.config["config"] for run in catalog.of(backbone, dataset)]
+        lora = _joined(_lora(config.get("lora", {})) for config in settings)
         rows.append(
             [
                 escape(backbone_title(backbone)),
                 f"{escape(dataset_title(dataset))} "
                 f'<span class="fs-note">{escape(dataset_description(dataset))}</span>',
-                str(len(runs)),
-                _joined(_device(run) for run in runs),
-                _joined((run.config["git_commit"] or "not recorded")[:10] for run in runs),
-                f"<code>{escape(runs[0].config['dataset_sha256'][:12])}</code>",
-                _joined(run.config["finished_at"][:10] for run in runs),
+                *(
+                    _joined(_setting(config.get(key)) for config in settings)
+                    for key, _ in _SETTINGS
+                ),
+                lora,
             ]
         )
-    runs_table = table(
-        ["Backbone", "Data set", "Runs", "Device", "Commit", "Data sha256", "Finished"],
+    return table(
+        ["Backbone", "Data set", *(title for _, title in _SETTINGS), "LoRA"],
         rows,
-        caption="Where and when, from each run's config.json",
-        numeric=(2,),
-        css_class="fs-wide",
+        caption="Settings shared by all arms, from each run's config.json",
+        css_class="fs-wide fs-dense",
     )
-    commands = dict.fromkeys(_command(run) for run in catalog.runs)
-    listing = "".join(f"<li><code>{escape(command)}</code></li>" for command in commands)
+
+
+def _setting(value: Any) -> str:
+    return "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _lora(lora: Mapping[str, Any]) -> str:
+    layers = lora.get("last_layers")
+    where = "all blocks" if layers is None else f"last {layers} blocks"
+    modules = ", ".join(lora.get("target_modules", ()))
+    return f"r {lora.get('r')}, alpha {_setting(lora.get('alpha'))}, {modules}, {where}"
+
+
+def _reproduce(catalog: Catalog) -> str:
     return (
-        f"{runs_table}{_versions(catalog.runs)}"
-        f"<details><summary>Exact commands ({len(commands)})</summary><ul>{listing}</ul></details>"
+        _run_commands(catalog.runs)
+        + table(
+            ["File", "Command", "Holds"],
+            [[escape(a), _code(b), escape(c)] for a, b, c in _DERIVED],
+            caption="What is made from the runs",
+        )
+        + table(
+            ["To check", "What it does"],
+            [[_code(command), escape(what)] for command, what in _CHECKS],
+            caption="Commands that check and show",
+        )
     )
 
 
-def _versions(runs: Iterable[Run]) -> str:
-    seen: dict[str, dict[str, None]] = {}
+def _run_commands(runs: Sequence[Run]) -> str:
+    if not runs:
+        return "<p>No finished run yet.</p>"
+    by_command: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        commit = (run.config["git_commit"] or "not recorded")[:10]
+        by_command.setdefault((_command(run), _device(run), commit), []).append(run)
+    rows = [
+        [
+            _code(command),
+            "".join(f'<span class="fs-line">{escape(line)}</span>' for line in _made(made)),
+            escape(device),
+            _code(commit),
+            _joined(run.config["finished_at"][:10] for run in made),
+        ]
+        for (command, device, commit), made in by_command.items()
+    ]
+    return table(
+        ["Command", "Made", "Device", "Commit", "Finished"],
+        rows,
+        caption="Exact commands that made the runs, from each run's config.json",
+        css_class="fs-wide fs-dense",
+    )
+
+
+def _made(runs: Sequence[Run]) -> list[str]:
+    """`SmolLM2-135M, AllAgree: baseline, dendritic; seeds 0, 1, 2`, a line a data set."""
+    lines = []
+    for backbone, dataset in _places(runs):
+        of_place = [r for r in runs if (slug(r.backbone), r.dataset) == (backbone, dataset)]
+        arms = ", ".join(dict.fromkeys(run.arm for run in of_place))
+        seeds = ", ".join(map(str, sorted({run.seed for run in of_place})))
+        lines.append(f"{backbone_title(backbone)}, {dataset_title(dataset)}: {arms}; seed {seeds}")
+    return lines
+
+
+def _versions(runs: Sequence[Run]) -> str:
+    seen: dict[str, dict[str, int]] = {}
     for run in runs:
         for package, version in run.config["versions"].items():
-            seen.setdefault(package, {})[str(version)] = None
+            counts = seen.setdefault(package, {})
+            counts[str(version)] = counts.get(str(version), 0) + 1
+    for package in _PACKAGES:
+        seen.setdefault(package, {})
+    rows = []
+    for package, counts in sorted(seen.items()):
+        made = ", ".join(
+            version if len(counts) == 1 else f"{version} ({number} runs)"
+            for version, number in counts.items()
+        )
+        rows.append([escape(package), escape(made or "–"), escape(_installed(package))])
     return table(
-        ["Package", "Version"],
-        [[escape(name), escape(", ".join(found))] for name, found in sorted(seen.items())],
-        caption="Versions recorded with the runs",
-        css_class="fs-narrow",
+        ["Package", "The runs", "This page"],
+        rows,
+        caption="Versions recorded with the runs, and those on this machine",
+        css_class="fs-dense fs-narrow",
     )
+
+
+def _installed(package: str) -> str:
+    if package == "python":
+        return platform.python_version()
+    try:
+        return version_of(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _hashes(catalog: Catalog) -> str:
+    try:
+        listed = read_manifest(catalog.root)
+    except ArtifactError as error:
+        return f"<p>{escape(str(error))}</p>"
+    rows = []
+    for run in catalog.runs:
+        folder = run.folder.relative_to(catalog.root).as_posix()
+        rows.append(
+            [
+                f"<code>{escape(folder)}</code>",
+                *(
+                    _short(listed.get(f"{folder}/{name}"))
+                    for name in ("adapter.safetensors", "predictions.csv")
+                ),
+                *(
+                    _short(run.config[key])
+                    for key in ("dataset_sha256", "split_sha256", "backbone_sha256")
+                ),
+            ]
+        )
+    lines = "\n".join(f"{digest}  {name}" for name, digest in listed.items())
+    return (
+        table(
+            ["Run", "Adapter", "Predictions", "Data", "Split", "Backbone"],
+            rows,
+            caption="First twelve digits of SHA-256: files, and what the run was trained on",
+            css_class="fs-wide fs-dense",
+        )
+        + f"<details><summary>SHA256SUMS, all {len(listed)} files (its own SHA-256 is "
+        f"<code>{sha256_file(catalog.root / MANIFEST)}</code>)</summary>"
+        f'<pre tabindex="0" aria-label="SHA256SUMS">{escape(lines)}</pre></details>'
+    )
+
+
+def _short(digest: str | None) -> str:
+    return "–" if digest is None else f"<code>{escape(digest[:12])}</code>"
+
+
+def _citations() -> str:
+    items = "".join(
+        f"<li>{escape(entry.why)}: <code>{escape(entry.key)}</code></li>" for entry in CITATIONS
+    )
+    return (
+        f"<ul>{items}</ul><details><summary>BibTeX of all {len(CITATIONS)}</summary>"
+        f'<pre tabindex="0" aria-label="BibTeX">{escape(bibtex())}</pre></details>'
+    )
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
 
 
 def _joined(values: Iterable[str]) -> str:

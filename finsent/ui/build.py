@@ -13,8 +13,9 @@ import gradio as gr
 from finsent.ui.about import add_about_tab
 from finsent.ui.compare import add_compare_tab
 from finsent.ui.curves import add_curves_tab
+from finsent.ui.differ import DifferTab
 from finsent.ui.leaderboard import add_leaderboard_tab
-from finsent.ui.selectors import RunSelectors
+from finsent.ui.selectors import RunSelectors, run_updates
 from finsent.ui.state import (
     Catalog,
     Choice,
@@ -104,17 +105,22 @@ def build_demo(
         toggle = gr.Button("Light / dark", size="sm", elem_id="theme-toggle")
         toggle.click(None, js=THEME_TOGGLE_JS, api_visibility="private")
         status = gr.HTML(status_html(service.status, service.choice), elem_id="status")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
                 compare = add_compare_tab(catalog, service)
             with gr.Tab("Training curves", id="curves", elem_id="tab-curves"):
                 curves = add_curves_tab(catalog)
             with gr.Tab("Leaderboard", id="leaderboard", elem_id="tab-leaderboard"):
-                board = add_leaderboard_tab(catalog)
+                add_leaderboard_tab(catalog)
+            with gr.Tab("Where they differ", id="differ", elem_id="tab-differ"):
+                differ = DifferTab(catalog)
+                differ.draw()
             with gr.Tab("About", id="about", elem_id="tab-about"):
                 add_about_tab(catalog)
         _keep_status(service, status)
-        _open_on_choice(service, [s for s in (compare, curves, board) if s is not None], demo)
+        opened = (compare, curves, differ.selectors)
+        _open_on_choice(service, [s for s in opened if s is not None], demo)
+        _rerun_live(demo, tabs, differ)
     return demo
 
 
@@ -133,6 +139,44 @@ def _keep_status(service: ModelService, status: gr.HTML) -> None:
         outputs=[status, timer],
         show_progress="hidden",
         queue=False,
+        api_visibility="private",
+    )
+
+
+def _rerun_live(demo: gr.Blocks, tabs: gr.Tabs, differ: DifferTab) -> None:
+    """A test sentence of the Where they differ tab goes to the Compare tab, to the same runs."""
+    if differ.examples is None or differ.selectors is None:
+        return
+    by_id = {block.elem_id: block for block in demo.blocks.values() if block.elem_id}
+    names = ("headline", "compare-backbone", "compare-dataset", "compare-seed")
+    headline, *runs = (by_id[name] for name in names)
+
+    def ask(backbone: str, dataset: str, event: gr.EventData) -> list[Any]:
+        wanted = differ.rerun(backbone, dataset, event)
+        if wanted is None:
+            return [gr.skip()] * 5
+        selection, text = wanted
+        return [
+            gr.Tabs(selected="compare"),
+            text,
+            *run_updates(differ.catalog, selection),
+        ]
+
+    differ.examples.click(
+        ask,
+        inputs=differ.selectors.components,
+        outputs=[tabs, headline, *runs],
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    ).success(
+        None,
+        js="""() => {
+          if (document.querySelector('#tab-compare')?.offsetHeight) {
+            document.querySelector('#compare')?.click();
+            window.scrollTo({top: 0});
+          }
+        }""",
         api_visibility="private",
     )
 

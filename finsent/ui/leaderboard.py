@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from finsent.charts import ARM_STYLES
+from finsent.board_charts import COSTS, pareto_figure
+from finsent.charts import ARM_STYLES, ChartError
+from finsent.citations import bibtex
+from finsent.config import ARMS
+from finsent.exports import arms_csv
+from finsent.runs import canonical_json, write_bytes_atomically
+from finsent.ui.events import interactive_html, sent
 from finsent.ui.markup import (
+    arms_legend,
     count,
     milliseconds,
     notice,
@@ -19,167 +30,144 @@ from finsent.ui.markup import (
     swatch,
     table,
 )
-from finsent.ui.selectors import RunSelectors, add_run_selectors
-from finsent.ui.state import (
-    Catalog,
-    backbone_title,
-    dataset_description,
-    dataset_order,
-    dataset_title,
-)
+from finsent.ui.state import Catalog, backbone_title, dataset_description, dataset_title
 
 Board = Mapping[str, Any]
 Entry = Mapping[str, Any]
 
 OUTCOMES = {"better": "Better", "worse": "Worse", "tied": "Tied"}
+ALL = ""
+"""The value of a filter that lets everything through."""
+PER_ARM, PER_RUN = "arm", "run"
 
-RUN_COLUMNS = (
-    ("Backbone", "str", ""),
-    ("Data set", "str", ""),
-    ("Arm", "str", ""),
-    ("Seed", "number", "d"),
-    ("Accuracy, %", "number", ".2f"),
-    ("95 % CI", "str", ""),
-    ("Macro-F1, %", "number", ".2f"),
-    ("95 % CI ", "str", ""),
-    ("NLL", "number", ".4f"),
-    ("ECE, %", "number", ".2f"),
-    ("Parameters", "number", ",d"),
-    ("Dendrites", "number", "d"),
-    ("Test n", "number", "d"),
-    ("Epochs", "number", "d"),
-    ("Training, s", "number", ".1f"),
-    ("p50, ms", "number", ".2f"),
+
+# ---------------------------------------------------------------------------------------- columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the board."""
+
+    key: str
+    title: str
+    value: Callable[[Entry], Any]
+    """What the column is sorted by; None sorts last."""
+    cell: Callable[[Entry, tuple[float, float]], str]
+    """HTML of a cell, given an arm and the range of the interval strips."""
+    highest_first: bool = False
+    numeric: bool = True
+    strip: bool = False
+    """Whether cells hold an interval strip, whose ends the heading names."""
+
+
+def _mean(key: str) -> Callable[[Entry], float | None]:
+    return lambda arm: arm["mean"][key]
+
+
+def _shown(key: str, form: Callable[[float], str]) -> Callable[[Entry, tuple[float, float]], str]:
+    def cell(arm: Entry, scale: tuple[float, float]) -> str:
+        value, deviation = arm["mean"][key], arm["sd"][key]
+        if value is None:
+            return '<span class="fs-quiet">not recorded</span>'
+        spread = f' <span class="fs-ci">± {form(deviation)}</span>' if deviation else ""
+        return f"{form(value)}{spread}"
+
+    return cell
+
+
+def _scored(key: str) -> Callable[[Entry, tuple[float, float]], str]:
+    def cell(arm: Entry, scale: tuple[float, float]) -> str:
+        value, interval = arm["mean"][key], arm["ci"][key]
+        return (
+            f'<b>{percent(value, 2)}</b> <span class="fs-ci">{percent_interval(interval)}</span>'
+            + _strip(arm["arm"], value, interval, scale)
+        )
+
+    return cell
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _whole(value: float) -> str:
+    return count(round(value))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}\u202fs"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value:,.0f}\u202fMB"
+
+
+def _points(value: float) -> str:
+    return percent(value, 2)
+
+
+COLUMNS = (
+    Column("accuracy", "Accuracy", _mean("accuracy"), _scored("accuracy"), True, False, True),
+    Column("macro_f1", "Macro-F1", _mean("macro_f1"), _scored("macro_f1"), True, False, True),
+    Column(
+        "weighted_f1", "Weighted F1", _mean("weighted_f1"), _shown("weighted_f1", _points), True
+    ),
+    Column("nll", "NLL", _mean("nll"), _shown("nll", _four)),
+    Column("ece", "ECE", _mean("ece"), _shown("ece", _points)),
+    Column(
+        "trainable_params",
+        "Parameters",
+        _mean("trainable_params"),
+        _shown("trainable_params", _whole),
+    ),
+    Column(
+        "dendrites",
+        "Dendrites",
+        lambda arm: arm["dendrites_max"],
+        lambda arm, scale: _dendrites(arm),
+        True,
+    ),
+    Column(
+        "latency_ms_p50",
+        "Median time",
+        _mean("latency_ms_p50"),
+        _shown("latency_ms_p50", milliseconds),
+    ),
+    Column(
+        "latency_ms_p95",
+        "95th percentile",
+        _mean("latency_ms_p95"),
+        _shown("latency_ms_p95", milliseconds),
+    ),
+    Column(
+        "peak_memory_mb",
+        "Memory, training",
+        _mean("peak_memory_mb"),
+        _shown("peak_memory_mb", _megabytes),
+    ),
+    Column(
+        "train_seconds",
+        "Training time",
+        _mean("train_seconds"),
+        _shown("train_seconds", _seconds),
+    ),
+    Column(
+        "n_test", "Test answers", lambda arm: arm["n_test"], lambda arm, _: count(arm["n_test"])
+    ),
 )
-"""Heading, type and number format of each column. Two intervals need two different headings."""
+"""Every column that can be picked; rank, arm and seeds are always there."""
+
+FIRST_COLUMNS = ("accuracy", "macro_f1", "nll", "trainable_params", "dendrites", "latency_ms_p50")
+RANK = "rank"
 
 
-def run_rows(board: Board) -> list[list[str | float | int]]:
-    """The table of runs: the rows of the leaderboard, rounded for reading."""
-    return [
-        [
-            backbone_title(row["backbone"]),
-            dataset_title(row["dataset"]),
-            row["arm"],
-            row["seed"],
-            round(100 * row["accuracy"], 2),
-            percent_interval(row["ci"]["accuracy"]),
-            round(100 * row["macro_f1"], 2),
-            percent_interval(row["ci"]["macro_f1"]),
-            round(row["nll"], 4),
-            round(100 * row["ece"], 2),
-            row["trainable_params"],
-            row["dendrites"],
-            row["n_test"],
-            row["epochs"],
-            round(row["train_seconds"], 1),
-            round(row["latency_ms_p50"], 2),
-        ]
-        for row in sorted(board["rows"], key=lambda row: dataset_order(row["dataset"]))
-    ]
-
-
-def run_table(board: Board) -> dict[str, Any]:
-    """The rows for gr.Dataframe: numbers to sort by, and the same numbers as they are shown."""
-    rows = run_rows(board)
-    shown = [
-        [format(cell, spec) for cell, (_, _, spec) in zip(row, RUN_COLUMNS, strict=True)]
-        for row in rows
-    ]
-    return {
-        "headers": [name for name, _, _ in RUN_COLUMNS],
-        "data": rows,
-        "metadata": {"display_value": shown},
-    }
-
-
-def _of(entries: Sequence[Entry], backbone: str, dataset: str) -> list[Entry]:
-    return [e for e in entries if e["backbone"] == backbone and e["dataset"] == dataset]
-
-
-# ------------------------------------------------------------------------------------------- arms
-
-
-def arms_html(board: Board, backbone: str, dataset: str) -> str:
-    """Arms of one backbone on one data set, aggregated over seeds, with intervals and ties."""
-    arms = _of(board["arms"], backbone, dataset)
-    if not arms:
-        return notice(
-            "Not on the board.",
-            "These runs are newer than leaderboard.json; make it again with "
-            "`python train_models.py leaderboard`.",
-        )
-    scale = _scale([arm["ci"][metric] for arm in arms for metric in ("accuracy", "macro_f1")])
-    ends = (
-        f'<span class="fs-scale" aria-hidden="true"><i>{scale[0]:.0f}</i>'
-        f"<i>{scale[1]:.0f}&#8239;%</i></span>"
-    )
-    sizes = [arm["tie_group"] for arm in arms]
-    rows = [_arm_row(arm, scale, sizes.count(arm["tie_group"]) > 1) for arm in arms]
-    seeds = len(arms[0]["seeds"])
-    return (
-        table(
-            [
-                "Rank",
-                "Arm",
-                f"Accuracy {ends}",
-                f"Macro-F1 {ends}",
-                "NLL",
-                "Parameters",
-                "Dendrites",
-                "Median time",
-                "Seeds",
-            ],
-            rows,
-            caption=f"{backbone_title(backbone)} on {dataset_title(dataset)}: "
-            f"mean of {seeds} {'seed' if seeds == 1 else 'seeds'} with 95 % intervals",
-            numeric=(4, 5, 6, 7, 8),
-            css_class="fs-arms",
-        )
-        + '<p class="fs-quiet">Arms that the paired test does not tell apart share a rank, marked '
-        "with =. Whiskers are 95&#8239;% bootstrap intervals over test sentences, seeds pooled. "
-        f"Median time of one sentence: {escape(_timing(arms))}.</p>"
-    )
-
-
-def _timing(arms: Sequence[Entry]) -> str:
-    return "; ".join(dict.fromkeys(p for arm in arms for p in arm["latency_protocol"]))
-
-
-def _scale(intervals: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Percent range of the interval strips: whole fives around all whiskers."""
-    low = 5 * int(100 * min(bounds[0] for bounds in intervals) // 5)
-    high = 5 * -int(-100 * max(bounds[1] for bounds in intervals) // 5)
-    return float(low), float(min(high, 100) if high > low else low + 5)
-
-
-def _arm_row(arm: Entry, scale: tuple[float, float], tied: bool) -> list[str]:
-    mean, ci = arm["mean"], arm["ci"]
-    name = arm["arm"]
-    title = ARM_STYLES[name].title if name in ARM_STYLES else name
-    dendrites = str(arm["dendrites_min"])
-    if arm["dendrites_max"] != arm["dendrites_min"]:
-        dendrites += f"–{arm['dendrites_max']}"
+def _dendrites(arm: Entry) -> str:
+    low, high = arm["dendrites_min"], arm["dendrites_max"]
+    text = str(low) if low == high else f"{low}–{high}"
     if arm["seeds_without_dendrites"]:
         without = ", ".join(map(str, arm["seeds_without_dendrites"]))
-        dendrites += f' <span class="fs-flag">none kept: seed {escape(without)}</span>'
-    return [
-        f"{arm['rank']}{'&#8239;=' if tied else ''}",
-        f'<span class="fs-arm">{swatch(name) if name in ARM_STYLES else ""}{escape(title)}</span>',
-        _score(mean["accuracy"], ci["accuracy"])
-        + _strip(name, mean["accuracy"], ci["accuracy"], scale),
-        _score(mean["macro_f1"], ci["macro_f1"])
-        + _strip(name, mean["macro_f1"], ci["macro_f1"], scale),
-        f"{mean['nll']:.4f}",
-        count(round(mean["trainable_params"])),
-        dendrites,
-        milliseconds(mean["latency_ms_p50"]),
-        str(len(arm["seeds"])),
-    ]
-
-
-def _score(value: float, interval: Sequence[float]) -> str:
-    return f'<b>{percent(value, 2)}</b> <span class="fs-ci">{percent_interval(interval)}</span>'
+        text += f' <span class="fs-flag">none kept: seed {escape(without)}</span>'
+    return text
 
 
 def _strip(arm: str, value: float, interval: Sequence[float], scale: tuple[float, float]) -> str:
@@ -194,31 +182,305 @@ def _strip(arm: str, value: float, interval: Sequence[float], scale: tuple[float
     )
 
 
+# ------------------------------------------------------------------------------------------ entries
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What the visitor asked to see."""
+
+    dataset: str
+    protocol: str = ALL
+    backbone: str = ALL
+    arms: tuple[str, ...] = ARMS
+    search: str = ""
+
+    def own(self, entry: Entry) -> bool:
+        """Whether an arm or run of this project is wanted."""
+        return (
+            entry["dataset"] == self.dataset
+            and self.protocol in (ALL, entry["protocol"])
+            and self.backbone in (ALL, entry["backbone"])
+            and entry["arm"] in self.arms
+            and self._found(
+                entry["backbone"],
+                backbone_title(entry["backbone"]),
+                entry["arm"],
+                entry["protocol"],
+                *(f"seed {seed}" for seed in entry["seeds"]),
+            )
+        )
+
+    def published(self, reference: Entry) -> bool:
+        """Whether a published result is wanted."""
+        return (
+            reference["dataset"] == self.dataset
+            and self.protocol in (ALL, reference["split"])
+            and self._found(
+                reference["model"],
+                reference["protocol"],
+                reference["split"],
+                reference["source"],
+                reference["note"] or "",
+            )
+        )
+
+    def pair(self, comparison: Entry) -> bool:
+        """Whether a comparison of two arms is wanted."""
+        return (
+            comparison["dataset"] == self.dataset
+            and self.backbone in (ALL, comparison["backbone"])
+            and {comparison["a"], comparison["b"]} <= set(self.arms)
+        )
+
+    def _found(self, *texts: str) -> bool:
+        everything = " ".join(texts).casefold()
+        words = everything.split()
+        # A bare number is a seed or a size, not a part of 70/15/15.
+        return all(
+            word in (words if word.isdecimal() else everything)
+            for word in self.search.casefold().split()
+        )
+
+
+def run_entry(row: Entry) -> dict[str, Any]:
+    """A row of one run in the shape of an arm: means of one seed, no deviation, no rank."""
+    metrics = {name: row[name] for name in _ROW_METRICS}
+    empty = bool(row["dendrites_requested"]) and row["dendrites"] == 0
+    return {
+        **{key: row[key] for key in ("backbone", "dataset", "protocol", "arm", "n_test", "ci")},
+        "seeds": [row["seed"]],
+        "mean": metrics,
+        "sd": dict.fromkeys(metrics),
+        "dendrites_min": row["dendrites"],
+        "dendrites_max": row["dendrites"],
+        "seeds_without_dendrites": [row["seed"]] if empty else [],
+        "latency_protocol": [row["latency_protocol"]],
+    }
+
+
+_ROW_METRICS = tuple(column.key for column in COLUMNS if column.key not in ("dendrites", "n_test"))
+
+
+def entries(board: Board, level: str) -> list[Entry]:
+    """What a line of the table stands for: an arm over its seeds, or a single run."""
+    return list(board["arms"]) if level == PER_ARM else [run_entry(row) for row in board["rows"]]
+
+
+def arranged(found: Sequence[Entry], sort: str, *, reverse: bool = False) -> list[Entry]:
+    """Entries by rank (backbones apart) or by a column, best first unless reversed."""
+    if sort == RANK:
+        order = {arm: number for number, arm in enumerate(ARMS)}
+        ordered = sorted(
+            found,
+            key=lambda e: (
+                e["backbone"],
+                e.get("rank", 0),
+                order.get(e["arm"], len(order)) if "rank" not in e else 0,
+                e["seeds"],
+            ),
+        )
+        return ordered[::-1] if reverse else ordered
+    column = next(column for column in COLUMNS if column.key == sort)
+    known = [entry for entry in found if column.value(entry) is not None]
+    known.sort(key=column.value, reverse=column.highest_first != reverse)
+    return known + [entry for entry in found if column.value(entry) is None]
+
+
+# -------------------------------------------------------------------------------------------- table
+
+
+def board_html(
+    board: Board,
+    filters: Filters,
+    *,
+    level: str = PER_ARM,
+    sort: str = RANK,
+    reverse: bool = False,
+    columns: Sequence[str] = FIRST_COLUMNS,
+) -> str:
+    """Arms aggregated over seeds, or every run, with intervals and tie groups."""
+    found = arranged(
+        [entry for entry in entries(board, level) if filters.own(entry)], sort, reverse=reverse
+    )
+    if not found:
+        return notice(
+            "Nothing of this project here.",
+            "No run fits the data set, protocol, filters and search above; widen one of them. Runs "
+            "newer than leaderboard.json appear after `python train_models.py leaderboard`.",
+        )
+    picked = [column for column in COLUMNS if column.key in columns]
+    scale = _scale(found, [column.key for column in picked if column.strip])
+    per_arm = level == PER_ARM
+    several = len({entry["backbone"] for entry in board["arms"]}) > 1
+    leads = [("Rank", RANK), ("Arm", None)] if per_arm else [("Arm", RANK), ("Seed", None)]
+    headers = [_heading(title, key, sort, reverse) for title, key in leads]
+    headers += [
+        _heading(column.title, column.key, sort, reverse, scale if column.strip else None)
+        for column in picked
+    ]
+    if per_arm:
+        headers.append("Seeds")
+    rows = []
+    for entry in found:
+        tied = per_arm and _tied(board, entry)
+        name = _name(entry, several)
+        seeds = ", ".join(map(str, entry["seeds"]))
+        first = [f"{entry['rank']}{'&#8239;=' if tied else ''}", name] if per_arm else [name, seeds]
+        cells = [column.cell(entry, scale) for column in picked]
+        rows.append([*first, *cells, *([str(len(entry["seeds"]))] if per_arm else [])])
+    numeric = [2 + index for index, column in enumerate(picked) if column.numeric]
+    if per_arm:
+        numeric.append(2 + len(picked))
+    what = "mean over seeds" if per_arm else "every run"
+    return (
+        table(
+            headers,
+            rows,
+            caption=f"{dataset_title(filters.dataset)}: {what}, with 95 % intervals",
+            numeric=numeric,
+            css_class="fs-arms",
+        )
+        + f'<p class="fs-quiet">{len(found)} {"arm" if per_arm else "run"}'
+        f"{'' if len(found) == 1 else 's'}. {_explanation(found, per_arm)}</p>"
+    )
+
+
+def _tied(board: Board, arm: Entry) -> bool:
+    """Whether an arm shares its rank with another, shown or filtered away."""
+    place = ("backbone", "dataset", "tie_group")
+    return sum(all(other[key] == arm[key] for key in place) for other in board["arms"]) > 1
+
+
+def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
+    shared = (
+        "Arms that the paired test does not tell apart share a rank, marked with =; ranks are "
+        "within a backbone. ± is the standard deviation over seeds. "
+        if per_arm
+        else ""
+    )
+    timing = "; ".join(dict.fromkeys(p for entry in found for p in entry["latency_protocol"]))
+    protocol = ", ".join(dict.fromkeys(entry["protocol"] for entry in found))
+    return (
+        f"{shared}Protocol: {escape(protocol)}. Whiskers are 95&#8239;% bootstrap intervals over "
+        f"test sentences{', seeds pooled' if per_arm else ''}. Time of one sentence: "
+        f"{escape(timing)}."
+    )
+
+
+def _name(entry: Entry, with_backbone: bool) -> str:
+    arm = entry["arm"]
+    title = ARM_STYLES[arm].title if arm in ARM_STYLES else arm
+    under = (
+        f'<span class="fs-note">{escape(backbone_title(entry["backbone"]))}</span>'
+        if with_backbone
+        else ""
+    )
+    return (
+        f'<span class="fs-arm">{swatch(arm) if arm in ARM_STYLES else ""}{escape(title)}</span>'
+        f"{under}"
+    )
+
+
+def _heading(
+    title: str,
+    key: str | None,
+    sort: str,
+    reverse: bool,
+    scale: tuple[float, float] | None = None,
+) -> str:
+    """A column's name, as a button that sorts by it."""
+    ends = (
+        f'<span class="fs-scale" aria-hidden="true"><i>{scale[0]:.0f}</i>'
+        f"<i>{scale[1]:.0f}&#8239;%</i></span>"
+        if scale
+        else ""
+    )
+    if key is None:
+        return escape(title)
+    mark = ("▴" if reverse else "▾") if key == sort else ""
+    state = f", sorted, {'worst' if reverse else 'best'} first" if key == sort else ""
+    return (
+        f'<button type="button" class="fs-sort" data-send="{escape(key)}" '
+        f'aria-label="Sort by {escape(title)}{state}">{escape(title)}'
+        f'<span aria-hidden="true">{mark}</span></button>{ends}'
+    )
+
+
+def _scale(found: Sequence[Entry], keys: Sequence[str]) -> tuple[float, float]:
+    """Percent range of the interval strips: whole fives around all whiskers."""
+    intervals = [entry["ci"][key] for entry in found for key in keys] or [(0.0, 1.0)]
+    low = 5 * int(100 * min(bounds[0] for bounds in intervals) // 5)
+    high = 5 * -int(-100 * max(bounds[1] for bounds in intervals) // 5)
+    return float(low), float(min(high, 100) if high > low else low + 5)
+
+
 # --------------------------------------------------------------------------------------- verdicts
 
 
-def verdicts_html(board: Board, backbone: str, dataset: str) -> str:
+def verdicts_html(board: Board, filters: Filters) -> str:
     """One sentence per pair of arms; the pair that the project asks about comes first."""
     pairs = sorted(
-        _of(board["comparisons"], backbone, dataset),
+        (pair for pair in board["comparisons"] if filters.pair(pair)),
         key=lambda pair: (pair["a"], pair["b"]) != ("baseline", "dendritic"),
     )
-    items = "".join(
-        f'<li data-outcome="{escape(pair["outcome"])}"><h3>'
-        f"{escape(sentence(pair['b'], stop=''))} against {escape(pair['a'])}"
-        f"<span>{OUTCOMES.get(pair['outcome'], escape(pair['outcome']))}</span></h3>"
-        f"<p>{escape(sentence(pair['verdict']))}</p></li>"
-        for pair in pairs
+    several = len({pair["backbone"] for pair in pairs}) > 1
+    return (
+        f'<ol class="fs-verdicts">{"".join(_verdict(p, several) for p in pairs)}</ol>'
+        if pairs
+        else ""
     )
-    return f'<ol class="fs-verdicts">{items}</ol>' if items else ""
+
+
+def _verdict(pair: Entry, with_backbone: bool) -> str:
+    place = f" · {backbone_title(pair['backbone'])}" if with_backbone else ""
+    return (
+        f'<li data-outcome="{escape(pair["outcome"])}"><h3>'
+        f"{escape(sentence(pair['b'], stop=''))} against {escape(pair['a'])}{escape(place)}"
+        f"<span>{OUTCOMES.get(pair['outcome'], escape(pair['outcome']))}</span></h3>"
+        f"<p>{escape(sentence(pair['verdict']))}</p>"
+        f'<p class="fs-errors">{_errors(pair)}</p>{_mcnemar(pair)}</li>'
+    )
+
+
+def _errors(pair: Entry) -> str:
+    """Remaining errors, as PerforatedAI's users count them."""
+    share = pair["errors_removed_pct"]
+    if share is None:
+        return f"{escape(sentence(pair['a'], stop=''))} makes no error here."
+    low, high = pair["errors_removed_ci_pct"]
+    verb = "removed" if share >= 0 else "added"
+    return (
+        f"Remaining errors {verb}: <b>{abs(share):.1f}&#8239;%</b> "
+        f"({count(pair['errors_a'])} to {count(pair['errors_b'])} of {count(pair['n'])} answers; "
+        f"95&#8239;% CI of the share removed {_signed(low)} to {_signed(high)}&#8239;%)."
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
+
+
+def _mcnemar(pair: Entry) -> str:
+    lines = "".join(
+        f"<li>seed {test['seed']}: only {escape(pair['a'])} right {test['only_a_right']}, only "
+        f"{escape(pair['b'])} right {test['only_b_right']}, p = {test['p_value']:.2f}</li>"
+        for test in pair["mcnemar"]
+    )
+    f1_low, f1_high = pair["macro_f1_ci_points"]
+    return (
+        f"<details><summary>Macro-F1 and McNemar by seed</summary><ul><li>macro-F1 "
+        f"{_signed(pair['macro_f1_delta_points'])} points, 95&#8239;% CI {_signed(f1_low)} to "
+        f"{_signed(f1_high)}</li>{lines}</ul></details>"
+    )
 
 
 # ------------------------------------------------------------------------------------- references
 
 
-def references_html(board: Board, dataset: str) -> str:
+def references_html(board: Board, filters: Filters) -> str:
     """Published results on the same data set, apart from our own and with their protocol."""
-    shown = [r for r in board["references"] if r["dataset"] == dataset]
+    shown = [r for r in board["references"] if filters.published(r)]
     if not shown:
         return ""
     said: set[str] = set()
@@ -234,7 +496,7 @@ def references_html(board: Board, dataset: str) -> str:
         + table(
             ["Model", "Protocol", "Accuracy", "F1", "Test n", "Source"],
             rows,
-            caption=f"Published results on {dataset_description(dataset)}",
+            caption=f"Published results on {dataset_description(filters.dataset)}",
             numeric=(2, 4),
             css_class="fs-wide fs-references",
         )
@@ -273,58 +535,248 @@ def _reference_row(reference: Entry, note: str) -> list[str]:
 # -------------------------------------------------------------------------------------------- tab
 
 
-def add_leaderboard_tab(catalog: Catalog) -> RunSelectors | None:
-    """Draws the tab inside the current gr.Tab. Returns its selectors; None without a board."""
+def pareto(board: Board, filters: Filters, cost_key: str) -> tuple[str, Any, str]:
+    """Legend, chart of cost against score and the remark below; no chart without a cost."""
+    cost = next(cost for cost in COSTS if cost.key == cost_key)
+    arms = [arm for arm in board["arms"] if filters.own(arm)]
+    rows = [row for row in board["rows"] if filters.own({**row, "seeds": [row["seed"]]})]
+    try:
+        figure = pareto_figure(arms, rows, cost)
+    except ChartError as error:
+        return "", None, notice("No chart.", str(error))
+    legend = arms_legend([arm for arm in ARMS if any(entry["arm"] == arm for entry in arms)])
+    return (
+        legend,
+        figure,
+        (
+            '<p class="fs-quiet">Up and to the left is better. Vertical whiskers: 95&#8239;% '
+            "interval of macro-F1; horizontal: standard deviation over seeds; faint marks: single "
+            "seeds. The dashed line joins the arms that none beats on both means, which is no "
+            "claim that they differ: the verdicts above say whether they do.</p>"
+        ),
+    )
+
+
+def add_leaderboard_tab(catalog: Catalog) -> None:
+    """Draws the tab inside the current gr.Tab."""
     board = catalog.leaderboard
-    if not catalog.runs or board is None:
+    if not catalog.runs or board is None or not board["arms"]:
         gr.HTML(
             notice(
                 "No leaderboard yet.",
-                f"{catalog.root / 'leaderboard.json'} is missing; make it with "
+                f"{catalog.root / 'leaderboard.json'} is missing or empty; make it with "
                 "`python train_models.py leaderboard`.",
             )
         )
-        return None
-    # Selectors speak folder names, the board the configs' spelling: a Hub id keeps its slash.
-    spelling = {run.folder.parts[-4]: run.backbone for run in catalog.runs}
-    first = catalog.select(catalog.backbones()[0])
+        return
+    _Tab(catalog, board).draw()
 
-    def draw(backbone: str, dataset: str) -> tuple[str, str, str]:
-        wanted = catalog.select(backbone, dataset)
-        name = spelling[wanted.backbone]
-        return (
-            verdicts_html(board, name, wanted.dataset),
-            arms_html(board, name, wanted.dataset),
-            references_html(board, wanted.dataset),
+
+_QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+
+
+def _split(values: Sequence[Any]) -> tuple[Filters, Sequence[Any]]:
+    """The controls' values: the filters, then what follows them."""
+    dataset, protocol, backbone, arms, search, *rest = values
+    return Filters(dataset, protocol, backbone, tuple(arms), search or ""), rest
+
+
+class _Tab:
+    """The tab's components and the functions that renew them."""
+
+    def __init__(self, catalog: Catalog, board: Board) -> None:
+        self.catalog, self.board = catalog, board
+        datasets = catalog.all_datasets()
+        self.first = Filters(datasets[0])
+        self.datasets = [(dataset_title(name), name) for name in datasets]
+
+    def draw(self) -> None:
+        """All of it, in the order of the page."""
+        with gr.Row(elem_classes="fs-controls"):
+            self.filters = self._add_filters()
+        with gr.Row(elem_classes="fs-controls"):
+            self.view = self._add_view()
+        self.view.append(self._add_columns())
+        gr.HTML("<h2>Do the arms differ?</h2>")
+        verdicts = gr.HTML(verdicts_html(self.board, self.first), elem_id="verdicts")
+        gr.HTML("<h2>The board</h2>")
+        self.table = interactive_html(board_html(self.board, self.first), "board-table")
+        self._add_exports()
+        gr.HTML("<h2>What the score costs</h2>")
+        with gr.Row(elem_classes="fs-controls"):
+            cost = gr.Radio(
+                choices=[(c.title, c.key) for c in COSTS],
+                value=COSTS[0].key,
+                label="Macro-F1 against",
+                elem_id="board-cost",
+            )
+        named, figure, remark = pareto(self.board, self.first, COSTS[0].key)
+        legend = gr.HTML(named, elem_id="pareto-legend")
+        plot = gr.Plot(
+            figure, show_label=False, container=False, elem_id="chart-pareto", buttons=[]
+        )
+        note = gr.HTML(remark, elem_id="pareto-note")
+        references = gr.HTML(references_html(self.board, self.first), elem_id="references")
+        self._connect_rows(verdicts, references)
+        self._connect_chart(cost, legend, plot, note)
+
+    def _add_filters(self) -> list[Any]:
+        board = self.board
+        backbones = list(dict.fromkeys(arm["backbone"] for arm in board["arms"]))
+        own = dict.fromkeys(arm["protocol"] for arm in board["arms"])
+        published = dict.fromkeys(reference["split"] for reference in board["references"])
+        protocols = [(f"{name} (here)", name) for name in own]
+        protocols += [(name, name) for name in published if name not in own]
+        plain: dict[str, Any] = {"filterable": False, "min_width": 150}
+        return [
+            gr.Dropdown(
+                self.datasets,
+                value=self.first.dataset,
+                label="Data set",
+                elem_id="board-dataset",
+                **plain,
+            ),
+            gr.Dropdown(
+                [("All", ALL), *protocols],
+                value=ALL,
+                label="Protocol",
+                elem_id="board-protocol",
+                **plain,
+            ),
+            gr.Dropdown(
+                [("All", ALL), *((backbone_title(name), name) for name in backbones)],
+                value=ALL,
+                label="Backbone",
+                elem_id="board-backbone",
+                **plain,
+            ),
+            gr.CheckboxGroup(
+                [(ARM_STYLES[arm].title, arm) for arm in ARMS],
+                value=list(ARMS),
+                label="Arms",
+                elem_id="board-arms",
+            ),
+            gr.Textbox(
+                label="Search",
+                placeholder="model, protocol, seed 1 …",
+                max_lines=1,
+                elem_id="board-search",
+                min_width=150,
+            ),
+        ]
+
+    def _add_view(self) -> list[Any]:
+        level = gr.Radio(
+            [("Mean over seeds", PER_ARM), ("Every run", PER_RUN)],
+            value=PER_ARM,
+            label="Rows",
+            elem_id="board-level",
+        )
+        sort = gr.Dropdown(
+            [("Rank", RANK), *((column.title, column.key) for column in COLUMNS)],
+            value=RANK,
+            label="Sort by",
+            elem_id="board-sort",
+            filterable=False,
+            min_width=150,
+        )
+        reverse = gr.Checkbox(label="Worst first", elem_id="board-reverse", min_width=0)
+        return [level, sort, reverse]
+
+    def _add_columns(self) -> gr.CheckboxGroup:
+        with gr.Accordion("Columns", open=False, elem_id="board-columns-box"):
+            return gr.CheckboxGroup(
+                [(column.title, column.key) for column in COLUMNS],
+                value=list(FIRST_COLUMNS),
+                show_label=False,
+                label="Columns",
+                elem_id="board-columns",
+            )
+
+    def _add_exports(self) -> None:
+        """Buttons whose file is there before the click: a click that makes it downloads nothing."""
+        folder = Path(tempfile.mkdtemp(prefix="finsent-export-"))
+
+        def file(name: str, text: str) -> str:
+            # By content: two visitors must not overwrite each other's file, nor fill the disk.
+            path = folder / hashlib.sha256(text.encode()).hexdigest()[:16] / name
+            if not path.is_file():
+                write_bytes_atomically(path, text.encode())
+            return str(path)
+
+        def shown_csv(*values: Any) -> str:
+            filters, (level, sort, reverse) = _split(values)
+            found = [e for e in entries(self.board, level) if filters.own(e)]
+            found = arranged(found, sort, reverse=reverse)
+            return file("finsent-leaderboard.csv", arms_csv(found))
+
+        controls = [*self.filters, *self.view[:3]]
+        with gr.Row(elem_classes="fs-exports"):
+            gr.HTML("<span>Download</span>", elem_classes="fs-chips-lead")
+            small: dict[str, Any] = {"size": "sm", "min_width": 0, "elem_classes": "fs-chip"}
+            shown = gr.DownloadButton(
+                "CSV, rows shown",
+                value=shown_csv(*(control.value for control in controls)),
+                elem_id="export-csv",
+                **small,
+            )
+            gr.DownloadButton(
+                "JSON, whole board",
+                value=file("leaderboard.json", canonical_json(self.board)),
+                elem_id="export-json",
+                **small,
+            )
+            gr.DownloadButton(
+                "BibTeX", value=file("finsent.bib", bibtex()), elem_id="export-bib", **small
+            )
+        # Not `value=shown_csv, inputs=...`: that would publish an endpoint.
+        gr.on(
+            [control.change for control in controls],
+            shown_csv,
+            inputs=controls,
+            outputs=shown,
+            **_QUICK,
         )
 
-    with gr.Row(elem_classes="fs-controls"):
-        selectors = add_run_selectors(catalog, first, with_seed=False, prefix="board")
-    verdicts, arms, references = draw(first.backbone, first.dataset)
-    outputs = [
-        gr.HTML(verdicts, elem_id="verdicts"),
-        gr.HTML(arms, elem_id="board-arms"),
-    ]
-    gr.HTML("<h2>Every run</h2>")
-    gr.Dataframe(
-        run_table(board),
-        headers=[name for name, _, _ in RUN_COLUMNS],
-        datatype=[kind for _, kind, _ in RUN_COLUMNS],  # type: ignore[misc]
-        interactive=False,
-        show_label=False,
-        show_search="search",
-        max_height=460,
-        elem_id="runs",
-        buttons=[],
-    )
-    outputs.append(gr.HTML(references, elem_id="references"))
-    gr.on(
-        [component.change for component in selectors.components],
-        draw,
-        inputs=selectors.components,
-        outputs=outputs,
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
-    )
-    return selectors
+    def _connect_rows(self, verdicts: gr.HTML, references: gr.HTML) -> None:
+        controls = [*self.filters, *self.view]
+
+        def rows(*values: Any) -> tuple[str, str, str]:
+            filters, (level, sort, reverse, columns) = _split(values)
+            return (
+                board_html(
+                    self.board, filters, level=level, sort=sort, reverse=reverse, columns=columns
+                ),
+                verdicts_html(self.board, filters),
+                references_html(self.board, filters),
+            )
+
+        gr.on(
+            [component.change for component in controls],
+            rows,
+            inputs=controls,
+            outputs=[self.table, verdicts, references],
+            **_QUICK,
+        )
+
+        def sort_by(chosen: str, reverse: bool, event: gr.EventData) -> tuple[str, bool]:
+            key = sent(event)
+            if key not in {RANK, *(column.key for column in COLUMNS)}:
+                return chosen, reverse
+            return key, not reverse if key == chosen else False
+
+        _, sort, reverse, _ = self.view
+        self.table.click(sort_by, inputs=[sort, reverse], outputs=[sort, reverse], **_QUICK)
+
+    def _connect_chart(self, cost: gr.Radio, legend: gr.HTML, plot: gr.Plot, note: gr.HTML) -> None:
+        def chart(cost_key: str, *values: Any) -> tuple[str, Any, str]:
+            named, figure, remark = pareto(self.board, _split(values)[0], cost_key)
+            return named, gr.update(value=figure, visible=figure is not None), remark
+
+        gr.on(
+            [component.change for component in (cost, *self.filters)],
+            chart,
+            inputs=[cost, *self.filters],
+            outputs=[legend, plot, note],
+            **_QUICK,
+        )

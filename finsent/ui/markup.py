@@ -59,6 +59,22 @@ def swatch(arm: str, symbol: str | None = None) -> str:
     )
 
 
+def dash(arm: str, dashed: bool) -> str:
+    """A stroke in the arm's colour, solid or dashed, as two overlaid runs are drawn."""
+    pattern = ' stroke-dasharray="6 4"' if dashed else ""
+    return (
+        f'<svg class="fs-swatch" viewBox="0 0 26 12" aria-hidden="true" fill="none" '
+        f'stroke="{ARM_STYLES[arm].colour}" stroke-width="2.4"><path d="M0 6h26"{pattern}/></svg>'
+    )
+
+
+def arms_legend(arms: Iterable[str], note: str = "") -> str:
+    """A chart's legend: symbol and name of each arm, and a remark."""
+    items = "".join(f"<li>{swatch(arm)}{escape(ARM_STYLES[arm].title)}</li>" for arm in arms)
+    remark = f'<li class="fs-quiet">{escape(note)}</li>' if note else ""
+    return f'<ul class="fs-legend">{items}{remark}</ul>'
+
+
 def notice(title: str, body: str, *, tone: str = "plain") -> str:
     """A boxed message. tone: `plain` or `warning`. Both texts are escaped."""
     return (
@@ -85,11 +101,13 @@ def table(
         return ' class="fs-num"' if column in right else ""
 
     head = "".join(f'<th scope="col"{style(i)}>{text}</th>' for i, text in enumerate(headers))
-    body = ""
+    body, last = "", None
     for row in rows:
+        # Rows that share their header belong together.
+        group, last = ("" if row[0] == last else ' class="fs-first"'), row[0]
         first = f'<th scope="row"{style(0)}>{row[0]}</th>'
         rest = "".join(f"<td{style(i)}>{cell}</td>" for i, cell in enumerate(row[1:], start=1))
-        body += f"<tr>{first}{rest}</tr>"
+        body += f"<tr{group}>{first}{rest}</tr>"
     # A scrolling box must be reachable by keyboard, hence tabindex and a name.
     return (
         f'<div class="fs-table {escape(css_class)}" tabindex="0" role="region" '

@@ -86,6 +86,18 @@ def add_run_selectors(
     return selectors
 
 
+def run_updates(catalog: Catalog, selection: Selection) -> list[dict[str, Any]]:
+    """What sets the drop-downs backbone, data set and seed to a selection."""
+    return [
+        gr.update(value=selection.backbone),
+        gr.update(choices=_dataset_choices(catalog, selection.backbone), value=selection.dataset),
+        gr.update(
+            choices=_seed_choices(catalog, selection.backbone, selection.dataset),
+            value=selection.seed,
+        ),
+    ]
+
+
 def _backbone_choices(catalog: Catalog) -> list[tuple[str, str | int | float]]:
     return [(backbone_title(name), name) for name in catalog.backbones()]
 

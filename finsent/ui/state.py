@@ -153,7 +153,7 @@ class Catalog:
         """Raises ArtifactError when a finished run or the leaderboard is damaged."""
         root = Path(root)
         board = root / "leaderboard.json"
-        return cls(root, tuple(find_runs(root)), read_json(board) if board.is_file() else None)
+        return cls(root, tuple(find_runs(root)), _read_board(board) if board.is_file() else None)
 
     def backbones(self) -> list[str]:
         """Folder names, the embedded default first."""
@@ -164,6 +164,10 @@ class Catalog:
         """Names of the data sets with runs of this backbone, the benchmark's main ones first."""
         names = sorted({run.dataset for run in self.runs if slug(run.backbone) == backbone})
         return sorted(names, key=dataset_order)
+
+    def all_datasets(self) -> list[str]:
+        """Names of the data sets with runs of any backbone, the benchmark's main ones first."""
+        return sorted({run.dataset for run in self.runs}, key=dataset_order)
 
     def seeds(self, backbone: str, dataset: str) -> list[int]:
         """Seeds with at least one arm."""
@@ -211,6 +215,23 @@ class Catalog:
     def folder(self, selection: Selection) -> Path:
         """Folder that holds the arms of a selection."""
         return self.root / selection.backbone / selection.dataset
+
+
+_BOARD_ARM_KEYS = {"protocol", "per_class", "confusion", "reliability", "by_agreement"}
+"""What the newest additions to leaderboard.json put into an arm."""
+
+
+def _read_board(path: Path) -> dict[str, Any]:
+    """leaderboard.json. Raises ArtifactError when it is damaged or of an earlier format."""
+    board = read_json(path)
+    missing = {key for arm in board.get("arms", [{}]) for key in _BOARD_ARM_KEYS - set(arm)}
+    if missing:
+        raise ArtifactError(
+            f"{path}: its arms lack {', '.join(sorted(missing))}, so it was made by another "
+            "version; make it again with `python train_models.py leaderboard --artifacts "
+            f"{path.parent}`"
+        )
+    return board
 
 
 def dataset_order(name: str) -> int:

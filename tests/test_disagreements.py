@@ -1,0 +1,116 @@
+"""Cases from saved predictions: found, ordered, filtered; and the list of agreement levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finsent import agreement, data
+from finsent.disagreements import CONFIDENT, CONFIDENTLY_WRONG, DISAGREE, Case, choose, read_cases
+from finsent.runs import ArtifactError, find_runs
+from tests.artifact_factory import make_artifacts
+
+NAMES = ("negative", "neutral", "positive")
+
+
+def case(name: str, a: tuple[float, ...], b: tuple[float, ...], **other: object) -> Case:
+    values: dict[str, object] = {"seed": 0, "label": "negative", "level": "allagree", **other}
+    return Case(id=name, label_names=NAMES, probabilities={"baseline": a, "dendritic": b}, **values)  # type: ignore[arg-type]
+
+
+CASES = [
+    case("same", (0.8, 0.1, 0.1), (0.7, 0.2, 0.1)),
+    case("small", (0.5, 0.4, 0.1), (0.4, 0.5, 0.1)),
+    case("large", (0.9, 0.1, 0.0), (0.05, 0.95, 0.0), seed=1, level="50agree"),
+    case("wrong", (0.0, 0.97, 0.03), (0.0, 0.96, 0.04)),
+    case("edge", (0.1, CONFIDENT, 0.0), (0.9, 0.1, 0.0), label="positive"),
+]
+
+
+def names(found: list[Case]) -> list[str]:
+    return [one.id for one in found]
+
+
+def test_disagreements_come_largest_first() -> None:
+    assert names(choose(CASES, DISAGREE)) == ["large", "edge", "small"]
+    assert choose(CASES, DISAGREE)[0].disagreement == pytest.approx(0.85)
+
+
+def test_confident_errors_come_most_confident_first() -> None:
+    found = choose(CASES, CONFIDENTLY_WRONG)
+    assert names(found) == ["wrong", "large", "edge"]
+    assert [one.wrong_confidence for one in found] == [0.97, 0.95, 0.9]
+    assert CASES[0].wrong_confidence == 0.0
+
+
+def test_filters_combine() -> None:
+    assert names(choose(CASES, DISAGREE, seed=0)) == ["edge", "small"]
+    assert names(choose(CASES, DISAGREE, seed=0, label="positive")) == ["edge"]
+    assert names(choose(CASES, DISAGREE, level="50agree")) == ["large"]
+    assert choose(CASES, DISAGREE, label="neutral") == []
+    with pytest.raises(ValueError, match="none of"):
+        choose(CASES, "everything")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_artifacts(
+        tmp_path, backbones=("tiny-phi",), datasets=("50agree",), seeds=(0, 1), publish=False
+    )
+
+
+def test_cases_are_the_saved_predictions(root: Path) -> None:
+    runs = find_runs(root)
+    cases = read_cases(runs)
+    assert len(cases) == sum(run.metrics["n_test"] for run in runs) // 3
+    for run in runs:
+        read = run.read_predictions()
+        of_run = {one.id: one for one in cases if one.seed == run.seed}
+        for example, label, row in zip(read.ids, read.labels, read.probabilities, strict=True):
+            assert of_run[example].label == label
+            assert of_run[example].probabilities[run.arm] == row
+            assert of_run[example].level in agreement.BANDS
+
+
+def test_a_seed_without_all_arms_is_left_out(root: Path) -> None:
+    runs = [run for run in find_runs(root) if (run.arm, run.seed) != ("matched", 1)]
+    assert {one.seed for one in read_cases(runs)} == {0}
+    assert {one.seed for one in read_cases([r for r in runs if r.arm != "matched"])} == {0, 1}
+
+
+def test_arms_tested_on_different_examples_are_an_error(root: Path) -> None:
+    path = root / "tiny-phi/50agree/dendritic/seed-0/predictions.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    with pytest.raises(ArtifactError, match="do not share test example"):
+        read_cases(find_runs(root))
+
+
+def test_agreement_levels_follow_from_the_data(real_data: Path) -> None:
+    path = Path(agreement.__file__).with_name(agreement.AGREEMENT_FILE)
+    assert path.read_text() == agreement.agreement_csv(real_data)
+    levels = agreement.agreement_levels()
+    for level, members in (("allagree", {"allagree"}), ("50agree", set(agreement.BANDS))):
+        records = data.DATASETS[level].loader(real_data)
+        assert {levels[record.id] for record in records} == members
+
+
+def test_texts_are_shown_only_where_a_copy_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
+    assert data.local_texts("allagree") is None
+    assert data.local_texts("unheard-of") is None
+    sample = data.local_texts("sample")
+    assert sample is not None
+    assert len(sample) == len(data.load_dataset("sample").examples)
+    monkeypatch.setenv("FINSENT_DATA_DIR", str(tmp_path))
+    with pytest.raises(data.DataError, match="no Sentences_AllAgree"):
+        data.local_texts("allagree")
+
+
+def test_texts_of_the_real_copy(real_data: Path) -> None:
+    texts = data.local_texts("50agree")
+    assert texts is not None
+    assert len(texts) == len(agreement.agreement_levels())

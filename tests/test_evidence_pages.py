@@ -1,0 +1,251 @@
+"""What the Leaderboard, Where they differ and About tabs say, without a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finsent import citations
+from finsent.config import ARMS
+from finsent.exports import arms_csv
+from finsent.runs import ArtifactError
+from finsent.ui import about, curves, differ, leaderboard, markup, state
+from finsent.ui.leaderboard import PER_RUN, Filters
+from tests.app_fixtures import app_artifacts as app_artifacts
+
+
+@pytest.fixture(scope="module")
+def catalog(app_artifacts: Path) -> state.Catalog:
+    return state.Catalog.read(app_artifacts)
+
+
+@pytest.fixture(scope="module")
+def board(catalog: state.Catalog) -> dict[str, Any]:
+    assert catalog.leaderboard is not None
+    return dict(catalog.leaderboard)
+
+
+ALLAGREE = Filters("allagree")
+
+
+def arms_in(html: str) -> list[str]:
+    return [name.lower() for name in re.findall(r"</svg>(\w+)</span>", html)]
+
+
+def test_a_board_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "leaderboard.json").write_text('{"arms": [{"arm": "baseline"}]}')
+    with pytest.raises(ArtifactError, match=r"lack by_agreement.*train_models.py leaderboard"):
+        state.Catalog.read(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- leaderboard
+
+
+def test_tied_arms_share_a_rank_on_screen(board: dict[str, Any]) -> None:
+    tied = {**board, "arms": [{**arm, "rank": 1, "tie_group": 1} for arm in board["arms"]]}
+    assert leaderboard.board_html(tied, ALLAGREE).count("1&#8239;=") == len(ARMS)
+    apart = [{**arm, "rank": n, "tie_group": n} for n, arm in enumerate(board["arms"], 1)]
+    assert "&#8239;=" not in leaderboard.board_html({**board, "arms": apart}, ALLAGREE)
+
+
+def test_filters_search_and_protocol_choose_rows(board: dict[str, Any]) -> None:
+    def shown(filters: Filters, level: str = "arm") -> list[str]:
+        return arms_in(leaderboard.board_html(board, filters, level=level))
+
+    assert sorted(shown(ALLAGREE)) == sorted(ARMS)
+    assert shown(Filters("allagree", arms=("matched",))) == ["matched"]
+    assert shown(Filters("allagree", search="DENDR smollm")) == ["dendritic"]
+    assert len(shown(ALLAGREE, PER_RUN)) == 9
+    assert len(shown(Filters("allagree", search="seed 1"), PER_RUN)) == 3
+    for empty in (
+        Filters("75agree"),
+        Filters("allagree", protocol="80/20"),
+        Filters("allagree", backbone="phi-2"),
+        Filters("allagree", search="nothing like it"),
+    ):
+        assert "Nothing of this project here." in leaderboard.board_html(board, empty)
+
+
+@pytest.mark.parametrize("column", leaderboard.COLUMNS, ids=lambda column: column.key)
+def test_every_column_can_be_shown_and_sorted_by(board: dict[str, Any], column: Any) -> None:
+    runs = leaderboard.entries(board, PER_RUN)
+    values = [column.value(e) for e in leaderboard.arranged(runs, column.key)]
+    assert values == sorted(values, reverse=column.highest_first)
+    worst = [column.value(e) for e in leaderboard.arranged(runs, column.key, reverse=True)]
+    assert worst == values[::-1]
+    html = leaderboard.board_html(board, ALLAGREE, sort=column.key, columns=[column.key])
+    assert f"Sort by {column.title}, sorted, best first" in html
+    others = [c for c in leaderboard.COLUMNS if c is not column]
+    assert not [c.title for c in others if f'data-send="{c.key}"' in html]
+
+
+def test_what_was_not_recorded_is_said_and_sorts_last(board: dict[str, Any]) -> None:
+    first, *rest = (arm for arm in board["arms"] if arm["dataset"] == "allagree")
+    gap = {**first, "mean": {**first["mean"], "peak_memory_mb": None}}
+    some = {**board, "arms": [gap, *rest]}
+    html = leaderboard.board_html(some, ALLAGREE, sort="peak_memory_mb", columns=["peak_memory_mb"])
+    assert arms_in(html)[-1] == gap["arm"]
+    assert html.count("not recorded") == 1
+
+
+def test_run_without_dendrites_is_flagged(board: dict[str, Any]) -> None:
+    assert "none kept: seed 2" in leaderboard.board_html(board, ALLAGREE)
+
+
+def test_verdicts_name_interval_test_and_remaining_errors(board: dict[str, Any]) -> None:
+    html = leaderboard.verdicts_html(board, ALLAGREE)
+    pairs = [pair for pair in board["comparisons"] if pair["dataset"] == "allagree"]
+    assert html.count("<h3>") == len(pairs) == 3
+    for pair in pairs:
+        assert markup.escape(markup.sentence(pair["verdict"])) in html
+        assert f"{abs(pair['errors_removed_pct']):.1f}&#8239;%" in html
+        assert f"({pair['errors_a']} to {pair['errors_b']} of {pair['n']:,} answers" in html
+        low, high = pair["errors_removed_ci_pct"]
+        assert low <= pair["errors_removed_pct"] <= high
+    assert "Dendritic against baseline" in html.split("</h3>")[0]
+    assert leaderboard.verdicts_html(board, Filters("allagree", arms=("baseline",))) == ""
+    none = {**pairs[0], "errors_removed_pct": None, "errors_removed_ci_pct": None}
+    assert "makes no error" in leaderboard.verdicts_html({**board, "comparisons": [none]}, ALLAGREE)
+
+
+def test_references_stand_apart_with_their_protocol(board: dict[str, Any]) -> None:
+    html = leaderboard.references_html(board, Filters("50agree"))
+    shown = [r for r in board["references"] if r["dataset"] == "50agree"]
+    assert shown
+    for reference in shown:
+        assert markup.escape(reference["model"]) in html
+        assert markup.escape(reference["protocol"]) in html
+    assert "FinBERT, fine-tuned" not in html
+    only = leaderboard.references_html(board, Filters("allagree", protocol="80/20"))
+    assert "RoBERTa-base" in only
+    assert "TF-IDF" not in only
+
+
+def test_csv_holds_the_boards_numbers(board: dict[str, Any]) -> None:
+    arms = [arm for arm in board["arms"] if arm["dataset"] == "allagree"]
+    lines = list(csv.DictReader(io.StringIO(arms_csv(arms))))
+    assert [line["arm"] for line in lines] == [arm["arm"] for arm in arms]
+    for line, arm in zip(lines, arms, strict=True):
+        assert float(line["accuracy"]) == arm["mean"]["accuracy"]
+        assert float(line["accuracy_sd"]) == arm["sd"]["accuracy"]
+        assert [float(line["macro_f1_low"]), float(line["macro_f1_high"])] == arm["ci"]["macro_f1"]
+        assert line["seeds"] == "0 1 2"
+        assert int(line["rank"]) == arm["rank"]
+    runs = [e for e in leaderboard.entries(board, PER_RUN) if ALLAGREE.own(e)]
+    per_run = list(csv.DictReader(io.StringIO(arms_csv(runs))))
+    assert [line["accuracy_sd"] for line in per_run] == [""] * 9
+
+
+def test_bibtex_is_well_formed() -> None:
+    text = citations.bibtex()
+    assert text.count("{") == text.count("}")
+    keys = re.findall(r"@\w+\{(\w+),", text)
+    assert len(keys) == len(set(keys)) == len(citations.CITATIONS)
+    assert {"finsent", "malo2014good", "brenner2025perforated"} <= set(keys)
+
+
+# ------------------------------------------------------------------------------------------ differ
+
+
+def cases(catalog: state.Catalog, dataset: str = "allagree") -> list[Any]:
+    return differ.read_cases(catalog.of("smollm2-135m", dataset))
+
+
+def test_ids_stand_for_sentences_that_are_not_here(
+    catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
+    differ.texts_of.cache_clear()
+    found = differ.choose(cases(catalog), differ.DISAGREE)
+    html = differ.cases_html(found, 1020, 3, differ.DISAGREE, "allagree")
+    assert html.count("<li ") == 3
+    assert all(case.id in html for case in found[:3])
+    assert "FINSENT_DATA_DIR" in html
+    assert "Rerun live" not in html
+    assert "Show 10 more" in html
+    with pytest.raises(Exception, match="not part of this page"):
+        differ.case_of(differ.case_key(found[0]), "allagree")
+
+
+def test_sentences_are_escaped(catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = differ.choose(cases(catalog), differ.CONFIDENTLY_WRONG)
+    text = '<script>alert("x")</script>'
+    monkeypatch.setattr(differ, "texts_of", lambda dataset: ({c.id: text for c in found}, ""))
+    html = differ.cases_html(found, 1020, 1, differ.CONFIDENTLY_WRONG, "allagree")
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert differ.case_of(differ.case_key(found[0]), "allagree") == (found[0].seed, text)
+    for forged in ("0|unknown", "x|" + found[0].id, "nonsense"):
+        with pytest.raises(Exception, match="no sentence"):
+            differ.case_of(forged, "allagree")
+
+
+def test_a_broken_copy_of_the_data_is_said(
+    catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FINSENT_DATA_DIR", str(tmp_path / "gone"))
+    differ.texts_of.cache_clear()
+    texts, hint = differ.texts_of("allagree")
+    differ.texts_of.cache_clear()
+    assert texts is None
+    assert "does not exist" in hint
+
+
+def test_scores_on_screen_are_the_boards(board: dict[str, Any]) -> None:
+    arms = [arm for arm in board["arms"] if arm["dataset"] == "50agree"]
+    confusion = differ.confusions_html(arms, ("negative", "neutral", "positive"))
+    classes, bands = differ.per_class_html(arms), differ.by_agreement_html(arms)
+    for arm in arms:
+        for row in arm["confusion"]:
+            for cell in row:
+                assert f">{cell:,}<span>{markup.percent(cell / sum(row))}" in confusion
+        for entry in arm["per_class"].values():
+            assert markup.percent(entry["precision"]) in classes
+            assert f"{entry['support']:,}" in classes
+        for entry in arm["by_agreement"]:
+            assert f"{markup.percent(entry['accuracy'])} " in bands
+            assert markup.percent_interval(entry["ci"]["macro_f1"]) in bands
+    without = [{**arm, "by_agreement": []} for arm in arms]
+    assert "does not say" in differ.by_agreement_html(without)
+
+
+# ------------------------------------------------------------------------------------ curves, about
+
+
+def test_growth_is_told_from_the_board(catalog: state.Catalog, board: dict[str, Any]) -> None:
+    runs = catalog.of("smollm2-135m", "allagree")
+    html = curves.growth_html(runs, board)
+    for row in board["rows"]:
+        if row["dataset"] == "allagree" and row["growth"] and row["growth"]["grown"]:
+            assert f"{row['growth']['val_nll_before']:.4f}" in html
+            assert f"{row['growth']['val_nll_baseline']:.4f}" in html
+    assert "no dendrite kept" in html
+    assert "Newer than the board." in curves.growth_html(runs, {"rows": []})
+
+
+def test_about_holds_commands_hashes_versions_and_limits(catalog: state.Catalog) -> None:
+    html = about.about_html(catalog)
+    for run in catalog.runs:
+        assert markup.escape(run.config["command"]) in html
+        assert run.config["split_sha256"][:12] in html
+    manifest = (catalog.root / "SHA256SUMS").read_text()
+    assert all(line.split()[0] in html for line in manifest.splitlines())
+    for fact in (
+        "CC BY-NC-SA 3.0",
+        "No Phi-2 weights",
+        "3 seeds with 340 test sentences",
+        "python train_models.py leaderboard",
+        "@software{finsent",
+        "perforatedai",
+    ):
+        assert fact in html
+    (catalog.root / "SHA256SUMS").unlink()
+    try:
+        assert "SHA256SUMS: missing" in about.about_html(catalog)
+    finally:
+        (catalog.root / "SHA256SUMS").write_text(manifest)
