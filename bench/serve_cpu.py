@@ -44,7 +44,7 @@ from finsent.runs import Run, find_runs, read_json, write_json
 from finsent.weights import default_cache_dir
 
 RESULTS = ROOT / "bench/results/serve_cpu.json"
-SENTENCES = 60
+SENTENCES = 40
 ROUNDS = 2
 
 

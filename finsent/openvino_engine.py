@@ -38,7 +38,7 @@ GROUP = 32
 """Inputs that share a scale: as in the 4-bit file that the embedded weights come from."""
 ROUNDED_GROUP = 64
 """The same where inputs are rounded too: larger groups are faster and coarser."""
-CLOSE_CALL = 1.5
+CLOSE_CALL = 2.0
 """Nats between the two best classes below which fp32 answers: above the largest error of such a
 difference on validation sentences (bench/results/serve_cpu.json)."""
 
