@@ -1,7 +1,7 @@
 """Serving on a CPU: latency beside transformers' eager fp32, what 8 bits cost, start-up time.
 
     python bench/serve_cpu.py latency    # one sentence at a time, all variants in turns
-    python bench/serve_cpu.py accuracy   # every AllAgree test sentence, arm and seed
+    python bench/serve_cpu.py accuracy   # every AllAgree test sentence of seed 0, all arms
     python bench/serve_cpu.py startup    # python app.py to page and to first prediction
 
 Each part writes its keys into bench/results/serve_cpu.json; the throughput ratio is taken over from
@@ -44,7 +44,7 @@ from finsent.runs import Run, find_runs, read_json, write_json
 from finsent.weights import default_cache_dir
 
 RESULTS = ROOT / "bench/results/serve_cpu.json"
-SENTENCES = 60
+SENTENCES = 40
 ROUNDS = 2
 
 
@@ -119,7 +119,7 @@ def latency() -> dict[str, Any]:
 
 def accuracy() -> dict[str, Any]:
     """Labels and probabilities against eager fp32; the validation part checks CLOSE_CALL."""
-    models = Models([0, 1, 2])
+    models = Models([0])
     data = load_dataset("allagree")
     same = checked = close = 0
     worst = {"rule": 0.0, "int8": 0.0, "fp32": 0.0}

@@ -35,9 +35,12 @@ from finsent.dendritic_linear import DendriticLinear, FusedDendriticLinear
 FAMILIES = ("llama",)
 """`model_type` in config.json of the decoders that can be written down here."""
 GROUP = 32
-CLOSE_CALL = 1.5
-"""Nats between the two best classes below which fp32 answers: above the largest error of such a
-difference on validation sentences (bench/results/serve_cpu.json)."""
+"""Inputs that share a scale: as in the 4-bit file that the embedded weights come from."""
+ROUNDED_GROUP = 64
+"""The same where inputs are rounded too: larger groups are faster and coarser."""
+CLOSE_CALL = 2.0
+"""Nats between the two best classes below which fp32 answers. Above the largest error of a score
+difference seen so far with every product in 8 bits (1.8); bench/serve_cpu.py accuracy checks it."""
 
 Array = NDArray[Any]
 
@@ -170,7 +173,7 @@ class _Graph:
             pooled = op.squeeze(self._norm(x, tensors("norm.weight")), _ints(1))
         else:
             states = self._norm(x, tensors("norm.weight"))
-            steps = op.range(_ints(0), op.squeeze(length), _ints(1), output_type="i64")
+            steps = op.range(_ints(0), op.squeeze(length, _ints([0])), _ints(1), output_type="i64")
             real = op.less_equal(op.unsqueeze(steps, _ints(0)), op.unsqueeze(last, _ints(1)))
             kept = op.select(op.unsqueeze(real, _ints(2)), states, _floats(0.0))
             count = op.convert(op.add(last, _ints(1)), "f32")
@@ -346,7 +349,8 @@ def _grouped_u8(weight: Tensor, round_inputs: bool) -> Any:
     """
     values = weight.float().numpy()
     out, inner = values.shape
-    groups = values.reshape(out, inner // GROUP, GROUP)
+    size = ROUNDED_GROUP if round_inputs and inner % ROUNDED_GROUP == 0 else GROUP
+    groups = values.reshape(out, inner // size, size)
     low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
     if round_inputs:
         # Zero has to lie within the range, or its place in 0..255 would be cut off.
@@ -412,6 +416,7 @@ class OpenVinoEngine:
         self._compiled: dict[bool, _Compiled] = {}
         self._lock = threading.Lock()
         self._compiling = threading.RLock()
+        self.close_call = CLOSE_CALL
         self.close_calls = 0
         """Texts that fp32 answered because the quick answer was close."""
 
@@ -457,7 +462,7 @@ class OpenVinoEngine:
             if not self._quick:
                 return found
             top = np.sort(found, axis=1)
-            close = np.flatnonzero(top[:, -1] - top[:, -2] < CLOSE_CALL)
+            close = np.flatnonzero(top[:, -1] - top[:, -2] < self.close_call)
             if len(close):
                 self.close_calls += len(close)
                 longest = int(last[close].max()) + 1
@@ -514,7 +519,7 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": self.threads,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP if quick else 0),
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(ROUNDED_GROUP if quick else 0),
         }
 
     def _load(self, quick: bool) -> _Compiled:

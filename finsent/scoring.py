@@ -196,8 +196,8 @@ def _prepare(target: Path, header: Sequence[str]) -> int:
         found = next(csv.reader(stream), [])
     if found != list(header):
         raise ScoringError(
-            f"{target} exists with other columns ({', '.join(found)}); it is of another input. "
-            "Remove it or name another output file"
+            f"{target} exists with other columns ({', '.join(found)}); it belongs to another "
+            "input. Remove it or name another output file"
         )
     return rows
 

@@ -57,16 +57,26 @@ def test_a_typed_headline_is_answered_by_both_models(
         np.testing.assert_allclose(shown[arm], 100 * expected, atol=0.06)
 
 
-@pytest.mark.parametrize("arm", ["baseline", "dendritic", "matched"])
+@pytest.mark.parametrize(
+    ("arm", "engine", "atol"),
+    [
+        ("baseline", "openvino-fp32", 2e-3),
+        ("dendritic", "openvino-fp32", 2e-3),
+        ("matched", "torch", 2e-3),
+        # 8 bits move a probability now and then, but no label: see docs/serving.md.
+        ("baseline", None, 0.2),
+        ("dendritic", None, 0.2),
+    ],
+)
 def test_the_committed_model_reproduces_its_stored_predictions(
-    arm: str, embedded_weights: Path, real_data: Path
+    arm: str, engine: str | None, atol: float, embedded_weights: Path, real_data: Path
 ) -> None:
     """Trained on a GPU, served on this CPU: the same label, nearly the same probabilities."""
     predictions = read_run(FOLDER / arm / "seed-0").read_predictions()
     texts = {e.id: e.text for e in load_dataset("allagree", real_data).examples}
     some = range(0, len(predictions), 10)
-    model = Classifier.from_artifacts(FOLDER, arm, 0)
+    model = Classifier.from_artifacts(FOLDER, arm, 0, engine=engine)
     found = model.predict_proba([texts[predictions.ids[i]] for i in some])
     stored = np.array([predictions.probabilities[i] for i in some])
-    np.testing.assert_allclose(found, stored, atol=2e-3)
+    np.testing.assert_allclose(found, stored, atol=atol)
     assert (found.argmax(axis=1) == stored.argmax(axis=1)).all()

@@ -41,10 +41,11 @@ def uses(path: Path, package: str) -> bool:
 def test_one_module_names_each_of_the_heavy_libraries() -> None:
     names = {
         package: {p.relative_to(ROOT).as_posix() for p in SOURCES if uses(p, package)}
-        for package in ("perforatedai", "peft", "gradio", "bitsandbytes")
+        for package in ("perforatedai", "peft", "gradio", "bitsandbytes", "openvino")
     }
     assert names["perforatedai"] == {"finsent/dendrites.py"}
     assert names["peft"] == {"finsent/adapters.py"}
+    assert names["openvino"] == {"finsent/openvino_engine.py"}
     assert names["bitsandbytes"] == {"finsent/backbones.py"}
     assert all(n == "app.py" or n.startswith("finsent/ui/") for n in names["gradio"])
 
