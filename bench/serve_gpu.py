@@ -265,13 +265,7 @@ def variants(bench: Bench, tiny: bool) -> tuple[dict[str, Callable[[], Tensor]],
         if name == "bf16":
             kept["compiled"] = compiled(fused)
             add_graphed(f"fused {name}, compiled, graph", kept["compiled"], arms)
-    quantized = make_decoder(tiny)
-    quantized.load_state_dict(_without_adapters(decoder))
-    model = bench.attempt("quantize", partial(quantize_layers, quantized))
-    plain = {"bf16": eager}
-    if model is not None:
-        plain["nf4"] = reference_call(model, adapters)
-    for precision, call in plain.items():
+    for precision, call in unfused(bench, decoder, eager, adapters, tiny).items():
         for arm in adapters:
             add(f"eager {precision} {arm}", partial(call, arm, sentence))
     if "bf16" in kept:
@@ -285,6 +279,23 @@ def variants(bench: Bench, tiny: bool) -> tuple[dict[str, Callable[[], Tensor]],
             fused, arms = kept[name]
             add_graphed(f"fused {name}, {kind}, graph", compiled(fused, mode), arms)
     return calls, kept
+
+
+def unfused(
+    bench: Bench,
+    decoder: Any,
+    eager: Callable[..., Tensor],
+    adapters: dict[str, Adapter],
+    tiny: bool,
+) -> dict[str, Callable[..., Tensor]]:
+    """transformers' own forward by precision."""
+    plain = {"bf16": eager}
+    quantized = make_decoder(tiny)
+    quantized.load_state_dict(_without_adapters(decoder))
+    model = bench.attempt("quantize", partial(quantize_layers, quantized))
+    if model is not None:
+        plain["nf4"] = reference_call(model, adapters)
+    return plain
 
 
 def _without_adapters(decoder: Any) -> dict[str, Tensor]:

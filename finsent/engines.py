@@ -95,6 +95,8 @@ def choose_engine(
     if device.type == "cuda":
         if environment.get("SPACES_ZERO_GPU"):
             return EngineChoice("torch", "ZeroGPU forbids compilation")
+        if precision == "nf4":
+            return EngineChoice("torch", "4-bit layers, whose weights cannot be joined as they are")
         if family in FUSED_FAMILIES:
             return EngineChoice("graphs", f"a GPU of one's own and a {family} decoder")
         return EngineChoice("torch", f"a {family} decoder, which cannot be fused")
@@ -109,7 +111,8 @@ def choose_engine(
     why_not = unsupported(model)
     if why_not:
         return EngineChoice("torch", why_not)
-    return EngineChoice("openvino", f"a CPU and a {family} decoder")
+    # Not the 8-bit one: its rounding moves probabilities more than most pairs of arms differ.
+    return EngineChoice("openvino-fp32", f"a CPU and a {family} decoder")
 
 
 class TorchEngine:
@@ -185,6 +188,8 @@ class GraphEngine:
         self._layouts: dict[str, FusedArm] = {}
         self._runs: dict[str, GraphedForward] = {}
         self._stage = "recording"
+        self._warming = threading.Lock()
+        self._exchange = threading.Lock()
 
     @property
     def description(self) -> str:
@@ -198,11 +203,15 @@ class GraphEngine:
 
     def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
         """Exchange all arms; their recordings are made anew by `warm_up`."""
-        self._layouts = {name: self._decoder.arm(a) for name, a in adapters.items()}
-        self._runs = {name: self._graphed(name, self._decoder) for name in self._layouts}
+        layouts = {name: self._decoder.arm(a) for name, a in adapters.items()}
+        with self._exchange:
+            self._layouts, self._runs = layouts, self._graphed(layouts, self._decoder)
 
-    def _graphed(self, name: str, forward: Any) -> GraphedForward:
-        return GraphedForward(partial(forward, arm=self._layouts[name]), self._device)
+    def _graphed(self, layouts: Mapping[str, FusedArm], forward: Any) -> dict[str, GraphedForward]:
+        return {
+            name: GraphedForward(partial(forward, arm=layout), self._device)
+            for name, layout in layouts.items()
+        }
 
     def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Class scores (n, classes) of one arm."""
@@ -215,16 +224,21 @@ class GraphEngine:
 
     def warm_up(self) -> None:
         """Record every bucket of every arm, then once more with compiled kernels."""
-        forwards = [("ready", self._decoder)]
-        if self._compile:
-            forwards.append(("compiled", compiled(self._decoder)))
-        for stage, forward in forwards:
-            fresh = {name: self._graphed(name, forward) for name in self._layouts}
-            for run in fresh.values():
-                for bucket in run.buckets:
-                    run.record(bucket)
-            self._runs = {**self._runs, **fresh}
-            self._stage = stage
+        with self._warming:
+            layouts = self._layouts
+            forwards = [("ready", self._decoder)]
+            if self._compile:
+                forwards.append(("compiled", compiled(self._decoder)))
+            for stage, forward in forwards:
+                fresh = self._graphed(layouts, forward)
+                for run in fresh.values():
+                    for bucket in run.buckets:
+                        if self._layouts is not layouts:
+                            return  # other arms have come, with a warm-up of their own
+                        run.record(bucket)
+                with self._exchange:
+                    if self._layouts is layouts:
+                        self._runs, self._stage = fresh, stage
 
     def parameter_bytes(self) -> tuple[int, dict[str, int]]:
         """Bytes of the base, and of each arm."""

@@ -27,6 +27,10 @@ LENGTHS = (16, 24, 32, 40, 48, 64, 96, 128)
 BATCHES = (1, 2, 4, 8)
 WARMUP = 3
 
+DEVICE = threading.RLock()
+"""Held by whoever uses the GPU: what another thread asks of it meanwhile would spoil a recording.
+The warm-up before one, which may compile for seconds, does not hold it."""
+
 
 def record_cuda_graph(compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     """Record on the current CUDA device. Warms up first: libraries allocate on their first call."""
@@ -37,11 +41,7 @@ def record_cuda_graph(compute: Callable[[], Tensor]) -> tuple[Callable[[], None]
             compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads go on answering while this one records.
-    with (
-        torch.inference_mode(),
-        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
-    ):
+    with DEVICE, torch.inference_mode(), torch.cuda.graph(graph, stream=stream):
         result = compute()
     return graph.replay, result
 
@@ -73,7 +73,6 @@ class GraphedForward:
         self._lengths, self._batches = sorted(lengths), sorted(batches)
         self._record = record
         self._recordings: dict[tuple[int, int], _Recording] = {}
-        self._lock = threading.Lock()
 
     @property
     def buckets(self) -> list[tuple[int, int]]:
@@ -90,21 +89,20 @@ class GraphedForward:
         if bucket in self._recordings:
             return
         batch, length = bucket
-        with self._lock:
-            staging = torch.zeros(batch, length + 1, dtype=torch.long)
-            if self._device.type == "cuda":
-                staging = staging.pin_memory()
-            inputs = staging.to(self._device)
-            # Views made once: slicing inside the recording would be recorded as nothing anyway.
-            ids, last = inputs[:, :length], inputs[:, length]
-            replay, result = self._record(lambda: self._forward(ids, last))
-            self._recordings[bucket] = _Recording(staging, inputs, replay, result)
+        staging = torch.zeros(batch, length + 1, dtype=torch.long)
+        if self._device.type == "cuda":
+            staging = staging.pin_memory()
+        inputs = staging.to(self._device)
+        # Views made once: slicing inside the recording would be recorded as nothing anyway.
+        ids, last = inputs[:, :length], inputs[:, length]
+        replay, result = self._record(lambda: self._forward(ids, last))
+        self._recordings[bucket] = _Recording(staging, inputs, replay, result)
 
     def __call__(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Scores (n, classes) on the CPU for texts given as token ids."""
         bucket = self._bucket(len(token_ids), max(len(ids) for ids in token_ids))
         recording = None if bucket is None else self._recordings.get(bucket)
-        with self._lock, torch.inference_mode():
+        with DEVICE, torch.inference_mode():
             if recording is None:
                 rows = pad(token_ids, max(len(ids) for ids in token_ids))
                 inputs = rows.to(self._device)

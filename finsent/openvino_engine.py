@@ -2,9 +2,9 @@
 
 The decoder is written down once in OpenVINO's operators and compiled twice: with 8-bit weights
 (groups of 32, scale and zero point; the embedded weights were 4-bit in such groups to begin with)
-and 8-bit activations quantised as they come, and in fp32. The quick one answers; where its two
-best classes are closer than CLOSE_CALL the fp32 one is asked instead, so that no label depends on
-the rounding. Adapters are inputs of the compiled graph, never constants in it: every arm, seed and
+and 8-bit activations quantised as they come, and in fp32, which is what the app uses. Where the
+quick one is asked for, it answers unless its two best classes are closer than CLOSE_CALL; then fp32
+does, so that labels do not depend on the rounding. Adapters are inputs of the compiled graph, never constants in it: every arm, seed and
 data set runs on the same compiled base and costs its own size.
 """
 

@@ -309,11 +309,12 @@ LLAMA = {
 @pytest.mark.parametrize(
     ("model", "precision", "device", "environment", "installed", "engine", "reason"),
     [
-        (LLAMA, "fp32", "cpu", {}, True, "openvino", "a CPU and a llama decoder"),
+        (LLAMA, "fp32", "cpu", {}, True, "openvino-fp32", "a CPU and a llama decoder"),
         (LLAMA, "fp32", "cpu", {}, False, "torch", "openvino is not installed"),
         (LLAMA, "bf16", "cpu", {}, True, "torch", "bf16 weights on a CPU"),
         ({"model_type": "phi"}, "fp32", "cpu", {}, True, "torch", "'phi' is not one of"),
-        ({"model_type": "phi"}, "nf4", "cuda", {}, True, "graphs", "a GPU of one's own"),
+        ({"model_type": "phi"}, "bf16", "cuda", {}, True, "graphs", "a GPU of one's own"),
+        ({"model_type": "phi"}, "nf4", "cuda", {}, True, "torch", "4-bit layers"),
         ({"model_type": "gemma"}, "bf16", "cuda", {}, True, "torch", "cannot be fused"),
         (LLAMA, "bf16", "cuda", {"SPACES_ZERO_GPU": "1"}, True, "torch", "ZeroGPU forbids"),
     ],
