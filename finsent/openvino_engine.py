@@ -4,8 +4,8 @@ The decoder is written down once in OpenVINO's operators and compiled twice: wit
 (groups of 32, scale and zero point; the embedded weights were 4-bit in such groups to begin with)
 and 8-bit activations quantised as they come, and in fp32, which is what the app uses. Where the
 quick one is asked for, it answers unless its two best classes are closer than CLOSE_CALL; then fp32
-does, so that labels do not depend on the rounding. Adapters are inputs of the compiled graph, never constants in it: every arm, seed and
-data set runs on the same compiled base and costs its own size.
+does, so that labels do not depend on the rounding. Adapters are inputs of the compiled graph, never
+constants in it: every arm, seed and data set runs on the same compiled base and costs its own size.
 """
 
 from __future__ import annotations
