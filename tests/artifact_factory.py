@@ -19,6 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from finsent import evaluation, leaderboard, runs
+from finsent.calibration import VALIDATION_FILE
 from finsent.config import (
     ARMS,
     DendriteConfig,
@@ -48,19 +49,23 @@ def make_artifacts(
     effect: float = 0.05,
     without_dendrites: Collection[int] = (),
     publish: bool = True,
+    without_validation: Collection[int] = (),
 ) -> Path:
     """Writes the tree and returns `root`.
 
     effect: added to the dendritic arm's logit margin (0: same as baseline but for noise).
     without_dendrites: seeds whose dendritic run keeps no dendrite.
     publish: also write leaderboard.json and SHA256SUMS.
+    without_validation: seeds whose runs keep no validation predictions.
     """
     for backbone in backbones:
         for dataset in datasets:
             for seed in seeds:
                 for arm in arms:
                     kept = 0 if seed in without_dendrites else 1
-                    make_run(root, backbone, dataset, arm, seed, n_test, effect, kept)
+                    folder = make_run(root, backbone, dataset, arm, seed, n_test, effect, kept)
+                    if seed in without_validation:
+                        (folder / VALIDATION_FILE).unlink()
     if publish:
         leaderboard.write(root)
         runs.write_manifest(root)
@@ -104,6 +109,8 @@ def make_run(
         history=history,
         predictions=predictions,
     )
+    validation = _predictions(backbone, dataset, arm, seed, n_test, effect, part="validation")
+    (folder / VALIDATION_FILE).write_text(runs.predictions_csv(validation))
     return folder
 
 
@@ -141,7 +148,13 @@ def _random(*parts: object) -> np.random.Generator:
 
 
 def _predictions(
-    backbone: str, dataset: str, arm: str, seed: int, n_test: int, effect: float
+    backbone: str,
+    dataset: str,
+    arm: str,
+    seed: int,
+    n_test: int,
+    effect: float,
+    part: str = "test",
 ) -> runs.Predictions:
     k = len(LABEL_NAMES)
     pool = POOL * n_test
@@ -149,6 +162,9 @@ def _predictions(
     labels = shared.choice(k, size=pool, p=CLASS_SHARES)
     easiness = shared.normal(2.6, 1.5, size=pool) + (0.8 if backbone != "tiny-phi" else 0.0)
     chosen = np.sort(_random(dataset, seed).choice(pool, size=n_test, replace=False))
+    if part == "validation":
+        others = np.setdiff1d(np.arange(pool), chosen)
+        chosen = np.sort(_random(dataset, seed, part).choice(others, size=n_test, replace=False))
     # Both arms of a seed see nearly the same noise: they are the same run until growth.
     noise = _random(backbone, dataset, seed).normal(0, 0.8, size=(pool, k))
     noise += _random(backbone, dataset, arm, seed).normal(0, 0.35, size=(pool, k))
