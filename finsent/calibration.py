@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say, and sets of labels that hold the true one 90 % of the time.
+"""Probabilities that mean what they say, and sets that hold the true label 90 % of the time.
 
 Both are fitted on a run's validation predictions and judged on its test predictions:
 

@@ -62,6 +62,8 @@ class ComparisonResult:
     """Whether the text was cut to the model's maximum length."""
     predictions: tuple[ArmPrediction, ...]
     label_names: tuple[str, ...]
+    queue_ms: float = 0.0
+    """Time the text waited for its turn, no part of any arm's latency."""
 
 
 class Comparer:

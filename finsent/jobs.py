@@ -140,6 +140,13 @@ def run_job(job: Job) -> Path:
         labels = [e.label for e in dataset.examples]
         steps = -(-len(split.train) // config.batch_size)
         bar.start_training(steps * config.epochs)
+
+        def epoch_done(record: EpochRecord) -> None:
+            bar.epoch(record)
+            # For whoever watches a run; written whole and checked when it is finished.
+            with (job.work_folder / "history.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(record), sort_keys=True) + "\n")
+
         result = train(
             config,
             backbone,
@@ -150,7 +157,7 @@ def run_job(job: Job) -> Path:
             len(dataset.label_names),
             job.work_folder,
             step_done=bar.advance,
-            epoch_done=bar.epoch,
+            epoch_done=epoch_done,
         )
         # The test part is read here, once, after the state has been selected.
         logits = class_logits(result.model, states, split.test, states.lengths.tolist())

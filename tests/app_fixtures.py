@@ -20,13 +20,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LABEL_NAMES = ("negative", "neutral", "positive")
 WITHOUT_DENDRITES = 2
 """Seed whose dendritic run kept no dendrite."""
+WITHOUT_VALIDATION = 1
+"""Seed whose runs kept no validation predictions."""
 SEEDS = (0, 1, 2)
+OWNER_TOKEN = "a-secret-of-the-owner"
 DEVICE = "CPU, 2 threads, fp32"
 READY_SECONDS = 60
 
@@ -45,10 +49,12 @@ class FakeResult:
     truncated: bool
     predictions: tuple[FakePrediction, ...]
     label_names: tuple[str, ...] = LABEL_NAMES
+    queue_ms: float = 0.0
 
 
 class FakeComparer:
-    """Answers from a hash of the text; `split` in a text makes the arms differ."""
+    """Answers from a hash of the text; `split` in a text makes the arms differ, `slow` takes time,
+    `broken` fails."""
 
     device_name = DEVICE
 
@@ -69,9 +75,18 @@ class FakeComparer:
             tuple(self._predict(text, arm) for arm in self.arms),
         )
 
+    def predict_proba(self, texts: Sequence[str], arm: str, /) -> np.ndarray:
+        for text in texts:
+            if "broken" in text:
+                raise RuntimeError("the model broke")
+            time.sleep(0.02 if "slow" in text else 0.0002)
+        return np.array([self._predict(text, arm).probabilities for text in texts])
+
     def _predict(self, text: str, arm: str) -> FakePrediction:
         digest = hashlib.sha256(f"{text}|{self.seed}".encode()).digest()
         top = digest[0] % 3
+        if text.startswith("profit"):
+            top = 2
         if "split" in text and arm == "dendritic":
             top = (top + 1) % 3
         high = 0.82 + 0.1 * digest[1] / 255 + {"dendritic": 0.011}.get(arm, 0.0)
@@ -105,6 +120,7 @@ def fake_artifacts(root: Path) -> Path:
         seeds=SEEDS,
         n_test=340,
         without_dendrites=(WITHOUT_DENDRITES,),
+        without_validation=(WITHOUT_VALIDATION,),
     )
 
 

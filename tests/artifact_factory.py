@@ -48,8 +48,8 @@ def make_artifacts(
     n_test: int = 60,
     effect: float = 0.05,
     without_dendrites: Collection[int] = (),
-    publish: bool = True,
     without_validation: Collection[int] = (),
+    publish: bool = True,
 ) -> Path:
     """Writes the tree and returns `root`.
 

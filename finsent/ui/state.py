@@ -6,23 +6,28 @@ background thread so that the page is up at once, and answers when the model is 
 
 from __future__ import annotations
 
-import statistics
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from finsent.calibration import Calibration, calibration_of
 from finsent.config import ARMS
 from finsent.data import DATASETS
+from finsent.latency import LatencyStats, RollingWindow, interleaved_times
 from finsent.runs import ArtifactError, Run, find_runs, read_json, slug
+from finsent.zero_gpu import on_gpu, zero_gpu
 
 LARGE_BACKBONE = "phi-2"
 DEFAULT_BACKBONE = "smollm2-135m"
 FIRST_DATASETS = ("allagree", "50agree", "75agree", "66agree")
-RECENT_CALLS = 200
-"""Model times kept per run for the rolling median and 95th percentile."""
+GPU_SECONDS = 20
+"""What one question may take on a GPU that is lent for it."""
 
 _BACKBONE_TITLES = {
     "phi-2": "Phi-2",
@@ -62,6 +67,8 @@ class ComparisonResult(Protocol):
     def predictions(self) -> Sequence[ArmPrediction]: ...
     @property
     def label_names(self) -> Sequence[str]: ...
+    @property
+    def queue_ms(self) -> float: ...
 
 
 class Comparer(Protocol):
@@ -70,6 +77,7 @@ class Comparer(Protocol):
     @property
     def device_name(self) -> str: ...
     def compare(self, text: str, /) -> ComparisonResult: ...
+    def predict_proba(self, texts: Sequence[str], arm: str, /) -> NDArray[np.float64]: ...
     def use(self, folder: Path, seed: int, arms: Sequence[str], /) -> None: ...
 
 
@@ -141,6 +149,7 @@ class Catalog:
     runs: tuple[Run, ...]
     leaderboard: Mapping[str, Any] | None
     """leaderboard.json as written by finsent.leaderboard; None when it has not been made."""
+    _calibrations: dict[Path, Calibration | None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, root: Path | str) -> Catalog:
@@ -202,6 +211,24 @@ class Catalog:
             backbone, dataset, seed, tuple(arm for arm in found if matched or arm != "matched")
         )
 
+    def calibrations(self, selection: Selection) -> dict[str, Calibration | None]:
+        """Arm -> calibration. None for all arms when one has none: raw and calibrated
+        probabilities must not be compared.
+
+        Raises ArtifactError when a file they are fitted on is damaged.
+        """
+        found = {}
+        for arm in selection.arms:
+            run = self.run(selection.backbone, selection.dataset, arm, selection.seed)
+            if run.folder not in self._calibrations:
+                self._calibrations[run.folder] = calibration_of(run)
+            found[arm] = self._calibrations[run.folder]
+        return found if all(found.values()) else dict.fromkeys(found)
+
+    def label_names(self, selection: Selection) -> tuple[str, ...]:
+        """Classes of a selection, in the order of every row of probabilities."""
+        return self.of(selection.backbone, selection.dataset)[0].label_names
+
     def folder(self, selection: Selection) -> Path:
         """Folder that holds the arms of a selection."""
         return self.root / selection.backbone / selection.dataset
@@ -242,29 +269,57 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Rolling:
-    """Model time over the recent calls of one run, in milliseconds."""
-
-    n: int
-    median_ms: float
-    p95_ms: float
-
-
-@dataclass(frozen=True)
 class Outcome:
     """One answered text, with the recent timing of each arm."""
 
     selection: Selection
     result: ComparisonResult
-    rolling: Mapping[str, Rolling]
+    rolling: Mapping[str, LatencyStats]
     device_name: str
+    queue_ms: float
+    """Time the text waited for its turn: for other visitors, other runs and the model's queue."""
 
 
-def rolling_stats(latencies_ms: Sequence[float]) -> Rolling:
-    """Median and nearest-rank 95th percentile of at least one time."""
-    ordered = sorted(latencies_ms)
-    rank = -(-95 * len(ordered) // 100)
-    return Rolling(len(ordered), statistics.median(ordered), ordered[rank - 1])
+@dataclass(frozen=True)
+class Benchmark:
+    """Texts to time together as one call, several such sets, every one on every arm."""
+
+    batches: Mapping[str, Sequence[str]]
+    rounds: int
+    seed: int
+
+
+# Questions to a Comparer. Plain functions with plain arguments: a lent GPU answers them in another
+# process, to which they must travel.
+
+
+def _ask_one(comparer: Comparer, arms: Sequence[str], text: str) -> ComparisonResult:
+    return comparer.compare(text)
+
+
+def _ask_many(
+    comparer: Comparer, arms: Sequence[str], question: tuple[Sequence[str], str | None]
+) -> dict[str, NDArray[np.float64]]:
+    texts, only = question
+    return {arm: comparer.predict_proba(texts, arm) for arm in arms if only in (None, arm)}
+
+
+def _ask_times(
+    comparer: Comparer, arms: Sequence[str], benchmark: Benchmark
+) -> dict[tuple[str, str], list[float]]:
+    def call(texts: Sequence[str], arm: str) -> Callable[[], object]:
+        return lambda: comparer.predict_proba(texts, arm)
+
+    return interleaved_times(
+        {
+            (arm, name): call(texts, arm)
+            for name, texts in benchmark.batches.items()
+            for arm in arms
+        },
+        repeats=benchmark.rounds,
+        warmup=0,
+        seed=benchmark.seed,
+    )
 
 
 @dataclass
@@ -283,7 +338,10 @@ class ModelService:
     _model: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
-    _latencies: dict[tuple[str, str, int, str], deque[float]] = field(default_factory=dict)
+    _latencies: dict[tuple[str, str, int, str], RollingWindow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._run_question = on_gpu(self._answer, seconds=GPU_SECONDS)
 
     @property
     def status(self) -> Status:
@@ -312,6 +370,11 @@ class ModelService:
                 return
             self._settled.clear()
             self._status = Status("starting", "Starting")
+            if zero_gpu():
+                # A lent GPU takes over what was placed on it while the app was being imported, by
+                # the thread that imported it.
+                self._load()
+                return
             self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
             self._thread.start()
 
@@ -366,24 +429,61 @@ class ModelService:
 
         Raises ServiceError when there is no model, and what Comparer.compare raises.
         """
-        self._settled.wait()
-        with self._model:
-            if self._comparer is None:
-                raise ServiceError(self._status.message)
-            if selection != self._current:
-                # A switch that fails half-way must not pass for the old selection.
-                self._current = None
-                self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
-                self._current = selection
-            result = self._comparer.compare(text)
-            rolling = {p.arm: self._remember(selection, p) for p in result.predictions}
-            device = self._comparer.device_name
-        title = backbone_title(selection.backbone)
-        self._status = Status("ready", f"{title} on {device}")
-        return Outcome(selection, result, rolling, device)
+        result, device, waited_ms = self._ask(selection, _ask_one, text)
+        rolling = {p.arm: self._remember(selection, p) for p in result.predictions}
+        return Outcome(selection, result, rolling, device, waited_ms + result.queue_ms)
 
-    def _remember(self, selection: Selection, prediction: ArmPrediction) -> Rolling:
+    def scores(
+        self, texts: Sequence[str], selection: Selection, arm: str | None = None
+    ) -> tuple[dict[str, NDArray[np.float64]], str]:
+        """Probabilities (n, classes) of every arm, or only the one named, in the order of the
+        texts, and the device.
+
+        Give few texts at a time: other visitors wait meanwhile. Errors as `compare`.
+        """
+        found, device, _ = self._ask(selection, _ask_many, (texts, arm))
+        return found, device
+
+    def measure(
+        self, benchmark: Benchmark, selection: Selection
+    ) -> tuple[dict[tuple[str, str], list[float]], str]:
+        """Milliseconds of every call by (arm, name of the batch), and the device.
+
+        A call is what a program would make: from texts to probabilities. Errors as `compare`.
+        """
+        found, device, _ = self._ask(selection, _ask_times, benchmark)
+        return found, device
+
+    def _ask(
+        self, selection: Selection, question: Callable[..., Any], argument: Any
+    ) -> tuple[Any, str, float]:
+        """The answer, the device that gave it and the milliseconds it had to wait."""
+        self._settled.wait()
+        started = time.perf_counter_ns()
+        with self._model:
+            waited_ms = (time.perf_counter_ns() - started) / 1e6
+            answer, device = self._run_question(selection, question, argument)
+        self._status = Status("ready", f"{backbone_title(selection.backbone)} on {device}")
+        return answer, device, waited_ms
+
+    def _answer(
+        self, selection: Selection, question: Callable[..., Any], argument: Any
+    ) -> tuple[Any, str]:
+        """Runs in a process of its own where a GPU is lent: what it keeps is lost there, so the
+        next question switches again."""
+        if self._comparer is None:
+            raise ServiceError(self._status.message)
+        if selection != self._current:
+            # A switch that fails half-way must not pass for the old selection.
+            self._current = None
+            self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
+            self._current = selection
+        return question(self._comparer, selection.arms, argument), self._comparer.device_name
+
+    def _remember(self, selection: Selection, prediction: ArmPrediction) -> LatencyStats:
         key = (selection.backbone, selection.dataset, selection.seed, prediction.arm)
-        recent = self._latencies.setdefault(key, deque(maxlen=RECENT_CALLS))
-        recent.append(prediction.latency_ms)
-        return rolling_stats(recent)
+        recent = self._latencies.setdefault(key, RollingWindow())
+        recent.add(prediction.latency_ms)
+        stats = recent.stats()
+        assert stats is not None  # one was just added
+        return stats
