@@ -22,7 +22,6 @@ _UNITS = {
     "gb": "GB",
     "ratio": "ratio",
     "speedup": "times faster",
-    "accuracy": "accuracy",
 }
 
 

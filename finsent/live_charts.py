@@ -32,7 +32,13 @@ def distribution_figure(counts: Mapping[str, Mapping[str, int]]) -> go.Figure:
             cliponaxis=False,
             marker={
                 "color": style.colour,
-                "pattern": {"shape": _PATTERNS[arm], "fgcolor": "rgba(255,255,255,0.75)"},
+                "pattern": {
+                    "shape": _PATTERNS[arm],
+                    "fillmode": "overlay",
+                    "fgcolor": "rgba(255,255,255,0.6)",
+                    "size": 7,
+                    "solidity": 0.25,
+                },
             },
             hovertemplate=f"{style.title}: %{{y}} %{{x}}<extra></extra>",
         )
@@ -75,7 +81,8 @@ def figures_bar(values: Mapping[str, float], unit: str) -> go.Figure:
         x=[values[name] for name in names],
         y=names,
         orientation="h",
-        marker={"color": _GREY},
+        marker={"color": [_colour(name) for name in names]},
+        width=0.55,
         text=[f"{values[name]:,.4g}" for name in names],
         textposition="outside",
         cliponaxis=False,
@@ -88,6 +95,12 @@ def figures_bar(values: Mapping[str, float], unit: str) -> go.Figure:
     figure.update_xaxes(title_text=unit, rangemode="tozero", showgrid=True, gridcolor=_GRID)
     figure.update_yaxes(automargin=True, showgrid=False)
     return figure
+
+
+def _colour(name: str) -> str:
+    """An arm's own colour when the figure's name says whose it is."""
+    parts = name.replace("_", "/").split("/")
+    return next((ARM_STYLES[part].colour for part in parts if part in ARM_STYLES), _GREY)
 
 
 def training_figure(

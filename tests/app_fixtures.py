@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,17 +97,60 @@ class FakeComparer:
         return FakePrediction(arm, tuple(values), 40 + digest[2] / 50 + 3 * (arm == "dendritic"))
 
 
-def serve(artifacts: Path, port: int, load_seconds: float) -> None:
+class FakeHub:
+    """Takes what is pushed down in a file instead of sending it."""
+
+    def __init__(self, record: Path) -> None:
+        self.record = record
+
+    def create_repo(self, repo_id: str, **options: object) -> None:
+        self._note({"create_repo": repo_id, **options})
+
+    def upload_folder(self, **options: object) -> None:
+        if options["repo_id"] == "someone/else":
+            raise OSError("403 Forbidden: you need write access")
+        self._note(options)
+
+    def _note(self, options: Mapping[str, object]) -> None:
+        with self.record.open("a") as stream:
+            stream.write(json.dumps(options) + "\n")
+
+
+OWNER_EPOCHS = 6
+
+
+def made_up_owner(artifacts: Path) -> object:
+    """Trains the tiny model through the very code that trains the large one."""
+    from finsent.owner_training import OwnerTraining, Recipe
+    from finsent.ui.owner import Owner
+
+    recipe = Recipe("tiny-phi", "sample", (0,), ("--epochs", str(OWNER_EPOCHS), "--device", "cpu"))
+    return Owner(
+        OwnerTraining(artifacts, recipe),
+        token=OWNER_TOKEN,
+        obstacle=lambda: None,
+        hub=lambda token: FakeHub(artifacts.parent / "hub.jsonl"),
+    )
+
+
+def serve(artifacts: Path, port: int, load_seconds: float, owner: bool, fail: bool) -> None:
     """Runs the page in this process, with a model that takes a while to load."""
     from finsent.ui import build_demo, launch
 
     def factory(folder: Path, seed: int, arms: Sequence[str], progress: object) -> FakeComparer:
+        if fail:
+            raise OSError("the weights cannot be had here")
         for step in range(10):
             progress("downloading weights", step / 10)  # type: ignore[operator]
             time.sleep(load_seconds / 10)
         return FakeComparer(folder, seed, arms)
 
-    demo = build_demo(artifacts, comparer_factory=factory, probe_cuda=lambda: False)
+    demo = build_demo(
+        artifacts,
+        comparer_factory=factory,
+        probe_cuda=lambda: False,
+        owner=made_up_owner(artifacts) if owner else None,
+    )
     launch(demo, host="127.0.0.1", port=port)
 
 
@@ -131,9 +175,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_app(artifacts: Path, log: Path, load_seconds: float = 0.3) -> Iterator[str]:
+def running_app(
+    artifacts: Path, log: Path, *options: str, load_seconds: float = 0.3
+) -> Iterator[str]:
     """The app over a made-up model as a subprocess; yields its URL once it answers."""
-    command = ["-m", "tests.app_fixtures", "--artifacts", str(artifacts)]
+    command = ["-m", "tests.app_fixtures", "--artifacts", str(artifacts), *options]
     with serving([*command, "--load-seconds", str(load_seconds)], log) as url:
         yield url
 
@@ -188,12 +234,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--artifacts", type=Path)
     parser.add_argument("--load-seconds", type=float, default=0.3)
+    parser.add_argument("--owner", action="store_true", help="with the Owner tab")
+    parser.add_argument("--fail", action="store_true", help="the model cannot be loaded")
     options = parser.parse_args()
+    how = (options.port, options.load_seconds, options.owner, options.fail)
     if options.artifacts is None:
         with tempfile.TemporaryDirectory() as folder:
-            serve(fake_artifacts(Path(folder) / "artifacts"), options.port, options.load_seconds)
+            serve(fake_artifacts(Path(folder) / "artifacts"), *how)
     else:
-        serve(options.artifacts, options.port, options.load_seconds)
+        serve(options.artifacts, *how)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from finsent.ui.selectors import RunSelectors, add_run_selectors
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError
 
 LONG_QUEUE = "long"
-"""Batches and benchmarks wait for each other, not for them the headlines of other visitors."""
+"""Batches and benchmarks wait for each other; other visitors' headlines do not wait for them."""
+SHOWN_CHARACTERS = 160
+"""Of a text in the results table; the download has all of it."""
 
 
 def summary_html(scored: Sequence[Scored], device: str) -> str:
@@ -48,9 +50,13 @@ def result_rows(scored: Sequence[Scored], arms: Sequence[str]) -> list[list[str]
     """Cells of the results table."""
     rows = []
     for row in scored:
-        cells = [str(row.item.number), row.item.text]
+        text = row.item.text
+        cells = [
+            str(row.item.number),
+            text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …",
+        ]
         if not row.answers:
-            cells += [f"not scored: {row.item.problem}"] + [""] * (len(arms) * 2)
+            cells += ["not scored", str(row.item.problem)] + [""] * (len(arms) * 2 - 1)
         else:
             cells.append("differ" if row.differ else "agree")
             for answer in row.answers:
@@ -67,6 +73,11 @@ def headers(arms: Sequence[str]) -> list[str]:
     for arm in arms:
         names += [ARM_STYLES[arm].title, f"{ARM_STYLES[arm].title}: 90\u202f% set"]
     return names
+
+
+def column_widths(arms: Sequence[str]) -> list[str]:
+    """Widths of the results table's columns."""
+    return ["64px", "340px", "90px"] + ["150px", "190px"] * len(arms)
 
 
 def progress_html(done: int, total: int) -> str:
@@ -126,6 +137,7 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
         visible=False,
         wrap=True,
         max_height=460,
+        column_widths=column_widths(first.arms),
         elem_id="batch-results",
         show_label=False,
         buttons=[],
@@ -200,6 +212,7 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
                 gr.update(
                     value=result_rows(scored, wanted.arms),
                     headers=headers(wanted.arms),
+                    column_widths=column_widths(wanted.arms),
                     visible=True,
                 ),
                 gr.update(value=str(written), interactive=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,7 @@ def _open_page(
     if compare is None:
         return
     names = [str(tab.id) for tab in tabs]
+    drawn = catalog.select(catalog.backbones()[0])
 
     def open_page(request: gr.Request) -> list[Any]:
         link = read_link(dict(request.query_params), catalog, names)
@@ -187,19 +189,23 @@ def _open_page(
         asked = catalog.select(
             link.backbone or chosen.backbone, link.dataset, link.seed, matched=link.matched
         )
-        return [
-            gr.Tabs(selected=link.tab) if link.tab else gr.skip(),
-            link.text or gr.skip(),
+        runs: list[Any] = [
             asked.backbone,
-            gr.update(
-                choices=dataset_choices(catalog, asked.backbone),
-                value=asked.dataset,
-            ),
+            gr.update(choices=dataset_choices(catalog, asked.backbone), value=asked.dataset),
             gr.update(
                 choices=seed_choices(catalog, asked.backbone, asked.dataset), value=asked.seed
             ),
+        ]
+        if replace(asked, arms=drawn.arms) == drawn:
+            # Setting them would count as a change and ask the model once more.
+            runs = [gr.skip() for _ in runs]
+        elsewhere = gr.skip() if chosen.backbone == drawn.backbone else chosen.backbone
+        return [
+            gr.Tabs(selected=link.tab) if link.tab else gr.skip(),
+            link.text or gr.skip(),
+            *runs,
             link.matched or gr.skip(),
-            *[gr.update(value=chosen.backbone) for _ in selectors],
+            *[elsewhere for _ in selectors],
         ]
 
     demo.load(

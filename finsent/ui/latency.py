@@ -34,8 +34,9 @@ WARMUP_ROUNDS = 2
 def times_html(times_ms: Mapping[tuple[str, str], Sequence[float]], device: str) -> str:
     """A row for each arm and condition."""
     sizes = {batch_name(words, size): size for words in LENGTHS for size in SIZES}
+    order = list(dict.fromkeys(name for _, name in times_ms))
     rows = []
-    for (arm, name), values in sorted(times_ms.items(), key=lambda item: item[0][1]):
+    for (arm, name), values in sorted(times_ms.items(), key=lambda item: order.index(item[0][1])):
         stats = summarize(values)
         rows.append(
             [
