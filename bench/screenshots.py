@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-TABS = ("Compare", "Training curves", "Leaderboard", "About")
+TABS = ("Compare", "Batch", "Leaderboard", "Training curves", "Latency", "About")
 MODES = ("light", "dark")
 WIDTHS = (1440, 390)
 HEADLINE = "Sales climbed 8 %, yet higher freight costs wiped out the gain in margin."

@@ -133,25 +133,25 @@ def made_up_owner(artifacts: Path) -> object:
     )
 
 
-def serve(artifacts: Path, port: int, load_seconds: float, owner: bool, fail: bool) -> None:
+def serve(artifacts: Path, options: argparse.Namespace) -> None:
     """Runs the page in this process, with a model that takes a while to load."""
     from finsent.ui import build_demo, launch
 
     def factory(folder: Path, seed: int, arms: Sequence[str], progress: object) -> FakeComparer:
-        if fail:
+        if options.fail:
             raise OSError("the weights cannot be had here")
         for step in range(10):
             progress("downloading weights", step / 10)  # type: ignore[operator]
-            time.sleep(load_seconds / 10)
+            time.sleep(options.load_seconds / 10)
         return FakeComparer(folder, seed, arms)
 
     demo = build_demo(
         artifacts,
         comparer_factory=factory,
         probe_cuda=lambda: False,
-        owner=made_up_owner(artifacts) if owner else None,
+        owner=made_up_owner(artifacts) if options.owner else None,
     )
-    launch(demo, host="127.0.0.1", port=port)
+    launch(demo, host="127.0.0.1", port=options.port, mcp=options.mcp)
 
 
 def fake_artifacts(root: Path) -> Path:
@@ -236,13 +236,13 @@ def main() -> None:
     parser.add_argument("--load-seconds", type=float, default=0.3)
     parser.add_argument("--owner", action="store_true", help="with the Owner tab")
     parser.add_argument("--fail", action="store_true", help="the model cannot be loaded")
+    parser.add_argument("--mcp", action="store_true")
     options = parser.parse_args()
-    how = (options.port, options.load_seconds, options.owner, options.fail)
     if options.artifacts is None:
         with tempfile.TemporaryDirectory() as folder:
-            serve(fake_artifacts(Path(folder) / "artifacts"), *how)
+            serve(fake_artifacts(Path(folder) / "artifacts"), options)
     else:
-        serve(options.artifacts, *how)
+        serve(options.artifacts, options)
 
 
 if __name__ == "__main__":
