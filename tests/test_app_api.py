@@ -156,11 +156,11 @@ def test_mcp_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason="gradio[mcp] is not installed")
 def test_mcp_tools_are_the_endpoints(app_artifacts: Path, tmp_path: Path) -> None:
     from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
     async def ask(url: str) -> tuple[dict[str, str], str]:
         async with (
-            streamablehttp_client(f"{url}gradio_api/mcp/") as (reads, writes, _),
+            streamable_http_client(f"{url}gradio_api/mcp/") as (reads, writes, _),
             ClientSession(reads, writes) as session,
         ):
             await session.initialize()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS, TABS, open_tab
 from finsent.charts import PANELS
@@ -48,10 +48,15 @@ class Watched:
         self.page.set_default_timeout(15 * SECONDS)
         self.problems: list[str] = []
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("console", self._listen)
         self.page.on("dialog", lambda dialog: self.problems.append(f"dialog: {dialog.message}"))
         self.page.on("request", lambda request: self._check(request.url, url))
         self.page.goto(f"{url}?__theme={mode}")
         self.page.locator("#headline textarea").wait_for()
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text}")
 
     def _check(self, address: str, url: str) -> None:
         if not address.startswith((url, "data:", "blob:")):
