@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from bench.screenshots import CHROMIUM, open_tab
+from finsent.attribution import attribute
 from finsent.batch import CHUNK
 from finsent.benchmarks import read_results
 from finsent.calibration import calibration_of, set_in_words
@@ -120,15 +121,26 @@ def test_runs_without_validation_predictions_say_so(watched: Watched, app_artifa
     expect(page.locator(".fs-set")).to_have_count(0)
 
 
-def test_words_are_marked_without_colour_and_listed(watched: Watched) -> None:
+def effects_of(root: Path, text: str, arm: str) -> dict[str, float]:
+    model = FakeComparer(root / "smollm2-135m" / "allagree", 0, ARMS)
+    calibration = calibration_of(run_of(root, arm))
+    assert calibration is not None
+    calibrate = calibration.calibrate
+    found = attribute(text, lambda texts: calibrate(model.predict_proba(texts, arm)))
+    return {word.word: word.effect for word in found.words}
+
+
+def test_words_are_marked_without_colour_and_listed(watched: Watched, app_artifacts: Path) -> None:
     page = watched.page
-    watched.ask("profit <b>rose</b> & the split widened")
+    text = "profit <b>rose</b> & the split widened"
+    watched.ask(text)
     watched.answered()
     page.locator("#explain").click()
     sections = page.locator(".fs-words-arm")
     expect(sections).to_have_count(2)
     assert page.locator("#words b").count() == 0
-    for section in sections.all():
+    for arm, section in zip(ARMS, sections.all(), strict=True):
+        effects = effects_of(app_artifacts, text, arm)
         assert section.locator(".fs-word").count() >= 1
         word = section.locator(".fs-word").first
         assert re.fullmatch(
@@ -139,13 +151,16 @@ def test_words_are_marked_without_colour_and_listed(watched: Watched) -> None:
         rows = section.locator("tbody tr")
         expect(rows).to_have_count(6)
         expect(section.locator("tbody th", has_text="<b>rose</b>")).to_be_visible()
+        for word, effect in effects.items():
+            row = section.locator("tbody tr", has=page.get_by_text(word, exact=True))
+            expect(row).to_contain_text(f"{100 * effect:+.1f}".replace("-", "−"))
     # Without its first word the made-up model changes its mind.
     row = sections.first.locator("tbody tr", has_text="profit")
     expect(row).to_contain_text("+")
     watched.ask("profit")
     expect(page.locator("#words")).not_to_contain_text("As a table")
     page.locator("#explain").click()
-    expect(page.get_by_role("alert")).to_contain_text("one word cannot be left out")
+    expect(page.get_by_test_id("toast-text")).to_contain_text("one word cannot be left out")
 
 
 def test_a_link_opens_what_was_shared(chromium: Browser, app_url: str) -> None:
@@ -154,13 +169,13 @@ def test_a_link_opens_what_was_shared(chromium: Browser, app_url: str) -> None:
     first.page.get_by_label("Also run the matched control").check()
     first.ask(text)
     first.answered(arms=3)
+    shown = [bars(card(first.page, arm)) for arm in ARMS]
     first.page.wait_for_function("location.search.includes('text=')")
     open_tab(first.page, "Latency")
     first.page.wait_for_function("location.search.includes('tab=latency')")
     address = first.page.url
     query = parse_qs(urlsplit(address).query)
     assert query["text"] == [text]
-    shown = [bars(card(first.page, arm)) for arm in ARMS]
     first.page.close()
     second = chromium.new_page()
     second.goto(address)
@@ -186,6 +201,7 @@ def test_only_what_exists_is_believed_of_a_link(
 ) -> None:
     page = chromium.new_page()
     page.goto(f"{app_url}?text={quote('<img src=x onerror=alert(1)>')}&{query}")
+    page.locator("#tabs [role=tab]").first.wait_for()
     open_tab(page, "Compare")
     expect(page.locator(ANSWER)).to_have_count(2)
     expect(page.locator("#compare-seed input")).to_have_value(seed)
@@ -211,7 +227,7 @@ def test_without_a_model_recorded_answers_are_shown_as_recorded(
         page = watched.page
         expect(page.locator("#status")).to_contain_text("weights cannot be had here")
         watched.ask("profit rose")
-        expect(page.get_by_role("alert")).to_contain_text("Recorded")
+        expect(page.get_by_test_id("toast-text")).to_contain_text("Recorded")
         expect(page.locator(f"#cards {ANSWER}")).to_have_count(0)
         page.get_by_text("Recorded answers to held-out sentences").click()
         predictions = {arm: run_of(app_artifacts, arm).read_predictions() for arm in ARMS}
@@ -269,7 +285,7 @@ def test_pasted_lines_are_scored_drawn_and_downloaded_at_once(
             expect(cell).to_contain_text(re.compile(says))
     labels = [row["baseline_label"] for row in rows[:3]]
     heights = page.locator("#batch-chart .barlayer .trace").first.locator(".point text")
-    assert [int(t) for t in heights.all_inner_texts()] == [labels.count(name) for name in NAMES]
+    assert [int(t) for t in heights.all_text_contents()] == [labels.count(name) for name in NAMES]
 
 
 def test_a_csv_file_is_read_by_the_column_picked(watched: Watched, tmp_path: Path) -> None:
@@ -312,16 +328,16 @@ def test_a_malformed_file_gives_row_and_reason(
     watched.page.locator("#batch-file input[type=file]").set_input_files(path)
     expect(watched.page.locator("#batch-status")).to_contain_text(reason)
     watched.page.locator("#batch-start").click()
-    expect(watched.page.get_by_role("alert").first).to_contain_text(reason)
+    expect(watched.page.get_by_test_id("toast-text").first).to_contain_text(reason)
     expect(watched.page.locator("#batch-start")).to_be_enabled()
 
 
 def test_nothing_to_score_and_a_broken_model_are_said(watched: Watched) -> None:
     page = watched.page
     start_batch(page, " \n")
-    expect(page.get_by_role("alert").first).to_contain_text("nothing to score")
+    expect(page.get_by_test_id("toast-text").first).to_contain_text("nothing to score")
     start_batch(page, "this one is broken")
-    expect(page.get_by_role("alert").filter(has_text="the model broke")).to_be_visible()
+    expect(page.get_by_test_id("toast-text").filter(has_text="the model broke")).to_be_visible()
     expect(page.locator("#batch-start")).to_be_enabled()
     expect(page.locator("#batch-lines textarea")).to_have_value("this one is broken")
 
@@ -380,7 +396,7 @@ def test_a_benchmark_runs_as_its_controls_say(watched: Watched) -> None:
     page.locator("#latency-lengths").get_by_label("8", exact=True).uncheck()
     page.locator("#latency-lengths").get_by_label("32").uncheck()
     page.locator("#latency-start").click()
-    expect(page.get_by_role("alert").first).to_contain_text("tick at least one length")
+    expect(page.get_by_test_id("toast-text").first).to_contain_text("tick at least one length")
     expect(page.locator("#latency-start")).to_be_enabled()
 
 
@@ -436,8 +452,11 @@ def test_the_owner_and_nobody_else_trains_watches_cancels_and_keeps(
     open_tab(page, "Owner")
     for control in ("#owner-unlock", "#owner-start", "#owner-stop"):
         page.locator(control).click()
-        expect(page.get_by_role("alert").last).to_contain_text("for the owner of the page only")
-        page.get_by_role("alert").last.get_by_role("button").click()
+        expect(page.get_by_test_id("toast-text").last).to_contain_text(
+            "for the owner of the page only"
+        )
+        page.get_by_test_id("toast-close").last.click()
+        expect(page.get_by_test_id("toast-text")).to_have_count(0)
     assert not (root / ".work").exists()
     page.locator("#owner-token input").fill(OWNER_TOKEN)
     page.locator("#owner-unlock").click()
@@ -467,14 +486,14 @@ def test_the_owner_and_nobody_else_trains_watches_cancels_and_keeps(
     with zipfile.ZipFile(taken.value.path()) as archive:
         assert "tiny-phi/sample/dendritic/seed-0/metrics.json" in archive.namelist()
     page.locator("#owner-start").click()
-    expect(page.get_by_role("alert").last).to_contain_text("is trained already")
+    expect(page.get_by_test_id("toast-text").last).to_contain_text("is trained already")
     page.get_by_text("Push to a repository of yours").click()
     page.locator("#owner-repo input").fill("someone/else")
     page.locator("#owner-push").click()
-    expect(page.get_by_role("alert").last).to_contain_text("access token")
+    expect(page.get_by_test_id("toast-text").last).to_contain_text("access token")
     page.locator("#owner-write-token input").fill("a token")
     page.locator("#owner-push").click()
-    expect(page.get_by_role("alert").last).to_contain_text("403 Forbidden")
+    expect(page.get_by_test_id("toast-text").last).to_contain_text("403 Forbidden")
     page.locator("#owner-repo input").fill("me/mine")
     page.get_by_label("Model repository").check()
     page.locator("#owner-push").click()

@@ -22,7 +22,7 @@ from finsent.ui.latency import BENCH_RESULTS, add_latency_tab
 from finsent.ui.leaderboard import add_leaderboard_tab
 from finsent.ui.owner import Owner, add_owner_tab
 from finsent.ui.selectors import RunSelectors, dataset_choices, seed_choices
-from finsent.ui.share import keep_tab_in_address, read_link
+from finsent.ui.share import PAGE_OPENED_JS, keep_tab_in_address, read_link
 from finsent.ui.state import (
     Catalog,
     Choice,
@@ -115,7 +115,7 @@ def build_demo(
         toggle.click(None, js=THEME_TOGGLE_JS, api_visibility="private")
         status = gr.HTML(status_html(service.status, service.choice), elem_id="status")
         tabs = []
-        with gr.Tabs(elem_id="tabs") as bar:
+        with gr.Tabs(selected="compare", elem_id="tabs") as bar:
             with gr.Tab("Compare", id="compare", elem_id="tab-compare") as tab:
                 tabs.append(tab)
                 compare = add_compare_tab(catalog, service)
@@ -220,7 +220,7 @@ def _open_page(
         show_progress="hidden",
         queue=False,
         api_visibility="private",
-    ).then(**compare.ask_again)
+    ).then(None, js=PAGE_OPENED_JS, api_visibility="private").then(**compare.ask_linked)
 
 
 def mcp_wanted(asked: bool) -> bool:

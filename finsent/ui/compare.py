@@ -23,6 +23,7 @@ VISITORS_AT_ONCE = 32
 """Who waits, waits for the model inside the service, which measures it; gradio's own queue would
 hide the wait. Model times stay clean: the model answers one question at a time."""
 POLL_SECONDS = 0.5
+_UNCHANGED = (gr.skip(), gr.skip(), gr.skip())
 
 
 def text_problem(text: str | None) -> str | None:
@@ -44,8 +45,8 @@ class CompareTab:
     selectors: RunSelectors
     text: gr.Textbox
     matched: gr.Checkbox
-    ask_again: Mapping[str, Any]
-    """Arguments of an event that answers the text in the box, if it holds one."""
+    ask_linked: Mapping[str, Any]
+    """Arguments of an event that answers the text that a link brought."""
 
 
 def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | None:
@@ -115,13 +116,20 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def answer_again(
-        value: str, backbone: str, dataset: str, seed: int, with_matched: bool
+    def answer_again(value: str, *runs: Any) -> Iterator[tuple[Any, Any, Any]]:
+        yield from answer(value, *runs) if text_problem(value) is None else (_UNCHANGED,)
+
+    def answer_linked(
+        value: str,
+        backbone: str,
+        dataset: str,
+        seed: int,
+        with_matched: bool,
+        request: gr.Request,
     ) -> Iterator[tuple[Any, Any, Any]]:
-        if text_problem(value) is None:
-            yield from answer(value, backbone, dataset, seed, with_matched)
-        else:
-            yield gr.skip(), gr.skip(), ""
+        # What was typed while the page opened is asked by whoever typed it.
+        linked = request.query_params.get("text") == value
+        yield from answer_again(value if linked else "", backbone, dataset, seed, with_matched)
 
     def explanation(
         value: str, backbone: str, dataset: str, seed: int, with_matched: bool
@@ -173,7 +181,7 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
         queue=False,
         api_visibility="private",
     ).then(**again)
-    return CompareTab(selectors, text, matched, again)
+    return CompareTab(selectors, text, matched, {**asked, "fn": answer_linked})
 
 
 def _explanation(text: str, wanted: Selection, catalog: Catalog, service: ModelService) -> str:

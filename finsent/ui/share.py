@@ -33,6 +33,7 @@ async (text, backbone, dataset, seed, matched) => {{{_WRITE_ADDRESS}
   setTimeout(() => {{ button.innerText = before; }}, 2000);
 }}
 """
+PAGE_OPENED_JS = "() => { window.finsentOpened = true; }"
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,13 @@ def keep_in_address(event: Any, inputs: Sequence[Any]) -> None:
 
 
 def keep_tab_in_address(tab: gr.Tab) -> None:
-    """When a tab is opened, the address names it."""
+    """When a visitor opens a tab, the address names it. The page's own first tab counts as opened
+    too, before the address has been read: hence the mark that `PAGE_OPENED_JS` sets."""
     tab.select(
         None,
         js=(
-            "() => { const address = new URL(window.location.href); "
+            "() => { if (!window.finsentOpened) return; "
+            "const address = new URL(window.location.href); "
             f"address.searchParams.set('tab', '{tab.id}'); "
             "window.history.replaceState(null, '', address); }"
         ),
