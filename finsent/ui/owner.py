@@ -233,7 +233,8 @@ def add_owner_tab(owner: Owner) -> None:
             inputs=[token, packed],
             outputs=shown,
             show_progress="hidden",
-            queue=False,
+            # Through the queue: gradio shows no message for an error outside of it.
+            concurrency_limit=None,
             api_visibility="private",
         )
     push.click(
