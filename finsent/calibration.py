@@ -23,10 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
-from finsent.runs import ArtifactError, Predictions, Run, read_predictions
+from finsent.runs import VALIDATION_FILE, ArtifactError, Predictions, Run
 
-VALIDATION_FILE = "validation.csv"
-"""Beside predictions.csv and with its columns: the selected state on the validation part."""
 COVERAGE = 0.9
 NOT_CALIBRATED = "not calibrated: this run kept no validation predictions"
 
@@ -73,15 +71,14 @@ def calibration_of(run: Run) -> Calibration | None:
 
     Raises ArtifactError when a file is damaged or both parts share an example.
     """
-    path = run.folder / VALIDATION_FILE
-    if not path.is_file():
+    validation = run.read_validation()
+    if validation is None:
         return None
-    validation = read_predictions(path, run.label_names)
     test = run.read_predictions()
     shared = set(validation.ids) & set(test.ids)
     if shared:
         raise ArtifactError(
-            f"{path}: {len(shared)} examples are in the test part too, {min(shared)!r} among them; "
+            f"{run.folder / VALIDATION_FILE}: {len(shared)} examples are in the test part too, {min(shared)!r} among them; "
             "train the run again"
         )
     return fit(validation, test)

@@ -4,7 +4,7 @@ Standard library only, so that anything (the app, a notebook, a checker on a bar
 the results without a deep-learning stack. Layout below an artifacts root:
 
     <backbone>/<dataset>/<arm>/seed-<n>/{config.json, metrics.json, history.jsonl,
-                                         predictions.csv, adapter.safetensors}
+                                         predictions.csv, validation.csv, adapter.safetensors}
     leaderboard.json   figures/*.png   studies/...   SHA256SUMS
 """
 
@@ -31,6 +31,10 @@ RUN_FILES = (
     "adapter.safetensors",
 )
 """A run is finished when all five exist."""
+
+VALIDATION_FILE = "validation.csv"
+"""What the selected state says of the validation part, in the format of predictions.csv: for
+fitting a calibration. Runs made before it was written do without."""
 
 MANIFEST = "SHA256SUMS"
 WORK_FOLDER = ".work"
@@ -124,7 +128,7 @@ class ArtifactError(ValueError):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Test-set predictions of one run: n examples, k classes.
+    """Predictions of one run on its test or validation part: n examples, k classes.
 
     Probabilities are rounded to nine significant digits at construction, so numbers computed
     before writing are the numbers computed after reading.
@@ -215,6 +219,11 @@ class Run:
         """predictions.csv of this run. Raises ArtifactError when it is missing or damaged."""
         return read_predictions(self.folder / "predictions.csv", self.label_names)
 
+    def read_validation(self) -> Predictions | None:
+        """validation.csv of this run, None where the run kept none. ArtifactError when damaged."""
+        path = self.folder / VALIDATION_FILE
+        return read_predictions(path, self.label_names) if path.is_file() else None
+
 
 def slug(backbone: str) -> str:
     """Folder name of a backbone: `org/name` becomes `org--name`.
@@ -294,8 +303,9 @@ def write_run(
     metrics: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     predictions: Predictions,
+    validation: Predictions | None = None,
 ) -> None:
-    """Writes the four text files of a run; adapter.safetensors is the trainer's to write.
+    """Writes the text files of a run; adapter.safetensors is the trainer's to write.
 
     Everything is checked against the schema first: a run that could not be read back is refused
     before anything reaches the disk (ArtifactError).
@@ -305,11 +315,15 @@ def write_run(
     _check_metrics(metrics, folder / "metrics.json")
     _check_history(history, folder / "history.jsonl")
     _check_place(folder, config)
-    if tuple(config["label_names"]) != predictions.label_names:
-        raise ArtifactError(
-            f"{folder / 'predictions.csv'}: predictions name the labels {predictions.label_names}, "
-            f"config.json {tuple(config['label_names'])}; use one order everywhere"
-        )
+    tables = {"predictions.csv": predictions}
+    if validation is not None:
+        tables[VALIDATION_FILE] = validation
+    for name, table in tables.items():
+        if tuple(config["label_names"]) != table.label_names:
+            raise ArtifactError(
+                f"{folder / name}: predictions name the labels {table.label_names}, "
+                f"config.json {tuple(config['label_names'])}; use one order everywhere"
+            )
     try:
         lines = [
             json.dumps(line, sort_keys=True, allow_nan=False, ensure_ascii=False)
@@ -321,7 +335,8 @@ def write_run(
         ) from error
     config_text, metrics_text = canonical_json(config), canonical_json(metrics)
     write_bytes_atomically(folder / "history.jsonl", "".join(f"{x}\n" for x in lines).encode())
-    write_bytes_atomically(folder / "predictions.csv", predictions_csv(predictions).encode())
+    for name, table in tables.items():
+        write_bytes_atomically(folder / name, predictions_csv(table).encode())
     write_bytes_atomically(folder / "metrics.json", metrics_text.encode())
     write_bytes_atomically(folder / "config.json", config_text.encode())
 

@@ -19,7 +19,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from finsent import evaluation, leaderboard, runs
-from finsent.calibration import VALIDATION_FILE
 from finsent.config import (
     ARMS,
     DendriteConfig,
@@ -65,7 +64,7 @@ def make_artifacts(
                     kept = 0 if seed in without_dendrites else 1
                     folder = make_run(root, backbone, dataset, arm, seed, n_test, effect, kept)
                     if seed in without_validation:
-                        (folder / VALIDATION_FILE).unlink()
+                        (folder / runs.VALIDATION_FILE).unlink()
     if publish:
         leaderboard.write(root)
         runs.write_manifest(root)
@@ -108,9 +107,8 @@ def make_run(
         metrics=_metrics(predictions, history, arm, kept, parameters, target),
         history=history,
         predictions=predictions,
+        validation=_predictions(backbone, dataset, arm, seed, n_test, effect, part="validation"),
     )
-    validation = _predictions(backbone, dataset, arm, seed, n_test, effect, part="validation")
-    (folder / VALIDATION_FILE).write_text(runs.predictions_csv(validation))
     return folder
 
 
