@@ -78,8 +78,8 @@ def calibration_of(run: Run) -> Calibration | None:
     shared = set(validation.ids) & set(test.ids)
     if shared:
         raise ArtifactError(
-            f"{run.folder / VALIDATION_FILE}: {len(shared)} examples are in the test part too, {min(shared)!r} among them; "
-            "train the run again"
+            f"{run.folder / VALIDATION_FILE}: {len(shared)} examples are in the test part too, "
+            f"{min(shared)!r} among them; train the run again"
         )
     return fit(validation, test)
 

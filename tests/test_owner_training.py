@@ -180,13 +180,18 @@ def test_without_a_secret_or_a_name_nobody_is(tmp_path: Path) -> None:
     assert not nobody.is_owner("x", "y")
 
 
-def test_the_owner_comes_from_the_settings_of_the_space(tmp_path: Path) -> None:
+def test_the_owner_comes_from_the_settings_of_the_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert owner_from_environment(tmp_path, {}) is None
     # A name alone proves nothing: only with the login switched on does anybody carry it.
     assert owner_from_environment(tmp_path, {"SPACE_AUTHOR_NAME": "author"}) is None
-    found = owner_from_environment(
-        tmp_path, {"SPACE_AUTHOR_NAME": "author", "OAUTH_CLIENT_ID": "x"}
-    )
+    space = {"SPACE_AUTHOR_NAME": "author", "OAUTH_CLIENT_ID": "x"}
+    monkeypatch.setattr("finsent.ui.owner.find_spec", lambda name: None)
+    with pytest.raises(OwnerError, match=r"needs authlib and itsdangerous; install gradio\[oauth"):
+        owner_from_environment(tmp_path, space)
+    monkeypatch.setattr("finsent.ui.owner.find_spec", lambda name: "here")
+    found = owner_from_environment(tmp_path, space)
     assert found is not None
     assert (found.token, found.username) == (None, "author")
     assert found.training.recipe.backbone == "phi-2"

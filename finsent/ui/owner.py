@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ def owner_from_environment(
     username = environment.get("SPACE_AUTHOR_NAME") if logins else None
     if token is None and username is None:
         return None
+    missing = [name for name in ("authlib", "itsdangerous") if find_spec(name) is None]
+    if username is not None and missing:
+        raise OwnerError(
+            f"logging in needs {' and '.join(missing)}; install gradio[oauth], or take hf_oauth "
+            "out of README.md and set FINSENT_OWNER_TOKEN instead"
+        )
     return Owner(OwnerTraining(artifacts, Recipe()), token, username)
 
 
