@@ -22,7 +22,7 @@ from finsent.ui.latency import BENCH_RESULTS, add_latency_tab
 from finsent.ui.leaderboard import add_leaderboard_tab
 from finsent.ui.owner import Owner, add_owner_tab
 from finsent.ui.selectors import RunSelectors, dataset_choices, seed_choices
-from finsent.ui.share import PAGE_OPENED_JS, keep_tab_in_address, read_link
+from finsent.ui.share import ASK_LINKED, PAGE_OPENED_JS, keep_tab_in_address, read_link
 from finsent.ui.state import (
     Catalog,
     Choice,
@@ -220,7 +220,10 @@ def _open_page(
         show_progress="hidden",
         queue=False,
         api_visibility="private",
-    ).then(None, js=PAGE_OPENED_JS, api_visibility="private").then(**compare.ask_linked)
+    ).then(None, js=PAGE_OPENED_JS, api_visibility="private")
+    # Outside of the tabs: the page draws only the one that is open.
+    linked = gr.Button("Ask what the link brought", elem_id=ASK_LINKED, visible="hidden")
+    linked.click(**compare.ask_linked)
 
 
 def mcp_wanted(asked: bool) -> bool:

@@ -46,7 +46,7 @@ class CompareTab:
     text: gr.Textbox
     matched: gr.Checkbox
     ask_linked: Mapping[str, Any]
-    """Arguments of an event that answers the text that a link brought."""
+    """Arguments of an event that answers the text in the box, if it can be answered."""
 
 
 def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | None:
@@ -119,18 +119,6 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
     def answer_again(value: str, *runs: Any) -> Iterator[tuple[Any, Any, Any]]:
         yield from answer(value, *runs) if text_problem(value) is None else (_UNCHANGED,)
 
-    def answer_linked(
-        value: str,
-        backbone: str,
-        dataset: str,
-        seed: int,
-        with_matched: bool,
-        request: gr.Request,
-    ) -> Iterator[tuple[Any, Any, Any]]:
-        # What was typed while the page opened is asked by whoever typed it.
-        linked = request.query_params.get("text") == value
-        yield from answer_again(value if linked else "", backbone, dataset, seed, with_matched)
-
     def explanation(
         value: str, backbone: str, dataset: str, seed: int, with_matched: bool
     ) -> Iterator[str]:
@@ -181,7 +169,7 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
         queue=False,
         api_visibility="private",
     ).then(**again)
-    return CompareTab(selectors, text, matched, {**asked, "fn": answer_linked})
+    return CompareTab(selectors, text, matched, again)
 
 
 def _explanation(text: str, wanted: Selection, catalog: Catalog, service: ModelService) -> str:

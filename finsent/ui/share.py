@@ -33,7 +33,17 @@ async (text, backbone, dataset, seed, matched) => {{{_WRITE_ADDRESS}
   setTimeout(() => {{ button.innerText = before; }}, 2000);
 }}
 """
-PAGE_OPENED_JS = "() => { window.finsentOpened = true; }"
+ASK_LINKED = "ask-linked"
+"""Id of a button that nobody sees: pressed for the visitor of a link that brings a text. A chained
+server event would run for every visitor and wipe messages that are on screen by then."""
+PAGE_OPENED_JS = f"""
+() => {{
+  window.finsentOpened = true;
+  if ((new URL(window.location.href).searchParams.get('text') ?? '').trim()) {{
+    document.getElementById('{ASK_LINKED}').click();
+  }}
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,8 @@ def read_link(query: Mapping[str, str], catalog: Catalog, tabs: Sequence[str]) -
 
 
 def keep_in_address(event: Any, inputs: Sequence[Any]) -> None:
-    """After an event of the Compare tab, the address names what was asked."""
-    event.then(None, inputs=list(inputs), js=KEEP_ADDRESS_JS, api_visibility="private")
+    """After an event of the Compare tab that succeeded, the address names what was asked."""
+    event.success(None, inputs=list(inputs), js=KEEP_ADDRESS_JS, api_visibility="private")
 
 
 def keep_tab_in_address(tab: gr.Tab) -> None:
