@@ -15,7 +15,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from finsent.config import ACTIVATIONS, ARMS, PLACEMENTS, POOLINGS, PRECISIONS, ConfigError
+from finsent.config import (
+    ACTIVATIONS,
+    ADAPTER_PRECISIONS,
+    ARMS,
+    PLACEMENTS,
+    POOLINGS,
+    PRECISIONS,
+    ConfigError,
+)
 
 ROOT = Path(__file__).resolve().parent
 COMMANDS = ("train", "verify", "latency", "leaderboard", "figures")
@@ -68,8 +76,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--artifacts", "--out", type=Path, default=ROOT / "artifacts", metavar="DIR")
     add("--overwrite", action="store_true", help="train finished runs again")
     add("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
-    add("--workers", type=int, default=1, help="runs side by side (%(default)s)")
+    add("--workers", type=int, default=1, help="seeds side by side, on each GPU (%(default)s)")
+    add("--gpus", metavar="LIST", help="spread seeds over GPUs: numbers such as 0,1, or 'all'")
     add("--precision", choices=PRECISIONS, help="how the frozen weights are held")
+    add("--adapter-precision", choices=ADAPTER_PRECISIONS, default="fp32")
     add(
         "--autocast",
         action=argparse.BooleanOptionalAction,
@@ -84,6 +94,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, help="default of this and the next two: the preset's")
     add("--batch-size", type=int)
     add("--learning-rate", type=float)
+    add("--label-smoothing", type=float)
+    add("--prompt-suffix", help="ends every text; default of this and the one before: the preset's")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     add("--activation", choices=ACTIVATIONS, default="relu")
@@ -126,6 +138,7 @@ def _train(options: argparse.Namespace) -> int:
         dataset=options.dataset,
         precision=options.precision or recipe.precision,
         autocast=computes_bf16(device) if options.autocast is None else options.autocast,
+        adapter_precision=options.adapter_precision,
         lora=LoraConfig(
             r=options.lora_r,
             alpha=options.lora_alpha,
@@ -139,7 +152,13 @@ def _train(options: argparse.Namespace) -> int:
         learning_rate=(
             recipe.learning_rate if options.learning_rate is None else options.learning_rate
         ),
+        label_smoothing=(
+            recipe.label_smoothing if options.label_smoothing is None else options.label_smoothing
+        ),
         max_length=options.max_length,
+        prompt_suffix=(
+            recipe.prompt_suffix if options.prompt_suffix is None else options.prompt_suffix
+        ),
     )
     dendrites = DendriteConfig(
         placement=tuple(options.placement),
@@ -160,6 +179,7 @@ def _train(options: argparse.Namespace) -> int:
         seeds=tuple(dict.fromkeys(options.seeds)),
         artifacts=options.artifacts.absolute(),
         device=device.type,
+        gpus=_gpus(options.gpus, torch.cuda.device_count() if device.type == "cuda" else 0),
         workers=options.workers,
         overwrite=options.overwrite,
         command=shlex.join(["python", "train_models.py", *_shown_arguments()]),
@@ -189,6 +209,19 @@ def _train(options: argparse.Namespace) -> int:
         print(f"error: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _gpus(given: str | None, present: int) -> tuple[str, ...]:
+    """The GPUs named on the command line; ConfigError for one that is not there."""
+    if given is None:
+        return ()
+    if present == 0:
+        raise ConfigError(f"--gpus {given}: torch sees no CUDA GPU here; leave it out")
+    names = [str(i) for i in range(present)] if given == "all" else given.split(",")
+    for name in names:
+        if not name.isdigit() or int(name) >= present:
+            raise ConfigError(f"--gpus {given}: {name!r} is none of the GPUs 0 to {present - 1}")
+    return tuple(dict.fromkeys(names))
 
 
 def _shown_arguments() -> list[str]:

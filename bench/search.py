@@ -41,7 +41,8 @@ def try_setting(setting: dict[str, Any]) -> dict[str, Any]:
     backbone = load_backbone(
         config.backbone, config.precision, default_device(), depth=config.depth
     )
-    ids = backbone.tokenize([e.text for e in data.examples], config.max_length)
+    texts = [example.text for example in data.examples]
+    ids = backbone.tokenize(texts, config.max_length, config.prompt_suffix)
     block = backbone.first_adapted_block(config.lora.last_layers)
     states = entering_hidden_states(backbone, ids, block)
     labels = [e.label for e in data.examples]

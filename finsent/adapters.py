@@ -6,21 +6,27 @@ which computes the same sum.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finsent.config import ConfigError, LoraConfig, MatchedCapacity
-from finsent.dendritic_linear import DendriticLinear
+from finsent.dendritic_linear import DendriticLinear, FusedDendriticLinear
 
 _PEFT_NAME = "default"
 _FORMAT = "finsent-adapter-1"
+
+STORED_DTYPE = torch.float16
+"""Of adapter files; half the size of fp32. The trainer rounds to it before it evaluates, so what
+is reported is what the file holds."""
 
 
 class AdapterError(ValueError):
@@ -87,7 +93,9 @@ def lora_ranks(
     return ranks
 
 
-def attach_lora(upper: Any, lora: LoraConfig, ranks: Mapping[str, int]) -> dict[str, LoraPair]:
+def attach_lora(
+    upper: Any, lora: LoraConfig, ranks: Mapping[str, int], dtype: torch.dtype = torch.float32
+) -> dict[str, LoraPair]:
     """Put peft's LoRA layers into the model in place; returns the trainable pairs by layer path.
 
     The scaling alpha / r is the same for every layer, whatever its rank.
@@ -112,8 +120,8 @@ def attach_lora(upper: Any, lora: LoraConfig, ranks: Mapping[str, int]) -> dict[
     for name, rank in ranks.items():
         layer = upper.get_submodule(name)
         pair = LoraPair(layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME])
-        pair.a.float()
-        pair.b.float()
+        pair.a.to(dtype)
+        pair.b.to(dtype)
         if pair.a.out_features != rank or layer.scaling[_PEFT_NAME] != scaling:
             raise AdapterError(
                 f"{name} got rank {pair.a.out_features} and scaling {layer.scaling[_PEFT_NAME]}, "
@@ -121,6 +129,22 @@ def attach_lora(upper: Any, lora: LoraConfig, ranks: Mapping[str, int]) -> dict[
             )
         pairs[name] = pair
     return pairs
+
+
+def detach_lora(upper: Any, names: Iterable[str]) -> None:
+    """Undo `attach_lora`: the layers of these paths are the frozen ones again."""
+    for name in names:
+        upper.set_submodule(name, upper.get_submodule(name).base_layer)
+
+
+def disable_input_casts(upper: Any, active: bool) -> contextlib.AbstractContextManager[None]:
+    """Inside, if active, LoRA layers take what autocast gives them.
+
+    peft would first copy every input to the adapters' precision, for autocast to copy it back.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    return disable_input_dtype_casting(upper, active=active)
 
 
 def replace_b(upper: Any, name: str, module: nn.Module) -> None:
@@ -131,7 +155,7 @@ def replace_b(upper: Any, name: str, module: nn.Module) -> None:
 def save_adapter(
     path: Path, tensors: Mapping[str, Tensor], scaling: float, activation: str
 ) -> None:
-    """Write every trainable tensor to a safetensors file, on the CPU in fp32.
+    """Write every trainable tensor to a safetensors file, on the CPU in STORED_DTYPE.
 
     `activation` is the dendrites' ("none" without dendrites): it is part of the function, and a
     file that leaves it out would be served under whatever the reader happens to use.
@@ -139,7 +163,10 @@ def save_adapter(
     # One entry, because safetensors writes several in an order that differs from run to run.
     about = {"activation": activation, "format": _FORMAT, "scaling": scaling}
     metadata = {"finsent": json.dumps(about, sort_keys=True)}
-    plain = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+    plain = {name: t.detach().cpu().to(STORED_DTYPE).contiguous() for name, t in tensors.items()}
+    for name, tensor in plain.items():
+        if not bool(tensor.isfinite().all()):
+            raise AdapterError(f"{path}: {name} holds values that {STORED_DTYPE} cannot")
     save_file(plain, path, metadata=metadata)
     path.chmod(0o644)  # safetensors makes files private; results are meant to be read
 
@@ -170,7 +197,7 @@ def load_adapter(path: Path) -> Adapter:
         with safe_open(path, framework="pt") as archive:
             about = json.loads((archive.metadata() or {}).get("finsent", "{}"))
             names = archive.keys()
-            tensors = {name: archive.get_tensor(name) for name in names}
+            tensors = {name: archive.get_tensor(name).float() for name in names}
     except SafetensorError as error:
         raise AdapterError(f"{path} is not a readable safetensors file: {error}") from error
     if about.get("format") != _FORMAT:
@@ -180,14 +207,11 @@ def load_adapter(path: Path) -> Adapter:
     usable = "relu" if activation == "none" else activation
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        for part in (".lora_A.", ".lora_B.", "score."):
-            if part in name:
-                module, rest = name.split(part, 1)
-                key = f"{module}{part}".strip(".")
-                groups.setdefault(key, {})[rest] = tensor
-                break
-        else:
-            raise AdapterError(f"{path} holds a tensor that no module takes: {name}")
+        try:
+            key, rest = split_tensor_name(name)
+        except ValueError as error:
+            raise AdapterError(f"{path}: {error}") from error
+        groups.setdefault(key, {})[rest] = tensor
     if "score" not in groups:
         raise AdapterError(f"{path} has no score head")
     head = DendriticLinear.from_tensors(groups.pop("score"), usable)
@@ -206,7 +230,7 @@ def load_adapter(path: Path) -> Adapter:
 class AdaptedLinear(nn.Module):
     """A frozen linear layer with any number of adapters, one of them (or none) switched on.
 
-    Input (..., in), output (..., out): base(x) + scaling * B(A x).
+    Input (..., in), output (..., out): base(x) + scaling * B(A x); the scaling is part of `up`.
     """
 
     def __init__(self, base: Any) -> None:
@@ -214,7 +238,6 @@ class AdaptedLinear(nn.Module):
         self.base = base
         self.down = nn.ParameterDict()
         self.up = nn.ModuleDict()
-        self.scaling: dict[str, float] = {}
         self.active: str | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,7 +247,7 @@ class AdaptedLinear(nn.Module):
             return y
         a = self.down[self.active]
         z = nn.functional.linear(x.to(a.dtype), a)
-        return (y + self.up[self.active](z) * self.scaling[self.active]).to(y.dtype)
+        return (y + self.up[self.active](z)).to(y.dtype)
 
 
 class AdapterBank:
@@ -233,7 +256,7 @@ class AdapterBank:
     def __init__(self, decoder: Any) -> None:
         self._decoder = decoder
         self._layers: dict[str, AdaptedLinear] = {}
-        self._heads: dict[str, DendriticLinear] = {}
+        self._heads: dict[str, FusedDendriticLinear] = {}
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Attach an adapter. AdapterError when its layers or shapes do not fit the decoder."""
@@ -248,18 +271,17 @@ class AdapterBank:
                     f"the backbone {expected[0]} -> {expected[1]}: it was trained on another one"
                 )
             layer.down[name] = nn.Parameter(a.to(device), requires_grad=False)
-            layer.up[name] = b.to(device)
-            layer.scaling[name] = adapter.scaling
-        self._heads[name] = adapter.head.to(device)
+            layer.up[name] = b.fused(adapter.scaling).to(device)
+        self._heads[name] = adapter.head.fused().to(device)
 
     def remove(self, name: str) -> None:
         """Drop an adapter's tensors. KeyError when there is none of that name."""
         del self._heads[name]
         for layer in self._layers.values():
             if name in layer.up:
-                del layer.down[name], layer.up[name], layer.scaling[name]
+                del layer.down[name], layer.up[name]
 
-    def activate(self, name: str) -> DendriticLinear:
+    def activate(self, name: str) -> FusedDendriticLinear:
         """Switch every adapted layer to one adapter and return its score head."""
         for layer in self._layers.values():
             layer.active = name
@@ -305,6 +327,21 @@ def trainable_tensors(
     for rest, tensor in head.named_parameters():
         tensors[f"score.{rest}"] = tensor
     return tensors
+
+
+def split_tensor_name(name: str) -> tuple[str, str]:
+    """`layers.3.….lora_B.dendrites.0.weight` -> (`layers.3.….lora_B`, `dendrites.0.weight`).
+
+    ValueError for a name that no adapter file has.
+    """
+    for part in (".lora_A.", ".lora_B."):
+        if part in name:
+            path, rest = name.split(part, 1)
+            return path + part.rstrip("."), rest
+    path, dot, rest = name.partition(".")
+    if path != "score" or not dot:
+        raise ValueError(f"no module takes a tensor called {name}")
+    return path, rest
 
 
 def whole_model_name(name: str, first_block: int) -> str:

@@ -38,6 +38,12 @@ class Recipe:
     learning_rate: float = 5e-4
     batch_size: int = 16
     epochs: int = 8
+    label_smoothing: float = 0.0
+    prompt_suffix: str = ""
+
+
+CUE = "\nFor the company's share price this news is"
+"""The question Financial PhraseBank's annotators were asked, as a sentence to be completed."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +76,14 @@ PRESETS = {
             title="SmolLM2-135M-Instruct",
             licence="Apache-2.0",
             source=lambda progress: str(ensure_embedded(progress=progress)),
-            # 24 of 30 blocks keep the committed adapters small enough for a repository.
-            cuda=Recipe("fp32", last_layers=24, learning_rate=7e-4, batch_size=32),
+            cuda=Recipe("fp32", epochs=6, prompt_suffix=CUE),
             cpu=Recipe(
                 "fp32",
                 last_layers=6,
                 depth=24,
-                pooling="mean",
                 learning_rate=1e-3,
                 batch_size=32,
+                prompt_suffix=CUE,
             ),
         ),
         Preset(
@@ -120,6 +125,41 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class FileTokenizer:
+    """The tokenizer of a model folder without transformers, which takes seconds to import."""
+
+    def __init__(self, folder: Path, max_length: int, suffix: str = "") -> None:
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise BackboneError(f"{folder} has no tokenizer.json")
+        self._name = folder.name
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._end = self._tokenizer.encode(suffix, add_special_tokens=False).ids
+        self._tokenizer.enable_truncation(_room(max_length, self._end, suffix))
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """Token ids of each text, and whether it was cut. BackboneError on no tokens."""
+        found = self._tokenizer.encode_batch(list(texts))
+        for text, encoding in zip(texts, found, strict=True):
+            if not encoding.ids:
+                raise BackboneError(f"the tokenizer of {self._name} makes no token of {text!r}")
+        return [([*encoding.ids, *self._end], bool(encoding.overflowing)) for encoding in found]
+
+
+def _room(max_length: int, end: Sequence[int], suffix: str) -> int:
+    """Tokens left for the text when the suffix takes its own."""
+    room = max_length - len(end)
+    if room < 1:
+        raise BackboneError(
+            f"the prompt suffix {suffix!r} is {len(end)} tokens long and leaves no room for a "
+            f"text in {max_length}; shorten it or raise --max-length"
+        )
+    return room
+
+
 @dataclass
 class Backbone:
     """A frozen decoder without a language-modelling head, with its tokenizer."""
@@ -153,13 +193,18 @@ class Backbone:
             )
         return self.n_blocks - last_layers
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Token ids of each text, cut to `max_length`, not padded. BackboneError on no tokens."""
-        ids = self.tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    def tokenize(self, texts: Sequence[str], max_length: int, suffix: str = "") -> list[list[int]]:
+        """Token ids of each text, cut so that with those of `suffix` they are `max_length` at most.
+
+        Not padded. BackboneError for a text without tokens, or a suffix that leaves no room.
+        """
+        end = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+        room = _room(max_length, end, suffix)
+        ids = self.tokenizer(list(texts), truncation=True, max_length=room)["input_ids"]
         for text, tokens in zip(texts, ids, strict=True):
             if not tokens:
                 raise BackboneError(f"the tokenizer of {self.name} makes no token of {text!r}")
-        return ids
+        return [[*tokens, *end] for tokens in ids]
 
 
 def load_backbone(
@@ -188,14 +233,18 @@ def load_backbone(
     source = str(folder) if folder is not None else preset(name).source(progress)
     if progress is not None:
         progress(f"loading {preset(name).title}", 0.0)
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     options: dict[str, Any] = {"dtype": torch.float32 if precision == "fp32" else torch.bfloat16}
     if precision == "nf4":
         options.update(_nf4_options(device))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        decoder = AutoModel.from_pretrained(source, **options)
+        settings = AutoConfig.from_pretrained(source)
+        if getattr(settings, "hidden_act", None) == "gelu_new":
+            # The same function as one kernel, not eight with as many copies kept for the gradient.
+            settings.hidden_act = "gelu_pytorch_tanh"
+        decoder = AutoModel.from_pretrained(source, config=settings, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BackboneError(
@@ -270,13 +319,16 @@ def _sync_config(decoder: Any, first: int) -> None:
 
 def _fingerprint(source: str, decoder: Any) -> str:
     folder = Path(source)
-    if not folder.is_dir():
-        commit = getattr(decoder.config, "_commit_hash", None)
-        if commit is None:
-            raise BackboneError(
-                f"{source!r} came without a commit hash; use a local folder instead"
-            )
-        return f"commit:{commit}"
+    if folder.is_dir():
+        return folder_sha256(folder)
+    commit = getattr(decoder.config, "_commit_hash", None)
+    if commit is None:
+        raise BackboneError(f"{source!r} came without a commit hash; use a local folder instead")
+    return f"commit:{commit}"
+
+
+def folder_sha256(folder: Path) -> str:
+    """Identifies the weights in a model folder."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return tensors_sha256(files[0])
@@ -363,14 +415,14 @@ def pool(states: Tensor, last: Tensor, pooling: str) -> Tensor:
 
     `pooling` is "last" or "mean" (see TrainConfig.pooling); the result is fp32.
     """
-    if pooling == "last":
-        return states[torch.arange(len(last), device=last.device), last].float()
-    if pooling != "mean":
+    if pooling not in ("last", "mean"):
         raise ValueError(f"pooling must be 'last' or 'mean', got {pooling!r}")
-    real = torch.arange(states.shape[1], device=last.device)[None, :] <= last[:, None]
-    # where, not multiplication: whatever stands in the padding must not reach the sum.
-    kept = torch.where(real[:, :, None], states.float(), 0.0)
-    return kept.sum(dim=1) / (last + 1)[:, None]
+    steps = torch.arange(states.shape[1], device=last.device)[None, :]
+    read = steps == last[:, None] if pooling == "last" else steps <= last[:, None]
+    # where, not multiplication: whatever stands in the padding must not reach the sum. A sum, not
+    # an index: the gradient of indexing is slow where kernels have to be deterministic.
+    kept = torch.where(read[:, :, None], states.float(), 0.0).sum(dim=1)
+    return kept if pooling == "last" else kept / (last + 1)[:, None]
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -438,3 +490,25 @@ def check_decomposition(backbone: Backbone, token_ids: Sequence[Sequence[int]], 
                 f"{difference:.2g} on a padded batch, expected at most {tolerance:g}. Only causal "
                 "decoders that take input embeddings unscaled are supported."
             )
+
+
+class Nf4Product(nn.Module):
+    """x W^T + b with W (out, in) held as bitsandbytes NF4 in blocks of 64 along a row.
+
+    The scales stay in fp32: unpacking doubly quantised ones would be a kernel more for every
+    layer, to save 0.4 bits of 4.5.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        import bitsandbytes.functional as bnb
+
+        self._unpack = bnb.dequantize_4bit
+        packed, self._state = bnb.quantize_4bit(weight.contiguous(), quant_type="nf4")
+        self.register_buffer("packed", packed)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        weight = self._unpack(self.get_buffer("packed"), self._state)
+        return nn.functional.linear(x, weight, self.bias)  # type: ignore[arg-type]

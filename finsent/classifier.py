@@ -5,36 +5,62 @@ Needs neither peft nor PerforatedAI; an adapter file and the base are the whole 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
+import json
+import os
 import random
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from finsent import runs
-from finsent.adapters import AdapterBank, AdapterError, load_adapter
+from finsent.adapters import AdapterError, load_adapter
 from finsent.backbones import (
     Backbone,
     BackboneError,
+    FileTokenizer,
     default_device,
+    folder_sha256,
     load_backbone,
-    pool,
+    preset,
     token_batches,
 )
+from finsent.batching import BatchQueue, BusyError
 from finsent.config import TrainConfig
-from finsent.latency import LatencyStats, time_interleaved
-from finsent.weights import Progress
+from finsent.engines import (
+    ENGINES,
+    Engine,
+    EngineChoice,
+    EngineError,
+    GraphEngine,
+    TorchEngine,
+    choose_engine,
+)
+from finsent.latency import Conditions, LatencyStats, time_interleaved, timed
+from finsent.weights import Progress, default_cache_dir
+
+__all__ = [
+    "ArmPrediction",
+    "BusyError",
+    "Classifier",
+    "Comparer",
+    "ComparisonResult",
+    "InputError",
+]
 
 WARMUP_TEXT = "Net sales rose 4 percent while operating profit stayed flat."
 BATCH_TOKENS = 4096
+
+TokenIds = list[int]
+Tokenize = Callable[[Sequence[str]], list[tuple[TokenIds, bool]]]
+"""From texts to their ids, and whether each was cut to the maximum length."""
 
 
 class InputError(ValueError):
@@ -49,7 +75,7 @@ class ArmPrediction:
     probabilities: tuple[float, ...]
     """In the order of the label names; sums to 1."""
     latency_ms: float
-    """Model time of this very call: token ids in, probabilities out."""
+    """Model time of the pass that answered: token ids in, class scores out."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +89,27 @@ class ComparisonResult:
     predictions: tuple[ArmPrediction, ...]
     label_names: tuple[str, ...]
     queue_ms: float = 0.0
-    """Time the text waited for its turn, no part of any arm's latency."""
+    """How long the text waited before the model ran; no part of any latency."""
+    batch_size: int = 1
+    """Texts answered in the same pass. Above 1 the latency is that of the whole batch."""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A base in memory: what answers, what it was told to be, and why."""
+
+    key: tuple[object, ...]
+    engine: Engine
+    tokenize: Tokenize
+    choice: EngineChoice
 
 
 class Comparer:
-    """Arms of one data set and seed side by side on one base. Safe to call from many threads."""
+    """Arms of one data set and seed side by side on one base. Safe to call from many threads.
+
+    Simultaneous calls of `compare` are answered in batches. Nothing is remembered between calls:
+    a text that comes twice is computed twice.
+    """
 
     def __init__(
         self,
@@ -77,15 +119,19 @@ class Comparer:
         *,
         device: torch.device | None = None,
         backbone_dir: Path | None = None,
+        engine: str | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if engine is not None and engine not in ENGINES:
+            raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self._lock = threading.Lock()
         self._random = random.Random(0)
         self._device = device or default_device()
         self._backbone_dir = backbone_dir
+        self._asked_engine = engine
         self._progress = progress
-        self._backbone: Backbone | None = None
-        self._base_key: tuple[str, str, int | None] | None = None
+        self._base: _Base | None = None
+        self._queue: BatchQueue[_Question, ComparisonResult] = BatchQueue(self._answer)
         self.use(folder, seed, arms)
 
     @classmethod
@@ -97,13 +143,24 @@ class Comparer:
         *,
         device: torch.device | None = None,
         backbone_dir: Path | None = None,
+        engine: str | None = None,
         progress: Progress | None = None,
     ) -> Comparer:
         """Load the runs <folder>/<arm>/seed-<n>, `folder` being artifacts/<backbone>/<dataset>.
 
-        Raises ArtifactError, AdapterError, BackboneError or WeightsError, each saying what to do.
+        engine: one of finsent.engines.ENGINES; None follows the rule of `choose_engine`.
+        Raises ArtifactError, AdapterError, BackboneError, EngineError or WeightsError, each saying
+        what to do.
         """
-        return cls(folder, seed, arms, device=device, backbone_dir=backbone_dir, progress=progress)
+        return cls(
+            folder,
+            seed,
+            arms,
+            device=device,
+            backbone_dir=backbone_dir,
+            engine=engine,
+            progress=progress,
+        )
 
     def use(self, folder: Path | str, seed: int, arms: Sequence[str]) -> None:
         """Switch to other runs. The base stays in memory when they were trained on it."""
@@ -112,31 +169,36 @@ class Comparer:
         found = [runs.read_run(Path(folder) / arm / f"seed-{seed}") for arm in arms]
         configs = [TrainConfig.from_dict(run.config["config"]) for run in found]
         first, about = configs[0], found[0].config
-        keys = {(c.backbone, c.precision, c.depth, c.pooling, c.max_length) for c in configs}
+        keys = {
+            (c.backbone, c.precision, c.depth, c.pooling, c.max_length, c.prompt_suffix)
+            for c in configs
+        }
         if len(keys) != 1:
             raise AdapterError(f"the arms of {folder} were not trained alike: {sorted(keys)}")
-        adapters = [load_adapter(run.folder / "adapter.safetensors") for run in found]
+        adapters = {
+            arm: load_adapter(run.folder / "adapter.safetensors")
+            for arm, run in zip(arms, found, strict=True)
+        }
         with self._lock:
-            base_key = (first.backbone, first.precision, first.depth)
-            if self._backbone is None or self._base_key != base_key:
+            (key,) = keys
+            if self._base is None or self._base.key != key:
                 # The old base goes before the new one comes: two may not fit.
-                self._backbone = None
-                self._backbone = self._load_base(first, about["backbone_sha256"])
-                self._base_key = base_key
-                self._bank = AdapterBank(self._backbone.decoder)
-            for name in self._bank.names:
-                self._bank.remove(name)
-            for arm, adapter in zip(arms, adapters, strict=True):
-                self._bank.add(arm, adapter)
+                self._base = None
+                self._base = self._load_base(key, first, about["backbone_sha256"])
+            base = self._base
+            base.engine.set_arms(adapters)
             self.arms = tuple(arms)
             self.label_names = found[0].label_names
-            self._pooling = first.pooling
-            self._max_length = first.max_length
-            ids = self._backbone.tokenize([WARMUP_TEXT], self._max_length)
             for arm in self.arms:
-                self._probabilities(arm, ids)
+                base.engine.scores(arm, [base.tokenize([WARMUP_TEXT])[0][0]])
+        # What makes later calls faster need not be waited for.
+        threading.Thread(target=base.engine.warm_up, name="warm-up", daemon=True).start()
 
-    def _load_base(self, config: TrainConfig, sha256: str) -> Backbone:
+    def _load_base(self, key: tuple[object, ...], config: TrainConfig, sha256: str) -> _Base:
+        choice, folder = self._choose(config)
+        if choice.name.startswith("openvino"):
+            assert folder is not None
+            return self._load_openvino(key, choice, folder, config, sha256)
         backbone = load_backbone(
             config.backbone,
             config.precision,
@@ -145,74 +207,157 @@ class Comparer:
             folder=self._backbone_dir,
             progress=self._progress,
         )
-        if backbone.sha256 != sha256:
-            raise BackboneError(
-                f"the weights of {config.backbone} have checksum {backbone.sha256}, but the "
-                f"adapters were trained on {sha256}: they do not fit"
-            )
-        return backbone
+        _require_weights(config.backbone, backbone.sha256, sha256)
+        engine: Engine = TorchEngine(backbone, config.pooling)
+        if choice.name == "graphs":
+            engine = GraphEngine(backbone, config.pooling, config.max_length)
+        tokenize = _backbone_tokenizer(backbone, config.max_length, config.prompt_suffix)
+        return _Base(key, engine, tokenize, choice)
+
+    def _choose(self, config: TrainConfig) -> tuple[EngineChoice, Path | None]:
+        """The engine, and the local folder of the weights if they have one."""
+        source = self._backbone_dir
+        if source is None and (self._device.type == "cpu" or self._asked_engine):
+            source = Path(preset(config.backbone).source(self._progress))
+        local = source is not None and (source / "config.json").is_file()
+        if self._asked_engine is not None:
+            choice = EngineChoice(self._asked_engine, "asked for")
+            if choice.name.startswith("openvino") and not local:
+                raise EngineError(f"{choice.name} needs the weights in a folder, not {source}")
+            return choice, source
+        if not local and self._device.type == "cpu":
+            return EngineChoice("torch", "the weights are not in a local folder"), None
+        about = {}
+        if local:
+            assert source is not None
+            about = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        elif self._device.type == "cuda":
+            from transformers import AutoConfig
+
+            about = AutoConfig.from_pretrained(preset(config.backbone).source(None)).to_dict()
+        return choose_engine(about, config.precision, self._device, os.environ), source
+
+    def _load_openvino(
+        self,
+        key: tuple[object, ...],
+        choice: EngineChoice,
+        folder: Path,
+        config: TrainConfig,
+        sha256: str,
+    ) -> _Base:
+        from finsent.openvino_engine import OpenVinoEngine
+
+        if self._progress is not None:
+            self._progress(f"loading {preset(config.backbone).title}", 0.0)
+        found = folder_sha256(folder)
+        _require_weights(config.backbone, found, sha256)
+        engine = OpenVinoEngine(
+            folder,
+            found,
+            pooling=config.pooling,
+            max_length=config.max_length,
+            depth=config.depth,
+            cache=default_cache_dir() / "openvino",
+            quick=choice.name == "openvino",
+        )
+        tokenize = FileTokenizer(folder, config.max_length, config.prompt_suffix)
+        return _Base(key, engine, tokenize, choice)
 
     @property
-    def backbone(self) -> Backbone:
-        """The base in memory."""
-        if self._backbone is None:
+    def _loaded(self) -> _Base:
+        if self._base is None:
             raise BackboneError("no base is loaded; call use() with runs that exist")
-        return self._backbone
+        return self._base
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the forward pass."""
+        return self._loaded.engine
+
+    @property
+    def engine_choice(self) -> EngineChoice:
+        """Which engine was chosen, and why."""
+        return self._loaded.choice
+
+    @property
+    def conditions(self) -> Conditions:
+        """Where and how the model computes."""
+        if self._device.type == "cuda":
+            name = torch.cuda.get_device_name(self._device)
+            return Conditions(name, None, self.engine.description)
+        threads = getattr(self.engine, "threads", None) or torch.get_num_threads()
+        return Conditions("CPU", threads, self.engine.description)
 
     @property
     def device_name(self) -> str:
-        """Where and how the model computes, e.g. "CPU, 2 threads, fp32"."""
-        if self._device.type == "cuda":
-            where = torch.cuda.get_device_name(self._device)
-        else:
-            where = f"CPU, {torch.get_num_threads()} threads"
-        return f"{where}, {self.backbone.precision}"
+        """The same in words, e.g. "CPU, 2 threads, PyTorch fp32"."""
+        return str(self.conditions)
 
     def compare(self, text: str) -> ComparisonResult:
-        """Ask every arm about one text. Raises InputError when there is nothing to classify.
+        """Ask every arm about one text.
 
-        The order in which arms run is random for every call, so that neither always pays for a
-        cold cache.
+        Arms run one after the other, in an order drawn anew for every call, so that neither always
+        pays for a cold cache. Raises InputError when there is nothing to classify, BusyError when
+        too many others are waiting.
         """
         _require_text(text)
+        ((ids, truncated),) = self._loaded.tokenize([text])
+        result, queue_ms = self._queue.ask(_Question(text, ids, truncated))
+        return dataclasses.replace(result, queue_ms=queue_ms)
+
+    def close(self) -> None:
+        """Answer what is waiting and end the worker thread."""
+        self._queue.close()
+
+    def _answer(self, questions: Sequence[_Question]) -> list[ComparisonResult]:
+        """All arms on one batch of texts, texts of similar length together."""
         with self._lock:
-            whole = self.backbone.tokenizer(text)["input_ids"]
-            ids = self.backbone.tokenize([text], self._max_length)
-            order = list(self.arms)
-            self._random.shuffle(order)
-            answers: dict[str, ArmPrediction] = {}
-            for arm in order:
-                self._synchronize()
-                started = time.perf_counter_ns()
-                row = self._probabilities(arm, ids)[0].tolist()
-                self._synchronize()
-                elapsed = (time.perf_counter_ns() - started) / 1e6
-                answers[arm] = ArmPrediction(arm, tuple(row), elapsed)
-            return ComparisonResult(
-                text=text,
-                n_tokens=len(ids[0]),
-                truncated=len(whole) > len(ids[0]),
-                predictions=tuple(answers[arm] for arm in self.arms),
-                label_names=self.label_names,
-            )
+            engine = self._loaded.engine
+            found: dict[int, dict[str, ArmPrediction]] = {}
+            sizes: dict[int, int] = {}
+            lengths = [len(question.ids) for question in questions]
+            for batch in token_batches(lengths, BATCH_TOKENS):
+                order = list(self.arms)
+                self._random.shuffle(order)
+                ids = [questions[i].ids for i in batch]
+                for arm in order:
+                    if not engine.warm:
+                        # Loading that this call may have to wait for is no model time.
+                        engine.scores(arm, ids)
+                    scores, elapsed = timed(functools.partial(engine.scores, arm, ids))
+                    for i, row in zip(batch, _softmax(scores).tolist(), strict=True):
+                        sizes[i] = len(batch)
+                        found.setdefault(i, {})[arm] = ArmPrediction(arm, tuple(row), elapsed)
+            return [
+                ComparisonResult(
+                    text=question.text,
+                    n_tokens=len(question.ids),
+                    truncated=question.truncated,
+                    predictions=tuple(found[i][arm] for arm in self.arms),
+                    label_names=self.label_names,
+                    batch_size=sizes[i],
+                )
+                for i, question in enumerate(questions)
+            ]
 
     def time_arms(
         self, texts: Sequence[str], *, rounds: int = 1, warmup: int = 3, seed: int = 0
     ) -> dict[str, LatencyStats]:
         """Model time of every arm on each text alone, `rounds` times, the arms interleaved."""
         with self._lock:
-            ids = self.backbone.tokenize(texts, self._max_length)
+            base = self._loaded
+            base.engine.warm_up()
+            ids = [tokens for tokens, _ in base.tokenize(texts)]
             turns = {arm: itertools.cycle(ids) for arm in self.arms}
 
-            def call(arm: str) -> Tensor:
-                return self._probabilities(arm, [next(turns[arm])])
+            def call(arm: str) -> NDArray[np.float32]:
+                return base.engine.scores(arm, [next(turns[arm])])
 
             return time_interleaved(
                 {arm: functools.partial(call, arm) for arm in self.arms},
                 repeats=rounds * len(texts),
                 warmup=warmup,
                 seed=seed,
-                synchronize=self._synchronize,
             )
 
     def predict_proba(self, texts: Sequence[str], arm: str) -> NDArray[np.float64]:
@@ -226,27 +371,48 @@ class Comparer:
         for position, text in enumerate(texts):
             _require_text(text, position)
         result = np.empty((len(texts), len(self.label_names)))
-        with self._lock:
-            ids = self.backbone.tokenize(texts, self._max_length) if texts else []
-            for batch in token_batches([len(tokens) for tokens in ids], BATCH_TOKENS):
-                result[batch] = self._probabilities(arm, [ids[i] for i in batch]).numpy()
+        if not texts:
+            return result
+        ids = [tokens for tokens, _ in self._loaded.tokenize(texts)]
+        for batch in token_batches([len(tokens) for tokens in ids], BATCH_TOKENS):
+            # Let go between batches: a visitor need not wait for a whole file.
+            with self._lock:
+                result[batch] = _softmax(self.engine.scores(arm, [ids[i] for i in batch]))
         return result
 
-    @torch.inference_mode()
-    def _probabilities(self, arm: str, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        """(n, classes) float64 on the CPU."""
-        head = self._bank.activate(arm)
-        lengths = torch.tensor([len(ids) for ids in token_ids])
-        padded = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.long)
-        for row, ids in enumerate(token_ids):
-            padded[row, : len(ids)] = torch.tensor(ids)
-        states = self.backbone.decoder(input_ids=padded.to(self._device)).last_hidden_state
-        pooled = pool(states, (lengths - 1).to(self._device), self._pooling)
-        return head(pooled).cpu().double().softmax(dim=1)
 
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+@dataclass(frozen=True)
+class _Question:
+    text: str
+    ids: TokenIds
+    truncated: bool
+
+
+def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    raised = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    result: NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
+    return result
+
+
+def _backbone_tokenizer(backbone: Backbone, max_length: int, suffix: str) -> Tokenize:
+    def tokenize(texts: Sequence[str]) -> list[tuple[TokenIds, bool]]:
+        cut = backbone.tokenize(texts, max_length, suffix)
+        full = [len(ids) == max_length for ids in cut]
+        whole = [
+            len(backbone.tokenizer(text + suffix)["input_ids"]) if is_full else 0
+            for text, is_full in zip(texts, full, strict=True)
+        ]
+        return [(ids, n > len(ids)) for ids, n in zip(cut, whole, strict=True)]
+
+    return tokenize
+
+
+def _require_weights(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise BackboneError(
+            f"the weights of {name} have checksum {found}, but the adapters were trained on "
+            f"{expected}: they do not fit"
+        )
 
 
 class Classifier:
@@ -265,11 +431,18 @@ class Classifier:
         *,
         device: torch.device | None = None,
         backbone_dir: Path | None = None,
+        engine: str | None = None,
         progress: Progress | None = None,
     ) -> Classifier:
         """Load <folder>/<arm>/seed-<n>. Errors as `Comparer.from_artifacts`."""
         comparer = Comparer.from_artifacts(
-            folder, seed, (arm,), device=device, backbone_dir=backbone_dir, progress=progress
+            folder,
+            seed,
+            (arm,),
+            device=device,
+            backbone_dir=backbone_dir,
+            engine=engine,
+            progress=progress,
         )
         return cls(comparer, arm)
 

@@ -14,6 +14,7 @@ ARMS = ("baseline", "dendritic", "matched")
 many trainable parameters as the dendritic run of the same seed ended with."""
 
 PRECISIONS = ("nf4", "bf16", "fp32")
+ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
 PLACEMENTS = ("lora_B", "score")
 POOLINGS = ("last", "mean")
@@ -134,6 +135,9 @@ class TrainConfig:
     autocast: bool = True
     """Training steps run the blocks under bf16 autocast. Head, loss, weights and evaluation never
     do, so what is reported is what a machine without bf16 would serve."""
+    adapter_precision: str = "fp32"
+    """How LoRA maps and dendrites on them are held, and so what the optimizer updates: fp32 or
+    bf16. The head is always fp32."""
     depth: int | None = None
     """Use only the first D blocks of the backbone (None: all), then its final norm. The top blocks
     of a language model predict tokens; leaving them out saves their time."""
@@ -151,13 +155,23 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     class_weighted: bool = True
     """Cross-entropy weighted by inverse class frequency of the training part."""
+    label_smoothing: float = 0.0
+    """Share of each training target spread evenly over the classes; evaluation never smooths."""
     max_length: int = 128
-    """Longer sentences are cut to this many tokens."""
+    """Longer sentences are cut to this many tokens, the suffix included."""
+    prompt_suffix: str = ""
+    """Ends every text, also a cut one. With a cue such as " Sentiment:" the last token stands where
+    the language model itself would go on with the answer."""
 
     def __post_init__(self) -> None:
         _require(
             self.precision in PRECISIONS,
             f"precision must be one of {PRECISIONS}, got {self.precision!r}",
+        )
+        _require(
+            self.adapter_precision in ADAPTER_PRECISIONS,
+            f"adapter_precision must be one of {ADAPTER_PRECISIONS}, got "
+            f"{self.adapter_precision!r}",
         )
         _require(
             self.pooling in POOLINGS, f"pooling must be one of {POOLINGS}, got {self.pooling!r}"
@@ -181,6 +195,10 @@ class TrainConfig:
             f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
         )
         _require(self.max_grad_norm > 0, f"max_grad_norm must be > 0, got {self.max_grad_norm}")
+        _require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing must be in [0, 1), got {self.label_smoothing}",
+        )
         _require(self.max_length >= 8, f"max_length must be at least 8, got {self.max_length}")
         if isinstance(self.treatment, DendriteConfig) and self.treatment.grow_by is not None:
             _require(

@@ -196,7 +196,7 @@ class DendriteGrower:
         # model never runs: one backward pass through each map on a single zero row.
         for wrapped in self._net.maps.values():
             linear = wrapped.main_module
-            row = torch.zeros(1, linear.in_features, device=self.device, dtype=torch.float32)
+            row = torch.zeros(1, linear.in_features, device=self.device, dtype=linear.weight.dtype)
             wrapped(row).sum().backward()
         self._net.zero_grad(set_to_none=True)
 

@@ -121,9 +121,11 @@ class DendriticLinear(nn.Module):
         outputs: list[Tensor] = []
         for i, drive in enumerate(drives):
             for j in range(i):
-                drive = drive + self.recurrent[str(i)][j] * outputs[j]
+                recurrent = self.recurrent[str(i)][j].to(drive.dtype)
+                drive = torch.addcmul(drive, recurrent, outputs[j])
             outputs.append(self._activate(drive))
-            y = y + output_weights[i] * outputs[i]
+            # In the product's precision: under autocast, fp32 weights would make everything fp32.
+            y = torch.addcmul(y, output_weights[i].to(y.dtype), outputs[i])
         return y
 
     def contribution(self, x: Tensor) -> Tensor:
@@ -152,9 +154,63 @@ class DendriticLinear(nn.Module):
             raise ValueError(f"tensors without a place in a map with {k} dendrites: {sorted(left)}")
         self.adopt(weight, bias, dendrites, output_weights, recurrent)
 
+    def fused(self, scale: float = 1.0) -> FusedDendriticLinear:
+        """The same map times `scale`, frozen and laid out for inference."""
+        return FusedDendriticLinear(self, scale)
+
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], activation: str) -> DendriticLinear:
         """A frozen map from `state_dict()` names, e.g. of a safetensors file. Errors as `load`."""
         module = cls(nn.Parameter(tensors["weight"], requires_grad=False), None, activation)
         module.load(tensors)
         return module
+
+
+class FusedDendriticLinear(nn.Module):
+    """`scale` times a trained `DendriticLinear`, in as few kernels as its formula allows.
+
+    W and every V_i are one matrix, joined once; a call is one product, one activation and one
+    combination (dendrites that feed each other take a turn each). Buffers, not parameters: nothing
+    here is trained. Input (..., in), output (..., out).
+    """
+
+    weights: Tensor
+    biases: Tensor | None
+    output_weights: Tensor | None
+
+    def __init__(self, source: DendriticLinear, scale: float = 1.0) -> None:
+        super().__init__()
+        self.activation = source.activation
+        self._activate = activation_function(source.activation)
+        self.in_features, self.out_features = source.in_features, source.out_features
+        self.n_dendrites = source.n_dendrites
+        maps: list[Any] = [source, *source.dendrites]
+        # Only what is linear carries the scale: W, b and t, never what enters the activation.
+        factors = [scale, *([1.0] * self.n_dendrites)]
+        with torch.no_grad():
+            weights = torch.cat([m.weight * f for m, f in zip(maps, factors, strict=True)])
+            biases = None
+            if source.bias is not None:
+                biases = torch.cat([m.bias * f for m, f in zip(maps, factors, strict=True)])
+            output_weights = source.output_weights
+            scaled = None if output_weights is None else output_weights * scale
+        self.register_buffer("weights", weights)
+        self.register_buffer("biases", biases)
+        self.register_buffer("output_weights", scaled)
+        for i in range(1, self.n_dendrites):
+            self.register_buffer(f"recurrent_{i}", source.recurrent[str(i)].detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input (..., in) to output (..., out)."""
+        joined = F.linear(x, self.weights, self.biases)
+        output_weights = self.output_weights
+        if output_weights is None:
+            return joined
+        y, *drives = joined.chunk(1 + self.n_dendrites, dim=-1)
+        outputs: list[Tensor] = []
+        for i, drive in enumerate(drives):
+            for j in range(i):
+                drive = torch.addcmul(drive, self.get_buffer(f"recurrent_{i}")[j], outputs[j])
+            outputs.append(self._activate(drive))
+            y = torch.addcmul(y, output_weights[i], outputs[i])
+        return y

@@ -1,26 +1,32 @@
-"""One run, in a process of its own: load, train, evaluate once on test, write the artifact.
+"""Runs in a process of their own: load, train, evaluate once on test, write the artifact.
 
 PerforatedAI keeps its state in globals and a crash may take the interpreter along, so the trainer
-starts `python -m finsent.jobs <job.json>` for every run and only ever sees exit codes and files.
+starts `python -m finsent.jobs` and sees only replies and files. The process reads the path of a job
+file from every line of its standard input, makes that run, and answers with a line: the arms of a
+seed follow one another on one base in memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import queue
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,13 +43,14 @@ from finsent.backbones import (
     load_backbone,
     pool,
 )
+from finsent.checkpoints import CHECKPOINT, CheckpointError
 from finsent.config import ConfigError, DendriteConfig, MatchedCapacity, TrainConfig
-from finsent.data import DataError, load_dataset, make_split
+from finsent.data import DataError, Dataset, load_dataset, make_split
 from finsent.dendrites import GrowthError
 from finsent.evaluation import EvaluationError, confidence_intervals, score
 from finsent.latency import time_interleaved
+from finsent.progress import EpochRecord
 from finsent.training import (
-    EpochRecord,
     TrainingDiverged,
     TrainResult,
     class_logits,
@@ -65,6 +72,13 @@ PACKAGES = (
 
 LATENCY_SENTENCES = 30
 
+DONE = "done"
+"""The reply to a job that was finished."""
+
+
+class JobError(RuntimeError):
+    """A run that cannot be made now."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -80,6 +94,8 @@ class Job:
     git_commit: str | None
     data_dir: Path | None = None
     backbone_dir: Path | None = None
+    overwrite: bool = False
+    """Start anew, also where an unfinished run could go on."""
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -111,8 +127,50 @@ class Job:
         )
 
 
-def run_job(job: Job) -> Path:
-    """Train and evaluate one run; returns its folder. What can go wrong is one of EXPECTED."""
+class Bases:
+    """The frozen base that was used last, kept for the next run that is made on the same one."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] | None = None
+        self._backbone: Backbone | None = None
+
+    def get(self, job: Job, progress: Callable[[str, float], None]) -> Backbone:
+        """The job's base, loaded unless it is the one at hand."""
+        c = job.config
+        key = (c.backbone, c.precision, c.depth, job.device, job.backbone_dir)
+        if self._backbone is None or key != self._key:
+            self._backbone = None  # the old one goes first: two may not fit
+            self._backbone = load_backbone(
+                c.backbone,
+                c.precision,
+                torch.device(job.device),
+                depth=c.depth,
+                folder=job.backbone_dir,
+                progress=progress,
+            )
+            self._key = key
+        return self._backbone
+
+
+def run_job(job: Job, bases: Bases | None = None) -> Path:
+    """Train and evaluate one run; returns its folder. What can go wrong is one of EXPECTED.
+
+    A run that was killed goes on after its last whole epoch, and two processes never make the same
+    one at the same time.
+    """
+    job.work_folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.work_folder.with_name(f"{job.work_folder.name}.lock"), timeout=0)
+    try:
+        with lock:
+            return _run_locked(job, bases or Bases())
+    except Timeout as error:
+        raise JobError(
+            f"another process is making this run in {job.work_folder}; wait for it or stop it, or "
+            "use another --artifacts folder"
+        ) from error
+
+
+def _run_locked(job: Job, bases: Bases) -> Path:
     config = job.config
     dataset = load_dataset(config.dataset, job.data_dir)
     split = make_split(dataset, config.seed)
@@ -120,23 +178,18 @@ def run_job(job: Job) -> Path:
     with _Bar(label) as bar:
         device = torch.device(job.device)
         use_deterministic_kernels(device)
-        backbone = load_backbone(
-            config.backbone,
-            config.precision,
-            device,
-            depth=config.depth,
-            folder=job.backbone_dir,
-            progress=bar.status,
-        )
-        token_ids = backbone.tokenize([e.text for e in dataset.examples], config.max_length)
+        backbone = bases.get(job, bar.status)
+        texts = [example.text for example in dataset.examples]
+        token_ids = backbone.tokenize(texts, config.max_length, config.prompt_suffix)
         block = backbone.first_adapted_block(config.lora.last_layers)
         check_decomposition(backbone, token_ids, block)
         key = f"{runs.slug(config.backbone)}-{config.precision}-{dataset.name}-{block}"
-        cache = job.shared / f"{key}-{config.max_length}.safetensors"
+        tokens_sha256 = hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()
+        cache = job.shared / f"{key}-{tokens_sha256[:16]}.safetensors"
         states = _shared_states(cache, backbone, token_ids, block, bar.status)
-        if job.work_folder.exists():  # left by a run that failed
-            shutil.rmtree(job.work_folder)
-        job.work_folder.mkdir(parents=True)
+        if job.overwrite or not (job.work_folder / CHECKPOINT).exists():
+            shutil.rmtree(job.work_folder)  # what a run that failed early may have left
+            job.work_folder.mkdir()
         labels = [e.label for e in dataset.examples]
         steps = -(-len(split.train) // config.batch_size)
         bar.start_training(steps * config.epochs)
@@ -156,18 +209,15 @@ def run_job(job: Job) -> Path:
             split.validation,
             len(dataset.label_names),
             job.work_folder,
+            identity=_identity(config, dataset.fingerprint, split.fingerprint, backbone.sha256),
             step_done=bar.advance,
             epoch_done=epoch_done,
         )
         # The test part is read here, once, after the state has been selected.
-        logits = class_logits(result.model, states, split.test, states.lengths.tolist())
-        predictions = runs.Predictions(
-            ids=tuple(dataset.examples[i].id for i in split.test),
-            labels=tuple(dataset.label_names[labels[i]] for i in split.test),
-            probabilities=tuple(map(tuple, logits.double().softmax(dim=1).tolist())),
-            label_names=tuple(dataset.label_names),
-        )
+        predictions = _predictions(result, states, dataset, split.test)
+        validation = _predictions(result, states, dataset, split.validation)
         latency = _latency(result, backbone, [token_ids[i] for i in split.test])
+        result.model.detach()
     metrics = _metrics(config, result, predictions, latency)
     provenance = {
         "config": config.to_dict(),
@@ -188,7 +238,7 @@ def run_job(job: Job) -> Path:
         },
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _publish(job, result, provenance, metrics, predictions)
+    _publish(job, result, provenance, metrics, predictions, validation)
     if isinstance(config.treatment, DendriteConfig) and result.dendrites == 0:
         print(
             f"WARNING: {label} asked for dendrites and kept none: validation never plateaued in "
@@ -196,6 +246,26 @@ def run_job(job: Job) -> Path:
             file=sys.stderr,
         )
     return job.folder
+
+
+def _identity(config: TrainConfig, *fingerprints: str) -> str:
+    """What a checkpoint must agree on to be gone on with: everything that decides the result."""
+    settled = json.dumps([config.to_dict(), *fingerprints], sort_keys=True)
+    return hashlib.sha256(settled.encode()).hexdigest()
+
+
+@torch.no_grad()
+def _predictions(
+    result: TrainResult, states: HiddenStates, dataset: Dataset, indices: Sequence[int]
+) -> runs.Predictions:
+    """What the selected state says of some examples of the data set."""
+    logits = class_logits(result.model, states, indices, states.lengths.tolist())
+    return runs.Predictions(
+        ids=tuple(dataset.examples[i].id for i in indices),
+        labels=tuple(dataset.label_names[dataset.examples[i].label] for i in indices),
+        probabilities=tuple(map(tuple, logits.double().softmax(dim=1).tolist())),
+        label_names=tuple(dataset.label_names),
+    )
 
 
 def _shared_states(
@@ -286,6 +356,7 @@ def _publish(
     provenance: dict[str, Any],
     metrics: dict[str, Any],
     predictions: runs.Predictions,
+    validation: runs.Predictions,
 ) -> None:
     """Write the run whole beside its place, then put it there; an older run is lost only then."""
     result.model.save(job.work_folder / "adapter.safetensors")
@@ -296,7 +367,9 @@ def _publish(
         metrics=metrics,
         history=history,
         predictions=predictions,
+        validation=validation,
     )
+    (job.work_folder / CHECKPOINT).unlink()
     if job.folder.exists():
         shutil.rmtree(job.folder)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -383,8 +456,10 @@ EXPECTED = (
     BackboneError,
     ConfigError,
     DataError,
+    CheckpointError,
     EvaluationError,
     GrowthError,
+    JobError,
     OSError,
     SafetensorError,
     TrainingDiverged,
@@ -396,17 +471,57 @@ EXPECTED = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the child process."""
+    """Entry point of the child process: jobs in, replies out. Ends at the first failure, because
+    a run that failed may leave the base with its adapters."""
     parser = argparse.ArgumentParser(prog="python -m finsent.jobs", description=__doc__)
-    parser.add_argument("job", type=Path, help="a job file written by train_models.py")
-    job = Job.load(parser.parse_args(arguments).job)
-    try:
-        run_job(job)
-    except EXPECTED as error:
-        c = job.config
-        print(f"error: {c.dataset} {c.arm} seed {c.seed}: {error}", file=sys.stderr)
-        return 1
+    parser.parse_args(arguments)
+    # Replies get a channel of their own: libraries print to standard output.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    bases = Bases()
+    for path in _jobs_from(sys.stdin):
+        job = Job.load(path)
+        try:
+            run_job(job, bases)
+        except EXPECTED as error:
+            c = job.config
+            print(f"error: {c.dataset} {c.arm} seed {c.seed}: {_plain(error)}", file=sys.stderr)
+            return 1
+        print(DONE, file=replies, flush=True)
     return 0
+
+
+def _jobs_from(lines: IO[str]) -> Iterator[Path]:
+    """Paths of job files as they come. When the input ends during a job, the trainer was killed:
+    so is this process, and the run goes on when it is asked for again."""
+    paths: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+    idle = threading.Event()
+
+    def listen() -> None:
+        for line in lines:
+            paths.put(Path(line.strip()))
+        if not idle.is_set():
+            os._exit(1)
+        paths.put(None)
+
+    idle.set()
+    threading.Thread(target=listen, daemon=True).start()
+    while (path := paths.get()) is not None:
+        idle.clear()
+        yield path
+        idle.set()
+
+
+def _plain(error: BaseException) -> str:
+    """The message in one line that says what to do."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        free, total = torch.cuda.mem_get_info()
+        return (
+            f"the GPU is too small for this run: {free / 1e9:.1f} of {total / 1e9:.1f} GB are "
+            "free; use --precision nf4, a smaller --batch-size or --max-length, or adapt fewer "
+            "blocks with --last-layers"
+        )
+    return str(error)
 
 
 if __name__ == "__main__":

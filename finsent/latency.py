@@ -1,7 +1,9 @@
 """Honest timing: warm-up, interleaved order, synchronised clocks, percentiles instead of one mean.
 
 Timing one arm after the other charges the second with whatever the machine did meanwhile (heat,
-frequency, other users). Here every round times every arm, in an order drawn anew.
+frequency, other users). Here every round times every arm, in an order drawn anew. Used by the app,
+the trainer and the benches; a time is told with its n and with the `Conditions` it was taken under.
+Time spent waiting in a queue is not model time and is never added to it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,22 @@ class LatencyStats:
     p50_ms: float
     p95_ms: float
     mean_ms: float
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a time depends on besides the model."""
+
+    device: str
+    """Name of the GPU, or "CPU"."""
+    threads: int | None
+    """Threads that compute; None on a GPU."""
+    engine: str
+    """Library and precision, e.g. "PyTorch fp32"."""
+
+    def __str__(self) -> str:
+        threads = "" if self.threads is None else f", {self.threads} threads"
+        return f"{self.device}{threads}, {self.engine}"
 
 
 def summarize(times_ms: Sequence[float]) -> LatencyStats:
@@ -71,7 +90,7 @@ def interleaved_times(
     for number in range(warmup + repeats):
         shuffler.shuffle(order)
         for name in order:
-            elapsed = _time_once(calls[name], synchronize)
+            elapsed = timed(calls[name], synchronize)[1]
             if number >= warmup:
                 times_ms[name].append(elapsed)
     return times_ms
@@ -90,6 +109,19 @@ def time_interleaved(
         calls, repeats=repeats, warmup=warmup, seed=seed, synchronize=synchronize
     )
     return {name: summarize(values) for name, values in times_ms.items()}
+
+
+def timed(
+    call: Callable[[], Result], synchronize: Callable[[], object] | None = None
+) -> tuple[Result, float]:
+    """What the call returns, and its wall-clock time in milliseconds on a synchronised device."""
+    if synchronize is not None:
+        synchronize()
+    start = time.perf_counter_ns()
+    result = call()
+    if synchronize is not None:
+        synchronize()
+    return result, (time.perf_counter_ns() - start) / 1e6
 
 
 class RollingWindow:
@@ -114,16 +146,6 @@ class RollingWindow:
         with self._lock:
             times_ms = list(self._times_ms)
         return summarize(times_ms) if times_ms else None
-
-
-def _time_once(call: Callable[[], object], synchronize: Callable[[], object] | None) -> float:
-    if synchronize is not None:
-        synchronize()
-    start = time.perf_counter_ns()
-    call()
-    if synchronize is not None:
-        synchronize()
-    return (time.perf_counter_ns() - start) / 1e6
 
 
 def _percentile(ordered: Sequence[float], fraction: float) -> float:

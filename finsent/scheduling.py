@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from joblib import Parallel, delayed
 
 from finsent import runs
 from finsent.config import (
@@ -22,7 +25,7 @@ from finsent.config import (
     arm_config,
 )
 from finsent.data import load_dataset
-from finsent.jobs import Job
+from finsent.jobs import DONE, Job
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ class Plan:
     seeds: tuple[int, ...]
     artifacts: Path
     device: str
+    gpus: tuple[str, ...]
+    """GPUs to spread the runs over, as CUDA_VISIBLE_DEVICES names them; empty: no choice made."""
     workers: int
+    """Runs at a time, on each GPU where there is a choice."""
     overwrite: bool
     command: str
     git_commit: str | None
@@ -51,9 +57,9 @@ class Plan:
 def execute(plan: Plan) -> list[str]:
     """Make every run of the plan that is not finished; returns the names of those that failed.
 
-    Runs may go side by side, but for the matched arm, which copies the number of parameters of its
-    seed's dendritic run and waits for it. Everything a typing error could spoil is checked before
-    the first run starts.
+    Seeds may go side by side. The arms of a seed follow one another in one process, on one base in
+    memory; the matched arm copies the number of parameters of the dendritic run before it.
+    Everything a typing error could spoil is checked before the first run starts.
     """
     if "matched" in plan.arms and "dendritic" not in plan.arms:
         absent = [s for s in plan.seeds if not runs.is_finished(plan.folder("dendritic", s))]
@@ -67,19 +73,16 @@ def execute(plan: Plan) -> list[str]:
     for arm in ARMS:
         for seed in plan.seeds:
             _require_same_settings(plan, plan.folder(arm, seed), seed)
-    chains = [
-        (seed, tuple(arm for arm in chain if arm in plan.arms))
-        for seed in plan.seeds
-        for chain in (("dendritic", "matched"), ("baseline",))
-    ]
-    with (
-        tempfile.TemporaryDirectory(prefix="finsent-") as scratch,
-        ThreadPoolExecutor(max_workers=plan.workers) as pool,
-    ):
-        results = pool.map(
-            lambda chain: list(_run_chain(plan, chain[0], chain[1], Path(scratch))), chains
+    slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for slot in (plan.gpus or (None,)) * plan.workers:
+        slots.put(slot)
+    with tempfile.TemporaryDirectory(prefix="finsent-") as scratch:
+        # Threads only wait: each seed is a process of its own. joblib, because the same call
+        # reaches a cluster under another of its backends.
+        failed = Parallel(n_jobs=slots.qsize(), backend="threading")(
+            delayed(_run_seed)(plan, seed, Path(scratch), slots) for seed in plan.seeds
         )
-        return [name for failures in results for name in failures]
+    return [name for names in failed for name in names]
 
 
 def _require_same_settings(plan: Plan, folder: Path, seed: int) -> None:
@@ -97,47 +100,91 @@ def _require_same_settings(plan: Plan, folder: Path, seed: int) -> None:
         )
 
 
-def _run_chain(plan: Plan, seed: int, arms: Sequence[str], scratch: Path) -> Iterator[str]:
-    """Runs of one seed one after another; yields the name of the one that failed, and stops."""
-    for arm in arms:
-        folder = plan.folder(arm, seed)
-        name = f"{plan.base.dataset} {arm} seed {seed}"
-        if runs.is_finished(folder) and not plan.overwrite:
-            print(f"{name}: already trained in {folder} (--overwrite trains it again)")
-            continue
-        treatment: Treatment = None
-        if arm == "dendritic":
-            treatment = plan.dendrites
-        elif arm == "matched":
-            model = runs.read_run(plan.folder("dendritic", seed))
-            treatment = MatchedCapacity(model.metrics["trainable_params"])
-        job = Job(
-            config=arm_config(replace(plan.base, seed=seed), arm, treatment),
-            artifacts=plan.artifacts,
-            shared=scratch / "hidden-states",
-            device=plan.device,
-            command=plan.command,
-            git_commit=plan.git_commit,
-            data_dir=plan.data_dir,
-            backbone_dir=plan.backbone_dir,
-        )
-        if _run_in_child(job, scratch / f"{arm}-{seed}.json") != 0:
-            # What follows in the chain depends on this one.
-            yield name
-            return
+def _run_seed(
+    plan: Plan, seed: int, scratch: Path, slots: queue.SimpleQueue[str | None]
+) -> list[str]:
+    """The arms of one seed, on a GPU of which no more than `workers` seeds make use at a time;
+    returns the names of those that failed."""
+    gpu = slots.get()
+    failed: list[str] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            child: Child | None = None
+            for arm in (arm for arm in ARMS if arm in plan.arms):
+                folder = plan.folder(arm, seed)
+                name = f"{plan.base.dataset} {arm} seed {seed}"
+                if runs.is_finished(folder) and not plan.overwrite:
+                    print(f"{name}: already trained in {folder} (--overwrite trains it again)")
+                    continue
+                if arm == "matched" and f"{plan.base.dataset} dendritic seed {seed}" in failed:
+                    failed.append(name)  # it copies the size of a run that is not there
+                    continue
+                path = scratch / f"{arm}-{seed}.json"
+                _job(plan, arm, seed, scratch).save(path)
+                if child is None:
+                    child = stack.enter_context(Child(gpu))
+                if not child.make(path):
+                    failed.append(name)
+                    child = None
+    finally:
+        slots.put(gpu)
+    return failed
 
 
-def _run_in_child(job: Job, path: Path) -> int:
-    """One process per run, without a terminal to ask questions on."""
-    job.save(path)
-    package_root = str(Path(__file__).resolve().parent.parent)
-    search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    child = subprocess.run(
-        [sys.executable, "-m", "finsent.jobs", str(path)],
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": search, "TOKENIZERS_PARALLELISM": "false"},
+def _job(plan: Plan, arm: str, seed: int, scratch: Path) -> Job:
+    treatment: Treatment = None
+    if arm == "dendritic":
+        treatment = plan.dendrites
+    elif arm == "matched":
+        model = runs.read_run(plan.folder("dendritic", seed))
+        treatment = MatchedCapacity(model.metrics["trainable_params"])
+    return Job(
+        config=arm_config(replace(plan.base, seed=seed), arm, treatment),
+        artifacts=plan.artifacts,
+        shared=scratch / "hidden-states",
+        device=plan.device,
+        command=plan.command,
+        git_commit=plan.git_commit,
+        data_dir=plan.data_dir,
+        backbone_dir=plan.backbone_dir,
+        overwrite=plan.overwrite,
     )
-    return child.returncode
+
+
+class Child:
+    """A process that makes runs one after another, without a terminal to ask questions on."""
+
+    def __init__(self, gpu: str | None) -> None:
+        root = str(Path(__file__).resolve().parent.parent)
+        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "finsent.jobs"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": search, "TOKENIZERS_PARALLELISM": "false", **chosen},
+        )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Without further jobs it ends by itself; a caller that was interrupted does not wait.
+        if any(error):
+            self._process.terminate()
+        self._process.communicate()
+
+    def make(self, job: Path) -> bool:
+        """Have a job made. False when it failed, after which the process is gone."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            print(job, file=stdin, flush=True)
+        except BrokenPipeError:  # it died between two jobs
+            return False
+        return stdout.readline().strip() == DONE
 
 
 def summary(plan: Plan) -> Iterator[str]:

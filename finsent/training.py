@@ -13,8 +13,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,25 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from finsent.adapters import (
-    LoraPair,
-    attach_lora,
-    linear_shapes,
-    lora_ranks,
-    replace_b,
-    save_adapter,
-    trainable_count,
-    trainable_tensors,
-    whole_model_name,
+from finsent.adapted_model import (
+    AdaptedModel,
+    adopt_grown_modules,
+    build_model,
+    growable_maps,
 )
-from finsent.backbones import Backbone, HiddenStates, pool, token_batches, upper_blocks
-from finsent.config import DendriteConfig, MatchedCapacity, TrainConfig
+from finsent.adapters import disable_input_casts, save_adapter, trainable_count
+from finsent.backbones import Backbone, HiddenStates, token_batches
+from finsent.checkpoints import (
+    CHECKPOINT,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from finsent.config import DendriteConfig, TrainConfig
 from finsent.dendrites import DendriteGrower, GrowthError
-from finsent.dendritic_linear import DendriticLinear
+from finsent.progress import EpochRecord, Progress, State, Validation
+from finsent.stepping import StepRunner
 
 EVALUATION_TOKENS = 8192
 """Padded tokens per evaluation batch."""
@@ -49,33 +53,6 @@ BUCKET = 32
 
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite. The last good state is kept on disk."""
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """A line of history.jsonl. Dendrites and parameters are those the epoch was trained with."""
-
-    epoch: int
-    train_loss: float
-    val_loss: float
-    val_accuracy: float
-    val_macro_f1: float
-    learning_rate: float
-    dendrites: int
-    trainable_params: int
-    seconds: float
-    event: str | None
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Scores of one state on the validation part."""
-
-    epoch: int
-    accuracy: float
-    macro_f1: float
-    nll: float
-    """Mean negative log-likelihood in nats, unweighted: what states are selected by."""
 
 
 @dataclass
@@ -94,110 +71,37 @@ class TrainResult:
     peak_memory_mb: float
 
 
-@dataclass
-class AdaptedModel:
-    """The upper blocks with adapters, and the head, mapping hidden states to class logits."""
-
-    upper: Any
-    head: Any
-    """nn.Linear or DendriticLinear: hidden -> classes."""
-    pairs: dict[str, LoraPair]
-    b_maps: dict[str, nn.Module]
-    first_block: int
-    scaling: float
-    pooling: str
-    activation: str = "none"
-
-    def pooled(self, hidden: Tensor, last: Tensor) -> Tensor:
-        """(B, L, H) states and last positions (B,) -> what the head reads: (B, H), fp32."""
-        return pool(self.upper(inputs_embeds=hidden).last_hidden_state, last, self.pooling)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every trainable tensor by its name in an adapter file."""
-        return trainable_tensors(self.pairs, self.b_maps, self.head, self.first_block)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The same tensors as an optimizer wants them."""
-        return [t for t in self.tensors().values() if isinstance(t, nn.Parameter)]
-
-    def dendritic_maps(self) -> list[DendriticLinear]:
-        """Maps that have at least one dendrite."""
-        maps = [self.head, *self.b_maps.values()]
-        return [m for m in maps if isinstance(m, DendriticLinear) and m.n_dendrites > 0]
-
-    @contextlib.contextmanager
-    def dendrites_silenced(self) -> Iterator[None]:
-        """Inside, every dendrite contributes nothing."""
-        weights = [m.output_weights for m in self.dendritic_maps() if m.output_weights is not None]
-        saved = [w.detach().clone() for w in weights]
-        with torch.no_grad():
-            for w in weights:
-                w.zero_()
-            try:
-                yield
-            finally:
-                for w, value in zip(weights, saved, strict=True):
-                    w.copy_(value)
-
-    def save(self, path: Path) -> None:
-        """Write the adapter file."""
-        save_adapter(path, self.tensors(), self.scaling, self.activation)
-
-
-def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> AdaptedModel:
-    """Attach fresh adapters and a head, seeded by the configuration alone.
-
-    Initial weights are drawn on the CPU, so every device starts from the same numbers.
-    """
-    torch.manual_seed(config.seed)
-    first = backbone.first_adapted_block(config.lora.last_layers)
-    head = nn.Linear(backbone.hidden_size, n_classes, bias=False)
-    head.to(backbone.device)
-    upper = upper_blocks(backbone.decoder, first)
-    shapes = linear_shapes(upper, config.lora.target_modules)
-    matched = config.treatment if isinstance(config.treatment, MatchedCapacity) else None
-    ranks = lora_ranks(shapes, config.lora.r, head.weight.numel(), matched)
-    pairs = attach_lora(upper, config.lora, ranks)
-    return AdaptedModel(
-        upper=upper,
-        head=head,
-        pairs=pairs,
-        b_maps={name: pair.b for name, pair in pairs.items()},
-        first_block=first,
-        scaling=config.lora.alpha / config.lora.r,
-        pooling=config.pooling,
-    )
-
-
-def growable_maps(model: AdaptedModel, placement: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear maps that dendrites may grow on."""
-    maps: dict[str, nn.Linear] = {}
-    if "lora_B" in placement:
-        maps.update({f"{name}.lora_B": pair.b for name, pair in model.pairs.items()})
-    if "score" in placement:
-        if not isinstance(model.head, nn.Linear):
-            raise TypeError(f"the head is a {type(model.head).__name__}, not a linear map")
-        maps["score"] = model.head
-    return maps
-
-
-def adopt_grown_modules(model: AdaptedModel, modules: dict[str, DendriticLinear]) -> None:
-    """Put the grower's modules where the plain linear maps were."""
-    for name, module in modules.items():
-        if name == "score":
-            model.head = module
-            continue
-        layer = name.removesuffix(".lora_B")
-        model.b_maps[layer] = module
-        replace_b(model.upper, layer, module)
-
-
 def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
     """Linear warm-up, then linear decay to zero at `total` steps."""
     warmup = round(config.warmup_fraction * total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     return config.learning_rate * (total - step) / max(1, total - warmup)
+
+
+def new_optimizer(
+    model: AdaptedModel, config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable tensors. On CUDA its learning rate is a tensor there, so that a
+    captured step reads the rate of the moment."""
+    on_cuda = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=rate,
+        weight_decay=config.weight_decay,
+        fused=on_cuda,
+        capturable=on_cuda,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the rate without replacing a tensor that a captured step reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
@@ -208,6 +112,17 @@ def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
     counts = torch.bincount(torch.tensor(labels), minlength=n_classes).float()
     weights = len(labels) / (n_classes * counts)
     return torch.where(counts > 0, weights, torch.zeros(()))
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """`F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)`: scalar.
+
+    Written out because torch's smoothing waits for the device, which a captured step must not.
+    """
+    n_classes = logits.shape[1]
+    targets = F.one_hot(labels, n_classes) * (1 - smoothing) + smoothing / n_classes
+    losses = -(F.log_softmax(logits, dim=1) * targets * weights).sum(dim=1)
+    return losses.sum() / weights[labels].sum()
 
 
 def epoch_batches(
@@ -255,50 +170,6 @@ def validate(logits: Tensor, labels: Tensor, epoch: int) -> Validation:
     )
 
 
-@dataclass
-class _Best:
-    """The best state so far by validation NLL, and its tensors."""
-
-    validation: Validation
-    tensors: dict[str, Tensor] = field(repr=False)
-
-
-def _snapshot(model: AdaptedModel, validation: Validation) -> _Best:
-    return _Best(validation, {n: t.detach().clone() for n, t in model.tensors().items()})
-
-
-def _restore(model: AdaptedModel, best: _Best, *, only_ungrown: bool = False) -> None:
-    """Give the model the tensors of `best`, which may have fewer dendrites than it has now.
-
-    With `only_ungrown`, maps that the grower looks after are left as they are.
-    """
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in best.tensors.items():
-        path, rest = _module_and_tensor(name)
-        groups.setdefault(path, {})[rest] = tensor
-    modules: dict[str, nn.Module] = {"score": model.head}
-    for name, pair in model.pairs.items():
-        whole = whole_model_name(name, model.first_block)
-        modules[f"{whole}.lora_A"] = pair.a
-        modules[f"{whole}.lora_B"] = model.b_maps[name]
-    for path, module in modules.items():
-        if isinstance(module, DendriticLinear):
-            if not only_ungrown:
-                module.load(groups[path], trainable=True)
-        else:
-            module.load_state_dict(groups[path])
-
-
-def _module_and_tensor(name: str) -> tuple[str, str]:
-    """`layers.3.….lora_B.dendrites.0.weight` -> (`layers.3.….lora_B`, `dendrites.0.weight`)."""
-    for part in (".lora_A.", ".lora_B."):
-        if part in name:
-            path, rest = name.split(part, 1)
-            return path + part.rstrip("."), rest
-    path, rest = name.split(".", 1)
-    return path, rest
-
-
 def _logit_share(
     model: AdaptedModel, states: HiddenStates, indices: Sequence[int], lengths: Sequence[int]
 ) -> float | None:
@@ -312,7 +183,7 @@ def _logit_share(
 
 
 def _keep_last_good(
-    model: AdaptedModel, last_good: _Best | None, folder: Path, epoch: int, rate: float
+    model: AdaptedModel, last_good: State | None, folder: Path, epoch: int, rate: float
 ) -> str:
     """Save the state of the last epoch that was finite; returns what to tell the user."""
     where = "there was no good state yet"
@@ -336,6 +207,8 @@ def use_deterministic_kernels(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Filling new tensors with NaN finds bugs in kernels, at a launch for every tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _peak_memory_mb(device: torch.device) -> float:
@@ -356,6 +229,7 @@ def train(
     n_classes: int,
     folder: Path,
     *,
+    identity: str | None = None,
     step_done: Callable[[int], None] = lambda steps: None,
     epoch_done: Callable[[EpochRecord], None] = lambda record: None,
 ) -> TrainResult:
@@ -363,16 +237,19 @@ def train(
 
     `states` and `labels` cover the whole data set, `*_indices` say which of it to use. `folder`
     receives the last good state if the loss diverges, and the library's chart of a dendritic run.
-    Raises TrainingDiverged, ConfigError, GrowthError.
+    With an `identity` it also receives a checkpoint after every epoch, and a run that finds one of
+    the same identity goes on from there to the same result.
+    Raises TrainingDiverged, ConfigError, GrowthError, CheckpointError.
     """
-    started = time.perf_counter()
     device = backbone.device
     lengths = states.lengths.tolist()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model = build_model(config, backbone, n_classes)
     all_labels = torch.tensor(labels)
     device_labels = all_labels.to(device)
     validation_labels = all_labels[list(validation_indices)]
-    weights = None
+    weights = torch.ones(n_classes, device=device)
     if config.class_weighted:
         weights = class_weights([labels[i] for i in train_indices], n_classes).to(device)
 
@@ -384,51 +261,45 @@ def train(
             adopt_grown_modules(model, grower.modules)
             model.activation = config.treatment.activation
 
-        def new_optimizer() -> torch.optim.Optimizer:
-            return torch.optim.AdamW(
-                model.parameters(),
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                fused=device.type == "cuda",
-            )
+        progress, optimizer = _start_or_resume(config, model, grower, device, folder, identity)
+        parameters = model.parameters()
+        loss_sum = torch.zeros((), device=device, dtype=torch.float64)
 
-        optimizer = new_optimizer()
+        def one_step(where: Tensor, longest: int) -> None:
+            hidden, last = states.batch(where, longest)
+            with _autocast(config, device), disable_input_casts(model.upper, config.autocast):
+                pooled = model.pooled(hidden, last)
+            # Head and loss in fp32, outside autocast.
+            logits = model.head(pooled)
+            loss = weighted_loss(logits, device_labels[where], weights, config.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            optimizer.step()
+            # Summed on the device: asking for each value would stall the GPU at every step. A
+            # single NaN or infinity survives the sum.
+            loss_sum.add_(loss.detach())
+
+        run_step = StepRunner(one_step, device)
         steps_per_epoch = math.ceil(len(train_indices) / config.batch_size)
         total_steps = steps_per_epoch * config.epochs
-        learning_rate_factor = 1.0
-        step = 0
-        dendrites = 0
-        best: _Best | None = None
-        best_of_all: _Best | None = None  # what the library goes back to, dendrites or not
-        best_before_growth: Validation | None = None
-        last_good: _Best | None = None
-        history: list[EpochRecord] = []
+        last_good: State | None = None
+        step_done(progress.step)
 
-        for epoch in range(config.epochs):
-            epoch_started = time.perf_counter()
-            parameters = model.parameters()
-            loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+        for epoch in range(len(progress.history), config.epochs):
+            started = time.perf_counter()
+            loss_sum.zero_()
             rate = 0.0
-            for batch in epoch_batches(
-                train_indices, lengths, config.batch_size, config.seed, epoch
-            ):
-                where = torch.tensor(batch).to(device, non_blocking=True)
-                hidden, last = states.batch(where, max(lengths[i] for i in batch))
-                with _autocast(config, device):
-                    pooled = model.pooled(hidden, last)
-                # Head and loss in fp32, outside autocast.
-                loss = F.cross_entropy(model.head(pooled), device_labels[where], weight=weights)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-                rate = learning_rate_factor * learning_rate_at(step, total_steps, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
-                # Summed on the device: asking for each value would stall the GPU at every step. A
-                # single NaN or infinity survives the sum.
-                loss_sum += loss.detach()
-                step += 1
+            batches = epoch_batches(train_indices, lengths, config.batch_size, config.seed, epoch)
+            # One transfer an epoch; a transfer a step would make every step wait for the host.
+            on_device = torch.tensor([i for batch in batches for i in batch]).to(device)
+            chunks = on_device.split([len(batch) for batch in batches])
+            for batch, where in zip(batches, chunks, strict=True):
+                scheduled = learning_rate_at(progress.step, total_steps, config)
+                rate = progress.learning_rate_factor * scheduled
+                set_learning_rate(optimizer, rate)
+                run_step(where, max(lengths[i] for i in batch))
+                progress.step += 1
                 step_done(1)
 
             train_loss = float(loss_sum) / steps_per_epoch
@@ -437,33 +308,25 @@ def train(
                 raise TrainingDiverged(_keep_last_good(model, last_good, folder, epoch, rate))
             validation = validate(logits, validation_labels, epoch)
             trainable = trainable_count(model.tensors())
-            last_good = _snapshot(model, validation)
-            if best is None or validation.nll < best.validation.nll:
-                best = last_good
-            if best_of_all is None or validation.nll < best_of_all.validation.nll:
-                best_of_all = last_good
+            last_good = State(validation, model.snapshot())
+            progress.observe(last_good)
 
             event = None
-            trained_with = dendrites
+            trained_with = progress.dendrites
             if grower is not None:
-                # exp(-NLL), the geometric mean probability of the true class, lies in (0, 1] and
-                # ranks states as the selection rule does.
-                may_grow = epoch < config.epochs - 1
-                score = math.exp(-validation.nll)
-                grown = grower.epoch_end(score, optimizer, may_grow=may_grow)
+                grown = grower.epoch_end(
+                    growth_score(validation.nll), optimizer, may_grow=epoch < config.epochs - 1
+                )
                 if grown is not None:
                     event = grown.description
                     # The library went back to its best state of the maps it knows; A and whatever
                     # did not grow go back with them, or the model would be of two epochs.
-                    _restore(model, best_of_all, only_ungrown=True)
-                    if dendrites == 0 and grown.dendrites > 0:
-                        best_before_growth = best.validation
-                    if (dendrites == 0) != (grown.dendrites == 0):
-                        # A dendritic model is a state trained with dendrites: start comparing anew.
-                        best = None
-                    dendrites = grown.dendrites
-                    learning_rate_factor = config.treatment.learning_rate_factor  # type: ignore[union-attr]
-                    optimizer = new_optimizer()
+                    assert progress.best_of_all is not None
+                    model.restore(progress.best_of_all.tensors, only_ungrown=True)
+                    progress.grown(grown.dendrites, grower.config.learning_rate_factor)
+                    optimizer = new_optimizer(model, config, device)
+                    parameters = model.parameters()
+                    run_step.reset()
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -473,27 +336,90 @@ def train(
                 learning_rate=rate,
                 dendrites=trained_with,
                 trainable_params=trainable,
-                seconds=time.perf_counter() - epoch_started,
+                seconds=time.perf_counter() - started,
                 event=event,
             )
-            history.append(record)
+            progress.history.append(record)
+            progress.seconds += record.seconds
+            if identity is not None:
+                save_checkpoint(
+                    folder / CHECKPOINT,
+                    progress.to_checkpoint(identity, model.tensors(), optimizer_tensors(optimizer)),
+                )
             epoch_done(record)
 
-        if best is None:
+        if progress.best is None:
             raise GrowthError("dendrites were grown but no epoch trained them")
-        _restore(model, best)
+        model.restore(progress.best.tensors)
+        model.round_to_stored()
         if grower is not None:
             grower.draw(folder / "PAI.png")
 
     return TrainResult(
         model=model,
-        history=history,
-        selected=best.validation,
-        best_before_growth=best_before_growth,
+        history=progress.history,
+        selected=progress.best.validation,
+        best_before_growth=progress.best_before_growth,
         dendrites=max((m.n_dendrites for m in model.dendritic_maps()), default=0),
         dendrite_logit_share=_logit_share(model, states, validation_indices, lengths),
         trainable_params=trainable_count(model.tensors()),
-        optimizer_steps=step,
-        train_seconds=time.perf_counter() - started,
+        optimizer_steps=progress.step,
+        train_seconds=progress.seconds,
         peak_memory_mb=_peak_memory_mb(device),
     )
+
+
+def _start_or_resume(
+    config: TrainConfig,
+    model: AdaptedModel,
+    grower: DendriteGrower | None,
+    device: torch.device,
+    folder: Path,
+    identity: str | None,
+) -> tuple[Progress, torch.optim.Optimizer]:
+    """A fresh start, or everything as it was when the checkpoint in `folder` was written."""
+    found = None
+    if identity is not None:
+        found = load_checkpoint(folder / CHECKPOINT, device, identity)
+    if found is None:
+        return Progress(), new_optimizer(model, config, device)
+    progress = Progress.from_checkpoint(found)
+    if grower is not None:
+        _replay_growth(grower, model, config, progress)
+    model.copy_in(found.tensors["model"])
+    optimizer = new_optimizer(model, config, device)
+    restore_optimizer(optimizer, found.tensors.get("optimizer", {}))
+    return progress, optimizer
+
+
+def growth_score(nll: float) -> float:
+    """What the library is told: exp(-NLL), the geometric mean probability of the true class.
+
+    It lies in (0, 1] and ranks states as the selection rule does.
+    """
+    return math.exp(-nll)
+
+
+def _replay_growth(
+    grower: DendriteGrower, model: AdaptedModel, config: TrainConfig, progress: Progress
+) -> None:
+    """Bring the library to where it was: tell it the scores of the epochs that are over.
+
+    It decides by scores alone, draws the same new dendrites from the same seed, and keeps a copy
+    of the best state it was shown, which therefore has to be the right one at that epoch.
+    """
+    optimizer = new_optimizer(model, config, grower.device)
+    for record in progress.history:
+        best = progress.best_of_all
+        if best is not None and best.validation.epoch == record.epoch:
+            model.copy_in(best.tensors)
+        may_grow = record.epoch < config.epochs - 1
+        grown = grower.epoch_end(growth_score(record.val_loss), optimizer, may_grow=may_grow)
+        event = None if grown is None else grown.description
+        if event != record.event:
+            raise GrowthError(
+                f"told the scores of the unfinished run again, PerforatedAI did {event!r} after "
+                f"epoch {record.epoch}, not {record.event!r}; train the run anew with --overwrite"
+            )
+        if grown is not None:
+            optimizer = new_optimizer(model, config, grower.device)

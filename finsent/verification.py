@@ -19,6 +19,7 @@ from finsent.runs import (
     MANIFEST,
     RESERVED_FOLDERS,
     RUN_FILES,
+    VALIDATION_FILE,
     ArtifactError,
     Run,
     canonical_json,
@@ -32,6 +33,9 @@ from finsent.runs import (
 
 RELATIVE_TOLERANCE = 1e-9
 """Recomputed metrics may differ in the last bits between processors, not more."""
+
+VALIDATION_TOLERANCE = 0.01
+"""Adapters are rounded when the state has been selected; validation.csv is of the rounded one."""
 
 MATCHED_TOLERANCE = 0.01
 """How far the matched arm's parameter count may be from its dendritic run's."""
@@ -59,6 +63,7 @@ def verify(root: Path | str) -> list[str]:
             problems.append(str(error))
     for run in runs:
         problems += _metric_problems(run)
+        problems += _validation_problems(run)
         problems += _adapter_problems(run)
         problems += _growth_problems(run)
         problems += _selection_problems(run)
@@ -126,6 +131,27 @@ def _metric_problems(run: Run) -> Iterator[str]:
             yield f"{path}: {where} is {stored!r}, predictions.csv gives {fresh!r}"
 
 
+def _validation_problems(run: Run) -> Iterator[str]:
+    """validation.csv holds the selected state, but rounded as stored: scores agree roughly."""
+    path = run.folder / VALIDATION_FILE
+    try:
+        validation = run.read_validation()
+        if validation is None:
+            return
+        shared = set(validation.ids) & set(run.read_predictions().ids)
+        nll = score(validation.label_indices, validation.probabilities, validation.label_names)[
+            "nll"
+        ]
+    except (ArtifactError, EvaluationError) as error:
+        yield f"{path}: {error}"
+        return
+    if shared:
+        yield f"{path}: {len(shared)} ids are also in predictions.csv, such as {min(shared)}"
+    stored = run.metrics["validation"]["nll"]
+    if not math.isclose(nll, stored, rel_tol=VALIDATION_TOLERANCE):
+        yield f"{path}: its NLL is {nll!r}, metrics.json says {stored!r}"
+
+
 def _differences(where: str, stored: Any, fresh: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(fresh, dict) and isinstance(stored, dict) and set(fresh) == set(stored):
         for key in fresh:
@@ -167,7 +193,8 @@ def _growth_problems(run: Run) -> Iterator[str]:
 
 
 def _selection_problems(run: Run) -> Iterator[str]:
-    """The selected state must be an epoch of the history, with that epoch's scores."""
+    """The selected state must be an epoch of the history, with that epoch's scores, and the best
+    by validation NLL among the epochs with as many dendrites."""
     path = run.folder / "metrics.json"
     metrics, history = run.metrics, run.history
     if metrics["epochs"] != len(history):
@@ -176,6 +203,13 @@ def _selection_problems(run: Run) -> Iterator[str]:
         yield f"{path}: best_epoch {metrics['best_epoch']} is not in history.jsonl"
         return
     line = history[metrics["best_epoch"]]
+    alike = [other for other in history if bool(other["dendrites"]) == bool(metrics["dendrites"])]
+    lowest = min(alike, key=lambda other: other["val_loss"], default=line)
+    if lowest["val_loss"] < line["val_loss"]:
+        yield (
+            f"{path}: best_epoch {metrics['best_epoch']} has validation loss {line['val_loss']}, "
+            f"but epoch {lowest['epoch']} has {lowest['val_loss']}"
+        )
     for name, stored, fresh in (
         ("validation.nll", metrics["validation"]["nll"], line["val_loss"]),
         ("validation.accuracy", metrics["validation"]["accuracy"], line["val_accuracy"]),

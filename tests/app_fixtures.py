@@ -51,6 +51,7 @@ class FakeResult:
     predictions: tuple[FakePrediction, ...]
     label_names: tuple[str, ...] = LABEL_NAMES
     queue_ms: float = 0.0
+    batch_size: int = 1
 
 
 class FakeComparer:

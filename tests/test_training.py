@@ -14,8 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from finsent import jobs, runs, training
+from finsent.adapted_model import (
+    AdaptedModel,
+    adopt_grown_modules,
+    build_model,
+    growable_maps,
+)
 from finsent.adapters import (
     AdapterBank,
     AdapterError,
@@ -46,6 +53,9 @@ from finsent.config import (
     arm_config,
 )
 from finsent.data import load_dataset, make_split
+from finsent.dendrites import DendriteGrower
+from finsent.engines import TorchEngine
+from finsent.progress import Validation
 
 CPU = torch.device("cpu")
 BASE = TrainConfig(
@@ -132,23 +142,23 @@ def test_growth_starts_from_one_whole_epoch(
         "learning_rate_at",
         lambda step, total, c: original(step, total, c) * (100 if 26 <= step < 39 else 1),
     )
-    validations: list[training.Validation] = []
+    validations: list[Validation] = []
     kept: list[dict[str, torch.Tensor]] = []
-    snapshot = training._snapshot
+    validate = training.validate
     monkeypatch.setattr(
         training,
-        "_snapshot",
-        lambda model, v: (validations.append(v), snapshot(model, v))[1],
+        "validate",
+        lambda *given: (validations.append(validate(*given)), validations[-1])[1],
     )
-    restore = training._restore
+    restore = AdaptedModel.restore
 
     def spy(model: Any, best: Any, *, only_ungrown: bool = False) -> None:
         restore(model, best, only_ungrown=only_ungrown)
         if only_ungrown:
-            kept.append({n: t.detach().clone() for n, t in model.tensors().items()})
-            kept.append(best.tensors)
+            kept.append(model.snapshot())
+            kept.append(best)
 
-    monkeypatch.setattr(training, "_restore", spy)
+    monkeypatch.setattr(AdaptedModel, "restore", spy)
     config = replace(BASE, epochs=5, treatment=DendriteConfig(patience=1))
     training.train(
         config,
@@ -177,7 +187,8 @@ def test_the_dendritic_model_is_a_state_trained_with_dendrites(
     assert run.metrics["best_before_growth"]["nll"] == run.history[0]["val_loss"]
     assert 0 < run.metrics["dendrite_logit_share"] < 2
     assert (run.folder / "PAI.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in run.folder.iterdir()) == sorted([*runs.RUN_FILES, "PAI.png"])
+    expected = [*runs.RUN_FILES, runs.VALIDATION_FILE, "PAI.png"]
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted(expected)
 
 
 @pytest.mark.parametrize("arm", ["baseline", "dendritic", "matched"])
@@ -226,12 +237,11 @@ def test_several_dendrites_on_the_head_alone(tmp_path: Path, tiny_environment: N
 def test_a_selected_state_with_fewer_dendrites_than_the_last_is_restored(
     tiny: Backbone, tmp_path: Path
 ) -> None:
-    model = training.build_model(BASE, tiny, 3)
-    maps = training.growable_maps(model, ("score",))
-    validation = training.Validation(0, 0.5, 0.5, 1.0)
-    with training.DendriteGrower(maps, DendriteConfig(patience=1), CPU, tmp_path) as grower:
-        training.adopt_grown_modules(model, grower.modules)
-        before = training._snapshot(model, validation)
+    model = build_model(BASE, tiny, 3)
+    maps = growable_maps(model, ("score",))
+    with DendriteGrower(maps, DendriteConfig(patience=1), CPU, tmp_path) as grower:
+        adopt_grown_modules(model, grower.modules)
+        before = model.snapshot()
         expected = {n: t.clone() for n, t in model.tensors().items()}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for score in (0.5, 0.6, 0.4):
@@ -240,7 +250,7 @@ def test_a_selected_state_with_fewer_dendrites_than_the_last_is_restored(
         with torch.no_grad():
             for tensor in model.tensors().values():
                 tensor += 1.0
-        training._restore(model, before)
+        model.restore(before)
     assert model.head.n_dendrites == 0
     assert {n: t.tolist() for n, t in model.tensors().items()} == {
         n: t.tolist() for n, t in expected.items()
@@ -422,7 +432,9 @@ def test_nf4_trains_and_serves(tmp_path: Path, tiny_environment: None) -> None:
     run = runs.read_run(folder)
     assert run.metrics["dendrites"] == 1
     served = Classifier.from_artifacts(folder.parent.parent, "dendritic", 0, device=CPU)
-    linear = served._comparer.backbone.decoder.layers[0].self_attn.q_proj
+    engine = served._comparer.engine
+    assert isinstance(engine, TorchEngine)
+    linear = engine.backbone.decoder.layers[0].self_attn.q_proj
     assert type(linear).__name__ == "Linear4bit"
     texts = {e.id: e.text for e in load_dataset("sample").examples}
     predictions = run.read_predictions()
@@ -453,14 +465,14 @@ def test_one_base_serves_all_arms_and_switches(
     folder = trained["baseline"].folder.parent.parent
     text = "The miner warned that profit would halve."
     comparer = Comparer.from_artifacts(folder, 0, tuple(trained), device=CPU)
-    base = comparer.backbone.decoder
+    base = comparer.engine
     together = comparer.compare(text)
     assert [p.arm for p in together.predictions] == list(trained)
     assert len({p.probabilities for p in together.predictions}) == 3
     assert all(p.latency_ms > 0 for p in together.predictions)
     assert not together.truncated
     comparer.use(folder, 0, ("matched",))
-    assert comparer.backbone.decoder is base
+    assert comparer.engine is base
     alone = comparer.compare(text).predictions
     assert alone[0].probabilities == together.predictions[2].probabilities
 
@@ -507,7 +519,7 @@ def test_an_adapter_of_another_backbone_is_refused(
     with pytest.raises(AdapterError, match="needs lora_A.weight and lora_B.weight"):
         load_adapter(tmp_path / "half.safetensors")
     save_adapter(tmp_path / "odd.safetensors", {"surprise": torch.ones(1)}, 2.0, "none")
-    with pytest.raises(AdapterError, match="no module takes: surprise"):
+    with pytest.raises(AdapterError, match="no module takes a tensor called surprise"):
         load_adapter(tmp_path / "odd.safetensors")
 
 
@@ -604,3 +616,27 @@ def test_bad_input_is_a_one_line_error(
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert any(message in line for line in errors), failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_torchs_weighted_smoothed_cross_entropy(smoothing: float) -> None:
+    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 2] * 3)
+    weights = torch.tensor([0.5, 2.0, 1.3])
+    ours = training.weighted_loss(logits, labels, weights, smoothing)
+    theirs = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_a_prompt_suffix_ends_every_text_also_a_cut_one(tiny: Backbone) -> None:
+    texts = ["Profit rose.", "Sales fell in the third quarter. " * 40]
+    plain = tiny.tokenize(texts, 32)
+    ended = tiny.tokenize(texts, 32, " This is")
+    end = tiny.tokenizer(" This is", add_special_tokens=False)["input_ids"]
+    assert end
+    assert all(ids[-len(end) :] == end for ids in ended)
+    assert ended[0] == plain[0] + end
+    assert len(ended[1]) == 32
+    assert ended[1][: -len(end)] == plain[1][: -len(end)]
+    with pytest.raises(BackboneError, match="leaves no room"):
+        tiny.tokenize(texts, 8, " This is" * 20)

@@ -38,7 +38,10 @@ from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
 
 TITLE = "finsent: do dendrites help?"
 STATUS_SECONDS = 0.7
-QUEUE_SIZE = 64
+QUEUE_SIZE = 256
+CONCURRENT_USERS = 64
+"""Calls that may reach the model at once; it answers them in batches. More wait their turn, and
+beyond QUEUE_SIZE they are told that the queue is full."""
 
 _MASTHEAD = """
 <header class="fs-head">
@@ -248,7 +251,7 @@ def launch(
     mcp: also at /gradio_api/mcp/; GRADIO_MCP_SERVER=true asks for it too.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=1)
+    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENT_USERS)
     demo.launch(
         server_name=host,
         server_port=port,

@@ -6,9 +6,11 @@ background thread so that the page is up at once, and answers when the model is 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from finsent.batching import BusyError
 from finsent.calibration import Calibration, calibration_of
 from finsent.config import ARMS
 from finsent.data import DATASETS
@@ -69,6 +72,8 @@ class ComparisonResult(Protocol):
     def label_names(self) -> Sequence[str]: ...
     @property
     def queue_ms(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
 
 
 class Comparer(Protocol):
@@ -322,9 +327,52 @@ def _ask_times(
     )
 
 
+class _Turns:
+    """Any number of calls at once for one selection; another selection waits for them to end.
+
+    Newcomers queue behind a selection that is waiting, so that none waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+        self._running = 0
+        self._selection: Selection | None = None
+
+    @contextlib.contextmanager
+    def take(self, selection: Selection, switch: Callable[[], None]) -> Iterator[None]:
+        """Inside, `selection` is the one in use; `switch` makes it so where it is not."""
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.wait_for(
+                lambda: (
+                    self._queue[0] is ticket
+                    and (self._running == 0 or self._selection == selection)
+                )
+            )
+            try:
+                if self._selection != selection:
+                    # A switch that fails half-way must not pass for the old selection.
+                    self._selection = None
+                    switch()
+                    self._selection = selection
+                self._running += 1
+            finally:
+                self._queue.popleft()
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+
 @dataclass
 class ModelService:
-    """The one model in memory. Thread-safe; selections of different visitors take turns."""
+    """The one model in memory. Thread-safe: calls for one selection are answered together, other
+    selections take turns."""
 
     catalog: Catalog
     factory: ComparerFactory
@@ -332,10 +380,11 @@ class ModelService:
     choice: Choice | None = None
     _status: Status = field(default_factory=lambda: Status("starting", "Starting"))
     _comparer: Comparer | None = None
-    _current: Selection | None = None
+    _placed: Selection | None = None
     _chosen: threading.Event = field(default_factory=threading.Event)
     _settled: threading.Event = field(default_factory=threading.Event)
-    _model: threading.Lock = field(default_factory=threading.Lock)
+    _turns: _Turns = field(default_factory=_Turns)
+    _times: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
     _latencies: dict[tuple[str, str, int, str], RollingWindow] = field(default_factory=dict)
@@ -387,14 +436,11 @@ class ModelService:
             self._chosen.set()
             selection = self.catalog.select(self.choice.backbone)
             self._status = Status("loading", "Importing the model library")
-            with self._model:
-                self._comparer = self.factory(
-                    self.catalog.folder(selection),
-                    selection.seed,
-                    selection.arms,
-                    self._report,
-                )
-                self._current = selection
+            comparer = self.factory(
+                self.catalog.folder(selection), selection.seed, selection.arms, self._report
+            )
+            with self._turns.take(selection, lambda: None):
+                self._comparer, self._placed = comparer, selection
             title = backbone_title(selection.backbone)
             self._status = Status("ready", f"{title} on {self._comparer.device_name}")
         except Exception as error:
@@ -430,7 +476,7 @@ class ModelService:
         Raises ServiceError when there is no model, and what Comparer.compare raises.
         """
         result, device, waited_ms = self._ask(selection, _ask_one, text)
-        rolling = {p.arm: self._remember(selection, p) for p in result.predictions}
+        rolling = {p.arm: self._remember(selection, p, result) for p in result.predictions}
         return Outcome(selection, result, rolling, device, waited_ms + result.queue_ms)
 
     def scores(
@@ -457,33 +503,45 @@ class ModelService:
     def _ask(
         self, selection: Selection, question: Callable[..., Any], argument: Any
     ) -> tuple[Any, str, float]:
-        """The answer, the device that gave it and the milliseconds it had to wait."""
+        """The answer, the device that gave it and the milliseconds before the model was asked."""
         self._settled.wait()
+        if self._comparer is None:
+            raise ServiceError(self._status.message)
         started = time.perf_counter_ns()
-        with self._model:
-            waited_ms = (time.perf_counter_ns() - started) / 1e6
-            answer, device = self._run_question(selection, question, argument)
+        try:
+            with self._turns.take(selection, lambda: self._switch(selection, borrowed=False)):
+                waited_ms = (time.perf_counter_ns() - started) / 1e6
+                answer, device = self._run_question(selection, question, argument)
+        except BusyError as error:
+            raise ServiceError(str(error)) from error
         self._status = Status("ready", f"{backbone_title(selection.backbone)} on {device}")
         return answer, device, waited_ms
+
+    def _switch(self, selection: Selection, *, borrowed: bool) -> None:
+        """Loads the runs of a selection. Where a GPU is lent that happens on it, in a process that
+        ends with the question, so the next one switches again."""
+        if self._comparer is not None and zero_gpu() is borrowed:
+            self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
 
     def _answer(
         self, selection: Selection, question: Callable[..., Any], argument: Any
     ) -> tuple[Any, str]:
-        """Runs in a process of its own where a GPU is lent: what it keeps is lost there, so the
-        next question switches again."""
         if self._comparer is None:
             raise ServiceError(self._status.message)
-        if selection != self._current:
-            # A switch that fails half-way must not pass for the old selection.
-            self._current = None
-            self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
-            self._current = selection
+        if selection != self._placed:
+            self._switch(selection, borrowed=True)
         return question(self._comparer, selection.arms, argument), self._comparer.device_name
 
-    def _remember(self, selection: Selection, prediction: ArmPrediction) -> LatencyStats:
+    def _remember(
+        self, selection: Selection, prediction: ArmPrediction, result: ComparisonResult
+    ) -> LatencyStats:
         key = (selection.backbone, selection.dataset, selection.seed, prediction.arm)
-        recent = self._latencies.setdefault(key, RollingWindow())
-        recent.add(prediction.latency_ms)
-        stats = recent.stats()
-        assert stats is not None  # one was just added
+        with self._times:
+            recent = self._latencies.setdefault(key, RollingWindow())
+            stats = recent.stats()
+            # The time of a batch is no sentence's latency; the first call has nothing else.
+            if result.batch_size == 1 or stats is None:
+                recent.add(prediction.latency_ms)
+                stats = recent.stats()
+        assert stats is not None
         return stats

@@ -1,0 +1,91 @@
+"""python -m finsent score in.csv --column headline --out out.csv"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from finsent.scoring import ScoringError, score_csv
+
+ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line and scores; 0 when every row was written."""
+    parser = argparse.ArgumentParser(prog="python -m finsent", description="Financial sentiment.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    score = commands.add_parser(
+        "score",
+        help="score a column of a CSV file",
+        description="Adds a label and its probabilities to every row. Run the same command again "
+        "to go on after an interruption.",
+    )
+    score.add_argument("source", type=Path, metavar="in.csv", help="CSV file with a header line")
+    score.add_argument("--column", required=True, help="name of the column that holds the text")
+    score.add_argument(
+        "--out", type=Path, required=True, help="CSV file to write, or to go on with"
+    )
+    score.add_argument("--encoding", default="utf-8-sig", help="of the input (default: UTF-8)")
+    score.add_argument(
+        "--runs",
+        type=Path,
+        default=ARTIFACTS / "smollm2-135m" / "allagree",
+        help="folder of trained runs, artifacts/<backbone>/<dataset>",
+    )
+    score.add_argument("--arm", default="dendritic", help="which arm (default: dendritic)")
+    score.add_argument("--seed", type=int, default=0, help="which seed (default: 0)")
+    score.add_argument(
+        "--engine", help="torch, graphs, openvino or openvino-fp32 (default: a rule)"
+    )
+    options = parser.parse_args(arguments)
+    # Wrong options are told at once, not after the seconds that torch takes to import.
+    from finsent.adapters import AdapterError
+    from finsent.backbones import BackboneError
+    from finsent.classifier import Classifier
+    from finsent.engines import EngineError
+    from finsent.runs import ArtifactError
+    from finsent.weights import WeightsError, terminal_bar
+
+    try:
+        if not options.source.is_file():
+            raise ScoringError(f"there is no file {options.source}")
+        with terminal_bar() as bar:
+            model = Classifier.from_artifacts(
+                options.runs, options.arm, options.seed, engine=options.engine, progress=bar
+            )
+        with tqdm(total=1.0, bar_format="{percentage:3.0f}% {bar} {postfix} [{elapsed}]") as shown:
+
+            def report(rows: int, share: float) -> None:
+                shown.n = share
+                shown.set_postfix_str(f"{rows:,} rows")
+
+            done = score_csv(
+                options.source,
+                options.out,
+                options.column,
+                model.predict_proba,
+                model.label_names,
+                encoding=options.encoding,
+                report=report,
+            )
+    except (
+        AdapterError,
+        ArtifactError,
+        BackboneError,
+        EngineError,
+        ScoringError,
+        WeightsError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    resumed = f", {done.resumed_from:,} of them by an earlier run" if done.resumed_from else ""
+    print(f"{options.out}: {done.rows:,} rows{resumed}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""What runs the forward pass, and the rule that chooses it.
+
+Every engine takes token ids and the name of an arm and returns class scores; the base is in memory
+once, whatever the number of arms. `TorchEngine` is the reference: any decoder, any device, nothing
+compiled.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finsent.adapters import Adapter, AdapterBank
+from finsent.backbones import Backbone, pool
+from finsent.fused import FUSED_FAMILIES, FusedArm, FusedDecoder
+from finsent.graphs import GraphedForward, compiled, pad
+
+ENGINES = ("torch", "graphs", "openvino", "openvino-fp32")
+"""`torch`: transformers' forward. `graphs`: fused products, compiled, as CUDA graphs. `openvino`:
+8-bit with fp32 for close calls. `openvino-fp32`: everything in fp32."""
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot run here."""
+
+
+class Engine(Protocol):
+    """A base in memory with any number of arms on it. Safe to call from many threads."""
+
+    @property
+    def description(self) -> str:
+        """Library and precision, for people."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Arms that are loaded."""
+        ...
+
+    def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
+        """Exchange all arms; the base stays. AdapterError when one does not fit."""
+        ...
+
+    def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Class scores (n, classes) of one arm; returns when the device is done.
+
+        KeyError when no such arm is loaded.
+        """
+        ...
+
+    @property
+    def warm(self) -> bool:
+        """False while a call may still wait for something to be loaded."""
+        ...
+
+    def warm_up(self) -> None:
+        """Whatever makes later calls faster; may take a minute, scores() works meanwhile."""
+        ...
+
+    def parameter_bytes(self) -> tuple[int, dict[str, int]]:
+        """Bytes of the base's parameters, and of each arm's."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine, and why, in words for people."""
+
+    name: str
+    reason: str
+
+
+def choose_engine(
+    model: Mapping[str, Any],
+    precision: str,
+    device: torch.device,
+    environment: Mapping[str, str],
+    *,
+    openvino_installed: bool | None = None,
+) -> EngineChoice:
+    """The rule. model: the decoder's config.json; environment: os.environ.
+
+    A GPU: graphs where the decoder can be fused, except on ZeroGPU, which lends a GPU for single
+    calls and forbids compilation. A CPU: OpenVINO where it can run the decoder. Else plain PyTorch.
+    """
+    family = model.get("model_type")
+    if device.type == "cuda":
+        if environment.get("SPACES_ZERO_GPU"):
+            return EngineChoice("torch", "ZeroGPU forbids compilation")
+        if family in FUSED_FAMILIES:
+            return EngineChoice("graphs", f"a GPU of one's own and a {family} decoder")
+        return EngineChoice("torch", f"a {family} decoder, which cannot be fused")
+    if precision != "fp32":
+        return EngineChoice("torch", f"{precision} weights on a CPU")
+    if openvino_installed is None:
+        openvino_installed = importlib.util.find_spec("openvino") is not None
+    if not openvino_installed:
+        return EngineChoice("torch", "openvino is not installed")
+    from finsent.openvino_engine import unsupported
+
+    why_not = unsupported(model)
+    if why_not:
+        return EngineChoice("torch", why_not)
+    return EngineChoice("openvino", f"a CPU and a {family} decoder")
+
+
+class TorchEngine:
+    """transformers' own forward; adapters switch on the shared base."""
+
+    def __init__(self, backbone: Backbone, pooling: str) -> None:
+        self.backbone = backbone
+        self._pooling = pooling
+        self._bank = AdapterBank(backbone.decoder)
+        self._base_bytes = _bytes_of(backbone.decoder)
+        self._arm_bytes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def description(self) -> str:
+        """Library and precision."""
+        return f"PyTorch {self.backbone.precision}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Arms that are loaded."""
+        return self._bank.names
+
+    def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
+        """Exchange all arms."""
+        with self._lock:
+            for name in self._bank.names:
+                self._bank.remove(name)
+            self._arm_bytes = {}
+            for name, adapter in adapters.items():
+                before = _bytes_of(self.backbone.decoder)
+                self._bank.add(name, adapter)
+                added = _bytes_of(self.backbone.decoder) - before
+                self._arm_bytes[name] = added + _bytes_of(self._bank.activate(name))
+
+    @torch.inference_mode()
+    def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Class scores (n, classes) of one arm."""
+        rows = pad(token_ids, max(len(ids) for ids in token_ids)).to(self.backbone.device)
+        with self._lock:
+            head = self._bank.activate(name)
+            states = self.backbone.decoder(input_ids=rows[:, :-1]).last_hidden_state
+            found = head(pool(states, rows[:, -1], self._pooling)).float().cpu()
+        return found.numpy()
+
+    @property
+    def warm(self) -> bool:
+        """Nothing is loaded later."""
+        return True
+
+    def warm_up(self) -> None:
+        """Nothing is compiled here."""
+
+    def parameter_bytes(self) -> tuple[int, dict[str, int]]:
+        """Bytes of the base, and of each arm."""
+        return self._base_bytes, dict(self._arm_bytes)
+
+
+class GraphEngine:
+    """Fused products, element-wise kernels compiled, replayed as CUDA graphs by bucket.
+
+    Answers at once, unrecorded; `warm_up` records the plain kernels, then compiles and records
+    again. What is faster replaces what was there.
+    """
+
+    def __init__(
+        self, backbone: Backbone, pooling: str, max_length: int, *, compile_kernels: bool = True
+    ) -> None:
+        self._decoder = FusedDecoder(backbone.decoder, pooling, max_length)
+        self._device = backbone.device
+        self._precision = backbone.precision
+        self._compile = compile_kernels
+        self._layouts: dict[str, FusedArm] = {}
+        self._runs: dict[str, GraphedForward] = {}
+        self._stage = "recording"
+
+    @property
+    def description(self) -> str:
+        """Library, precision, and how far warming up has come."""
+        return f"PyTorch {self._precision}, fused, CUDA graphs ({self._stage})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Arms that are loaded."""
+        return tuple(self._layouts)
+
+    def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
+        """Exchange all arms; their recordings are made anew by `warm_up`."""
+        self._layouts = {name: self._decoder.arm(a) for name, a in adapters.items()}
+        self._runs = {name: self._graphed(name, self._decoder) for name in self._layouts}
+
+    def _graphed(self, name: str, forward: Any) -> GraphedForward:
+        return GraphedForward(partial(forward, arm=self._layouts[name]), self._device)
+
+    def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Class scores (n, classes) of one arm."""
+        return self._runs[name](token_ids).float().numpy()
+
+    @property
+    def warm(self) -> bool:
+        """What is not recorded yet runs unrecorded; nothing waits."""
+        return True
+
+    def warm_up(self) -> None:
+        """Record every bucket of every arm, then once more with compiled kernels."""
+        forwards = [("ready", self._decoder)]
+        if self._compile:
+            forwards.append(("compiled", compiled(self._decoder)))
+        for stage, forward in forwards:
+            fresh = {name: self._graphed(name, forward) for name in self._layouts}
+            for run in fresh.values():
+                for bucket in run.buckets:
+                    run.record(bucket)
+            self._runs = {**self._runs, **fresh}
+            self._stage = stage
+
+    def parameter_bytes(self) -> tuple[int, dict[str, int]]:
+        """Bytes of the base, and of each arm."""
+        arms = {name: _bytes_of(layout) for name, layout in self._layouts.items()}
+        return _bytes_of(self._decoder), arms
+
+
+def _bytes_of(module: Any) -> int:
+    tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,0 +1,80 @@
+"""Optimizer steps without waiting for Python: on CUDA, one graph launch for each step.
+
+A step of a small model is hundreds of kernels of a few microseconds; launching them one by one
+costs several times what they compute. A captured step is replayed whole: forward, backward,
+clipping and optimizer (https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAD_MULTIPLE = 16
+"""On CUDA, batches are padded to a multiple of this length, so that few shapes need a graph."""
+
+Step = Callable[[Tensor, int], None]
+"""step(indices (B,) on the device, padded length): one whole optimizer step."""
+
+
+@dataclass
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    indices: Tensor
+    """The graph reads its batch from here."""
+
+
+class StepRunner:
+    """Calls a step, from a graph where that is possible.
+
+    The first step of a shape runs eagerly, which also makes the optimizer's state; the second is
+    captured. What a step reads and writes must stay where it is until `reset`.
+    """
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self._step = step
+        self._device = device
+        self._captures = device.type == "cuda"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every graph: parameters or the optimizer are other objects from now on."""
+        self._seen: set[tuple[int, int]] = set()
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+
+    def __call__(self, indices: Tensor, longest: int) -> None:
+        """One step on the examples `indices` (B,), of which the longest has `longest` tokens."""
+        if not self._captures:
+            self._step(indices, longest)
+            return
+        padded = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        shape = (len(indices), padded)
+        if shape in self._graphs:
+            found = self._graphs[shape]
+            found.indices.copy_(indices)
+            found.graph.replay()
+        elif shape in self._seen:
+            self._graphs[shape] = captured = self._capture(indices, padded)
+            captured.graph.replay()
+        else:
+            self._seen.add(shape)
+            # Not the default stream: what autograd sets up there cannot be captured later.
+            stream = torch.cuda.Stream(self._device)
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(stream):
+                self._step(indices, padded)
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+
+    def _capture(self, indices: Tensor, padded: int) -> _Graph:
+        static = indices.clone()
+        graph = torch.cuda.CUDAGraph()
+        # A collection during the capture could free CUDA objects, which would spoil it.
+        gc.collect()
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._step(static, padded)
+        return _Graph(graph, static)
