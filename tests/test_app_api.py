@@ -86,7 +86,7 @@ def test_score_takes_a_list_and_answers_in_order(client: Client) -> None:
     [
         ([], "dendritic", "at least one text"),
         (["a"] * 65, "dendritic", "65 texts are too many: at most 64"),
-        (["a", " "], "dendritic", "text 2: .*type a headline"),
+        (["a", " "], "dendritic", "text 2: it is empty"),
         (["x" * 2001], "dendritic", "text 1: 2,001 characters"),
         (["a"], "other", "no arm 'other' here; there are baseline, dendritic, matched"),
         ("one string", "dendritic", "at least one text"),

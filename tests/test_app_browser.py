@@ -34,6 +34,8 @@ ANSWER = ".fs-answer:not([data-label=none])"
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     # Not pytest-playwright's `browser`: that one insists on a browser downloaded by playwright.
+    # A busy machine draws late; nothing here is a measurement.
+    expect.set_options(timeout=20 * SECONDS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
         yield browser

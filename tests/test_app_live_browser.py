@@ -294,8 +294,8 @@ def test_a_csv_file_is_read_by_the_column_picked(watched: Watched, tmp_path: Pat
     expect(page.locator("#batch-status")).to_contain_text("2 rows, 3 columns")
     expect(page.locator("#batch-column input")).to_have_value("headline")
     page.locator("#batch-start").click()
-    expect(page.locator("#batch-status")).to_contain_text("1 texts scored")
-    expect(page.locator("#batch-status")).to_contain_text("row 3: Nothing to compare yet")
+    expect(page.locator("#batch-status")).to_contain_text("1 text scored")
+    expect(page.locator("#batch-status")).to_contain_text("row 3: the cell is empty")
     page.locator("#batch-column input").click()
     page.get_by_role("option", name="body").click()
     page.get_by_label("Matched control too").first.check()
@@ -362,7 +362,7 @@ def test_a_long_batch_shows_progress_blocks_nobody_and_can_be_cancelled(
     expect(page.locator("#batch-status")).to_contain_text("Cancelled.")
     page.locator("#batch-lines textarea").fill("profit rose")
     page.locator("#batch-start").click()
-    expect(page.locator("#batch-status")).to_contain_text("1 texts scored")
+    expect(page.locator("#batch-status")).to_contain_text("1 text scored")
     assert other.problems == []
 
 

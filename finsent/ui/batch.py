@@ -28,12 +28,18 @@ SHOWN_CHARACTERS = 160
 """Of a text in the results table; the download has all of it."""
 
 
+def row_problem(text: str) -> str | None:
+    """Why a row cannot be scored, or None when it can."""
+    return text_problem(text, empty="the cell is empty")
+
+
 def summary_html(scored: Sequence[Scored], device: str) -> str:
     """What came out, in a sentence, and which rows could not be scored and why."""
     good = [row for row in scored if row.answers]
     differ = sum(row.differ for row in good)
     bad = [row.item for row in scored if row.item.problem is not None]
-    text = f"{len(good):,} texts scored on {device}."
+    texts = "text" if len(good) == 1 else "texts"
+    text = f"{len(good):,} {texts} scored on {device}." if good else "No text could be scored."
     if good and len(good[0].answers) > 1:
         text += f" The arms differ on {differ:,} of them ({percent(differ / len(good))})."
     if good and good[0].answers[0].calibration is None:
@@ -161,8 +167,8 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
 
     def items_of(text: str, path: str | None, name: str | None) -> list[Item]:
         if path is not None:
-            return uploaded_items(Path(path), name, text_problem)
-        return pasted(text, text_problem)
+            return uploaded_items(Path(path), name, row_problem)
+        return pasted(text, row_problem)
 
     def run(
         text: str,

@@ -26,10 +26,12 @@ POLL_SECONDS = 0.5
 _UNCHANGED = (gr.skip(), gr.skip(), gr.skip())
 
 
-def text_problem(text: str | None) -> str | None:
-    """Why a text cannot be compared, or None when it can."""
+def text_problem(
+    text: str | None, empty: str = "Nothing to compare yet: type a headline or pick an example."
+) -> str | None:
+    """Why a text cannot be compared, or None when it can. empty: what to say of an empty one."""
     if text is None or not text.strip():
-        return "Nothing to compare yet: type a headline or pick an example."
+        return empty
     if len(text) > MAX_CHARACTERS:
         return (
             f"{len(text):,} characters are too many: at most {MAX_CHARACTERS:,}. "

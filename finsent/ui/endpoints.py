@@ -101,7 +101,7 @@ def _check_texts(texts: list[str]) -> None:
     if len(texts) > MAX_SCORED:
         raise _refused(f"{len(texts)} texts are too many: at most {MAX_SCORED} a call")
     for number, text in enumerate(texts, start=1):
-        problem = text_problem(text) if isinstance(text, str) else "it is no string"
+        problem = text_problem(text, "it is empty") if isinstance(text, str) else "it is no string"
         if problem is not None:
             raise _refused(f"text {number}: {problem}")
 
