@@ -126,7 +126,7 @@ def run(
     return result, growths
 
 
-def steady(result: TrainResult, skip: int = 2) -> float:
+def steady(result: TrainResult, skip: int) -> float:
     """Median seconds of the epochs after the first `skip`."""
     return statistics.median(record.seconds for record in result.history[skip:])
 
@@ -166,76 +166,47 @@ def reference_epoch(folder: Path, data: Sentences) -> float:
     return statistics.median(times[2:]) * len(data.train)
 
 
-def measure(precision: str, folder: Path, data: Sentences, seconds: float) -> dict[str, Any]:
-    """Everything at one precision; stability runs only while `seconds` last."""
-    begun = time.perf_counter()
-    backbone = load_backbone("phi-2", precision, GPU, folder=folder)  # type: ignore[arg-type]
-    torch.cuda.synchronize()
-    found: dict[str, Any] = {"load_seconds": time.perf_counter() - begun}
-    states = entering_hidden_states(backbone, data.ids, 0)
-    base = TrainConfig(backbone="phi-2", precision=backbone.precision, epochs=5, batch_size=64)
+def measure(backbone: Backbone, states: HiddenStates, data: Sentences) -> dict[str, Any]:
+    """Both arms at two batch sizes."""
+    found: dict[str, Any] = {}
     for batch in (64, 16):
-        config = replace(base, batch_size=batch)
+        config = replace(settings(backbone), batch_size=batch)
         plain, _ = run(config, backbone, states, data)
-        dendritic, growths = run(
-            replace(config, treatment=DendriteConfig(grow_by=0), epochs=6), backbone, states, data
-        )
         reserved = torch.cuda.max_memory_reserved() / 1e9
         # Growth after the first epoch: the next two capture the dendritic steps.
-        ratio = steady(dendritic, 3) / steady(plain)
+        growing = replace(config, treatment=DendriteConfig(grow_by=0), epochs=5)
+        dendritic, growths = run(growing, backbone, states, data)
         found[f"batch_{batch}"] = {
-            "epoch_seconds": steady(plain),
+            "epoch_seconds": steady(plain, 2),
             "first_epoch_seconds": plain.history[0].seconds,
             "dendritic_epoch_seconds": steady(dendritic, 3),
-            "dendritic_step_ratio": ratio,
+            "dendritic_step_ratio": steady(dendritic, 3) / steady(plain, 2),
             "restructure_seconds": max(growths),
             "dendrites": dendritic.dendrites,
             "peak_memory_gb": plain.peak_memory_mb / 1e3,
             "peak_memory_gb_dendritic": dendritic.peak_memory_mb / 1e3,
             "peak_reserved_gb": reserved,
         }
-        print(precision, batch, json.dumps(found[f"batch_{batch}"]), flush=True)
-    stable = []
-    for seed in range(3):
-        if time.perf_counter() - begun > seconds:
-            break
-        # A NaN or an infinity would raise TrainingDiverged.
-        result, _ = run(replace(base, seed=seed, epochs=10), backbone, states, data)
-        stable.append([round(record.train_loss, 4) for record in result.history])
-    found["train_losses_of_seeds"] = stable
+        print(backbone.precision, batch, json.dumps(found[f"batch_{batch}"]), flush=True)
     return found
 
 
-def main() -> int:
-    """Measure, print, write the results; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/train_phi2.json")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "phi-2")
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "nf4"])
-    parser.add_argument("--seconds", type=float, default=100, help="for each precision")
-    options = parser.parse_args()
-    use_deterministic_kernels(GPU)
-    data = Sentences()
-    if not (options.scratch / "config.json").exists():
-        make_phi2(options.scratch)
-    by_precision = {}
-    for precision in options.precisions:
-        by_precision[precision] = measure(precision, options.scratch, data, options.seconds)
-        print(precision, json.dumps(by_precision[precision]), flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-    reference = reference_epoch(options.scratch, data)
+def settings(backbone: Backbone) -> TrainConfig:
+    """The preset's settings, for few epochs."""
+    return TrainConfig(backbone="phi-2", precision=backbone.precision, epochs=4, batch_size=64)
+
+
+def summary(by_precision: dict[str, Any], reference: float, data: Sentences) -> dict[str, Any]:
+    """What the file holds; figures that were not measured are None."""
     nf4, bf16 = by_precision.get("nf4"), by_precision.get("bf16")
-    chosen = nf4 or bf16
-    assert chosen is not None
-    ratios = [found["batch_64"]["dendritic_step_ratio"] for found in by_precision.values()]
+    large = [found["batch_64"] for found in by_precision.values()]
     packages = ("torch", "transformers", "peft", "bitsandbytes", "perforatedai")
-    results = {
+    return {
         "epoch_seconds_bf16": bf16 and bf16["batch_64"]["epoch_seconds"],
         "epoch_seconds_nf4": nf4 and nf4["batch_64"]["epoch_seconds"],
         "epoch_seconds_reference_loop": reference,
-        "dendritic_step_ratio": max(ratios),
-        "restructure_seconds": chosen["batch_64"]["restructure_seconds"],
+        "dendritic_step_ratio": max(found["dendritic_step_ratio"] for found in large),
+        "restructure_seconds": max(found["restructure_seconds"] for found in large),
         "peak_memory_gb_nf4_b16": nf4 and nf4["batch_16"]["peak_memory_gb_dendritic"],
         "precisions": by_precision,
         "weights": "random, full geometry",
@@ -246,10 +217,53 @@ def main() -> int:
         },
         "command": "python bench/train_phi2.py",
         "commit": git_commit(ROOT),
-        "n": {"sentences": len(data.train), "tokens": data.tokens, "epochs": 3},
+        "n": {"sentences": len(data.train), "tokens": data.tokens, "epochs": 2},
     }
-    options.out.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    print(json.dumps({k: v for k, v in results.items() if k != "precisions"}, indent=2))
+
+
+def main() -> int:
+    """Measure, print, write the results; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/train_phi2.json")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "phi-2")
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "nf4"])
+    parser.add_argument("--seconds", type=float, default=600, help="no seed starts after that")
+    options = parser.parse_args()
+    begun = time.perf_counter()
+    use_deterministic_kernels(GPU)
+    data = Sentences()
+    if not (options.scratch / "config.json").exists():
+        make_phi2(options.scratch)
+    reference = reference_epoch(options.scratch, data)
+    by_precision: dict[str, Any] = {}
+
+    def write() -> dict[str, Any]:
+        results = summary(by_precision, reference, data)
+        text = json.dumps(results, indent=2, sort_keys=True) + "\n"
+        options.out.write_text(text, encoding="utf-8")
+        return results
+
+    for precision in options.precisions:
+        gc.collect()
+        torch.cuda.empty_cache()
+        started = time.perf_counter()
+        backbone = load_backbone("phi-2", precision, GPU, folder=options.scratch)
+        torch.cuda.synchronize()
+        loading = time.perf_counter() - started
+        states = entering_hidden_states(backbone, data.ids, 0)
+        by_precision[precision] = measure(backbone, states, data)
+        by_precision[precision]["load_seconds"] = loading
+        write()
+    losses: list[list[float]] = []
+    by_precision[precision]["train_losses_of_seeds"] = losses
+    for seed in range(3):
+        if time.perf_counter() - begun > options.seconds:
+            break
+        # A NaN or an infinity would raise TrainingDiverged.
+        result, _ = run(replace(settings(backbone), seed=seed, epochs=10), backbone, states, data)
+        losses.append([round(record.train_loss, 4) for record in result.history])
+        write()
+    print(json.dumps({k: v for k, v in write().items() if k != "precisions"}, indent=2))
     return 0
 
 

@@ -6,7 +6,6 @@ which computes the same sum.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -127,24 +126,30 @@ def attach_lora(
                 f"{name} got rank {pair.a.out_features} and scaling {layer.scaling[_PEFT_NAME]}, "
                 f"expected {rank} and {scaling}"
             )
+        # peft would copy every input to the adapters' precision; the maps are smaller by far.
+        layer.cast_input_dtype_enabled = False
+        layer.lora_A[_PEFT_NAME] = _InputPrecisionLinear(pair.a)
+        layer.lora_B[_PEFT_NAME] = _InputPrecisionLinear(pair.b)
         pairs[name] = pair
     return pairs
+
+
+class _InputPrecisionLinear(nn.Module):
+    """x W^T in the precision of x, whatever that of W is."""
+
+    def __init__(self, source: nn.Linear) -> None:
+        super().__init__()
+        self.weight = source.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
 def detach_lora(upper: Any, names: Iterable[str]) -> None:
     """Undo `attach_lora`: the layers of these paths are the frozen ones again."""
     for name in names:
         upper.set_submodule(name, upper.get_submodule(name).base_layer)
-
-
-def disable_input_casts(upper: Any, active: bool) -> contextlib.AbstractContextManager[None]:
-    """Inside, if active, LoRA layers take what autocast gives them.
-
-    peft would first copy every input to the adapters' precision, for autocast to copy it back.
-    """
-    from peft.helpers import disable_input_dtype_casting
-
-    return disable_input_dtype_casting(upper, active=active)
 
 
 def replace_b(upper: Any, name: str, module: nn.Module) -> None:

@@ -133,8 +133,9 @@ class TrainConfig:
     precision: Precision = "fp32"
     """How the frozen weights are held; nf4 is 4-bit NormalFloat, double-quantised, bf16 compute."""
     autocast: bool = True
-    """Training steps run the blocks under bf16 autocast. Head, loss, weights and evaluation never
-    do, so what is reported is what a machine without bf16 would serve."""
+    """With a base held in fp32, training steps run the blocks under bf16 autocast. Head, loss,
+    weights and evaluation never do, so what is reported is what a machine without bf16 would serve.
+    A base held in bf16 or NF4 computes in bf16 always, and this makes no difference."""
     adapter_precision: str = "fp32"
     """How LoRA maps and dendrites on them are held, and so what the optimizer updates: fp32 or
     bf16. The head is always fp32."""

@@ -49,7 +49,7 @@ class DendriticLinear(nn.Module):
 
     Shapes: weight W (out, in); bias b (out,) or None; each dendrite weight V_i (out, in) and bias
     c_i (out,); output_weights t (k, out); recurrent[i] = d_i (i, out) for i >= 1.
-    Input (..., in), output (..., out).
+    Input (..., in), output (..., out), computed in the input's precision.
     """
 
     weight: nn.Parameter
@@ -112,12 +112,13 @@ class DendriticLinear(nn.Module):
         """Input (..., in) to output (..., out)."""
         output_weights = self.output_weights
         if output_weights is None:
-            return F.linear(x, self.weight, self.bias)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return F.linear(x, self.weight.to(x.dtype), bias)
         # One product for W and all V_i: the maps are small and the launches are what costs.
         maps: list[Any] = [self, *self.dendrites]
         weights = torch.cat([m.weight for m in maps])
-        biases = None if self.bias is None else torch.cat([m.bias for m in maps])
-        y, *drives = F.linear(x, weights, biases).chunk(len(maps), dim=-1)
+        biases = None if self.bias is None else torch.cat([m.bias for m in maps]).to(x.dtype)
+        y, *drives = F.linear(x, weights.to(x.dtype), biases).chunk(len(maps), dim=-1)
         outputs: list[Tensor] = []
         for i, drive in enumerate(drives):
             for j in range(i):

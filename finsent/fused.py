@@ -183,6 +183,8 @@ class FusedDecoder(nn.Module):
         self.register_buffer("cos", cos[0, :, None, :])
         self.register_buffer("sin", sin[0, :, None, :])
         self.blocks = nn.ModuleList(_Block(b, self._family, make) for b in decoder.layers)
+        self.step = self._phi if self._family == "phi" else self._llama
+        """(x, block, deltas) -> x: one block; may be exchanged for a compiled one."""
         self.final_norm = decoder.final_layernorm if self._family == "phi" else decoder.norm
         self.requires_grad_(False)
 
@@ -225,9 +227,8 @@ class FusedDecoder(nn.Module):
         Padding is harmless: attention is causal, so no real token sees what stands behind it.
         """
         x = self.embedding(input_ids)
-        step = self._phi if self._family == "phi" else self._llama
         for block, deltas in zip(self.blocks, arm.deltas, strict=True):
-            x = step(x, block, deltas)
+            x = self.step(x, block, deltas)
         return arm.head(self._pool(x, last))
 
     def _pool(self, x: Tensor, last: Tensor) -> Tensor:

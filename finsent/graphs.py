@@ -8,6 +8,7 @@ may go on in the background while requests are answered.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,8 +130,14 @@ def pad(token_ids: Sequence[Sequence[int]], length: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.long)
 
 
-def compiled(forward: Any, mode: str | None = None) -> Any:
-    """The forward with its element-wise kernels fused by torch.compile, shapes left open."""
+def compiled(decoder: Any, mode: str | None = None) -> Any:
+    """The fused decoder with the element-wise kernels of a block joined by torch.compile.
+
+    Shapes are left open, and only one block is compiled: the others are the same code, and the
+    whole as one graph takes minutes.
+    """
     # Every arm is a specialisation of the same code, and so is a batch of one.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(forward, mode=mode, dynamic=True, fullgraph=True)
+    twin = copy.copy(decoder)
+    twin.step = torch.compile(decoder.step, mode=mode, dynamic=True, fullgraph=True)
+    return twin

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PAD_MULTIPLE = 16
+PAD_MULTIPLE = 8
 """On CUDA, batches are padded to a multiple of this length, so that few shapes need a graph."""
 
 Step = Callable[[Tensor, int], None]
@@ -73,8 +73,10 @@ class StepRunner:
     def _capture(self, indices: Tensor, padded: int) -> _Graph:
         static = indices.clone()
         graph = torch.cuda.CUDAGraph()
-        # A collection during the capture could free CUDA objects, which would spoil it.
+        # A collection during the capture could free CUDA objects, which would spoil it. What the
+        # eager step kept for reuse, a graph's own memory cannot reuse.
         gc.collect()
+        torch.cuda.empty_cache()
         with torch.cuda.graph(graph, pool=self._pool):
             self._step(static, padded)
         return _Graph(graph, static)

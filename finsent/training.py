@@ -30,7 +30,7 @@ from finsent.adapted_model import (
     build_model,
     growable_maps,
 )
-from finsent.adapters import disable_input_casts, save_adapter, trainable_count
+from finsent.adapters import save_adapter, trainable_count
 from finsent.backbones import Backbone, HiddenStates, token_batches
 from finsent.checkpoints import (
     CHECKPOINT,
@@ -198,7 +198,9 @@ def _keep_last_good(
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.autocast)
+    # A base held in bf16 or NF4 computes in bf16 by itself; autocast would only add copies.
+    enabled = config.autocast and config.precision == "fp32"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def use_deterministic_kernels(device: torch.device) -> None:
@@ -267,7 +269,7 @@ def train(
 
         def one_step(where: Tensor, longest: int) -> None:
             hidden, last = states.batch(where, longest)
-            with _autocast(config, device), disable_input_casts(model.upper, config.autocast):
+            with _autocast(config, device):
                 pooled = model.pooled(hidden, last)
             # Head and loss in fp32, outside autocast.
             logits = model.head(pooled)
