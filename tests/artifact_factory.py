@@ -97,7 +97,11 @@ def make_run(
     tensors = _adapter(arm, kept, target)
     parameters = sum(tensor.size for tensor in tensors.values())
     predictions = _predictions(backbone, dataset, arm, seed, n_test, effect)
-    history = _history(arm, kept, seed, parameters)
+    validation = _predictions(backbone, dataset, arm, seed, n_test, effect, part="validation")
+    nll = evaluation.score(
+        validation.label_indices, validation.probabilities, validation.label_names
+    )["nll"]
+    history = _history(arm, kept, seed, parameters, nll)
     folder = runs.run_folder(root, backbone, dataset, arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter.safetensors")
@@ -107,7 +111,7 @@ def make_run(
         metrics=_metrics(predictions, history, arm, kept, parameters, target),
         history=history,
         predictions=predictions,
-        validation=_predictions(backbone, dataset, arm, seed, n_test, effect, part="validation"),
+        validation=validation,
     )
     return folder
 
@@ -179,7 +183,8 @@ def _predictions(
     )
 
 
-def _history(arm: str, kept: int, seed: int, parameters: int) -> list[dict[str, Any]]:
+def _history(arm: str, kept: int, seed: int, parameters: int, nll: float) -> list[dict[str, Any]]:
+    """nll: what the selected epoch reached on validation, to which the losses are shifted."""
     before = _random("history", seed).normal(0, 0.008, size=EPOCHS)
     after = _random("history", seed, arm).normal(0, 0.008, size=EPOCHS)
     small = sum(tensor.size for tensor in _adapter("baseline", 0).values())
@@ -202,6 +207,9 @@ def _history(arm: str, kept: int, seed: int, parameters: int) -> list[dict[str, 
                 "event": "grew dendrite 1" if kept and epoch == GROWTH_EPOCH else None,
             }
         )
+    shift = nll - _selected([line for line in lines if line["dendrites"] == kept])["nll"]
+    for line in lines:
+        line["val_loss"] = round(line["val_loss"] + shift, 6)
     return lines
 
 
