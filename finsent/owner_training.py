@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +235,9 @@ class OwnerTraining:
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         code = process.wait()
+        if code != 0:
+            # What is still running would write into the folder that is removed below.
+            _end_group(process)
         log, histories = self._log_tail(), self._read_histories()
         with self._lock:
             cancelled = self._state.phase != "running"
@@ -300,9 +304,26 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and its descendants, and returns when none of them runs any more."""
+    # The second signal is for children that outlived the first: the leader's end says nothing.
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE_SECONDS)
-    # The second signal is for children that outlived the first: the leader's end says nothing.
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while running_in_group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def running_in_group(group: int) -> list[int]:
+    """Ids of a group's processes, without those that merely wait for somebody to note their end."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # gone meanwhile
+            continue
+        if int(its_group) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found

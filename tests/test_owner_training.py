@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from finsent import runs
-from finsent.owner_training import OwnerTraining, OwnerTrainingError, Recipe
+from finsent.owner_training import (
+    OwnerTraining,
+    OwnerTrainingError,
+    Recipe,
+    running_in_group,
+)
 from finsent.ui.owner import Owner, OwnerError, owner_from_environment
 from finsent.ui.state import Catalog
 from finsent.verification import verify
@@ -56,20 +61,6 @@ def snapshot(root: Path) -> dict[str, str]:
         for path in root.rglob("*")
         if path.is_file()
     }
-
-
-def living(group: int) -> list[str]:
-    """Processes of a group that are not merely waiting for somebody to note their end."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            stat = path.read_text()
-        except OSError:  # gone meanwhile
-            continue
-        state, _, its_group = stat.rpartition(")")[2].split()[:3]
-        if int(its_group) == group and state != "Z":
-            found.append(stat)
-    return found
 
 
 def test_a_training_is_watched_kept_packed_and_pushed(
@@ -128,11 +119,11 @@ def test_cancelling_ends_every_process_and_leaves_nothing(
     wait_for(training.histories)
     assert training._process is not None
     group = training._process.pid
-    assert len(living(group)) >= 2, "the trainer and its child"
+    assert len(running_in_group(group)) >= 2, "the trainer and its child"
     training.cancel()
     training.cancel()
     assert training.state.phase == "cancelled"
-    assert living(group) == []
+    assert running_in_group(group) == []
     assert snapshot(artifacts) == before
     assert not training.staging.exists()
     assert training.needed
