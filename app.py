@@ -1,6 +1,6 @@
 """The Space: builds the demo and launches it. Everything else is in finsent/ui.
 
-python app.py [--port 7860] [--host 127.0.0.1] [--artifacts artifacts]
+python app.py [--port 7860] [--host 127.0.0.1] [--artifacts artifacts] [--mcp]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 # Before gradio is imported: it reads this once and would otherwise report usage.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from finsent.ui import build_demo, launch
+from finsent.ui import build_demo, launch, owner_from_environment
 
 ARTIFACTS = Path(__file__).resolve().parent / "artifacts"
 
@@ -28,8 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--host", help="address to listen on (default: GRADIO_SERVER_NAME, else 127.0.0.1)"
     )
     parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="folder of finished runs")
+    parser.add_argument(
+        "--mcp", action="store_true", help="serve the endpoints as MCP tools too (gradio[mcp])"
+    )
     options = parser.parse_args(arguments)
-    launch(build_demo(options.artifacts), host=options.host, port=options.port)
+    demo = build_demo(options.artifacts, owner=owner_from_environment(options.artifacts))
+    launch(demo, host=options.host, port=options.port, mcp=options.mcp)
 
 
 if __name__ == "__main__":

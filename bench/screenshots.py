@@ -25,7 +25,15 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120
-TABS = ("Compare", "Training curves", "Leaderboard", "Where they differ", "About")
+TABS = (
+    "Compare",
+    "Batch",
+    "Training curves",
+    "Leaderboard",
+    "Where they differ",
+    "Latency",
+    "About",
+)
 MODES = ("light", "dark")
 WIDTHS = (1440, 390)
 HEADLINE = "Sales climbed 8 %, yet higher freight costs wiped out the gain in margin."

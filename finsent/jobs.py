@@ -193,6 +193,13 @@ def _run_locked(job: Job, bases: Bases) -> Path:
         labels = [e.label for e in dataset.examples]
         steps = -(-len(split.train) // config.batch_size)
         bar.start_training(steps * config.epochs)
+
+        def epoch_done(record: EpochRecord) -> None:
+            bar.epoch(record)
+            # For whoever watches a run; written whole and checked when it is finished.
+            with (job.work_folder / "history.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(record), sort_keys=True) + "\n")
+
         result = train(
             config,
             backbone,
@@ -204,7 +211,7 @@ def _run_locked(job: Job, bases: Bases) -> Path:
             job.work_folder,
             identity=_identity(config, dataset.fingerprint, split.fingerprint, backbone.sha256),
             step_done=bar.advance,
-            epoch_done=bar.epoch,
+            epoch_done=epoch_done,
         )
         # The test part is read here, once, after the state has been selected.
         predictions = _predictions(result, states, dataset, split.test)

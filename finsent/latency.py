@@ -13,10 +13,11 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
 
 
@@ -61,15 +62,15 @@ def summarize(times_ms: Sequence[float]) -> LatencyStats:
     )
 
 
-def time_interleaved(
-    calls: Mapping[str, Callable[[], object]],
+def interleaved_times(
+    calls: Mapping[Name, Callable[[], object]],
     *,
     repeats: int,
     warmup: int,
     seed: int,
     synchronize: Callable[[], object] | None = None,
-) -> dict[str, LatencyStats]:
-    """Times each named call `repeats` times, after `warmup` untimed rounds.
+) -> dict[Name, list[float]]:
+    """Times each named call `repeats` times, after `warmup` untimed rounds; milliseconds.
 
     Every round runs all calls once in a fresh random order (seeded). synchronize, for devices that
     work asynchronously (pass `torch.cuda.synchronize`), runs before the clock starts and before it
@@ -85,13 +86,28 @@ def time_interleaved(
         raise ValueError(f"warmup must be >= 0, got {warmup}")
     shuffler = random.Random(seed)
     order = list(calls)
-    times_ms: dict[str, list[float]] = {name: [] for name in calls}
+    times_ms: dict[Name, list[float]] = {name: [] for name in calls}
     for number in range(warmup + repeats):
         shuffler.shuffle(order)
         for name in order:
             elapsed = timed(calls[name], synchronize)[1]
             if number >= warmup:
                 times_ms[name].append(elapsed)
+    return times_ms
+
+
+def time_interleaved(
+    calls: Mapping[Name, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int,
+    seed: int,
+    synchronize: Callable[[], object] | None = None,
+) -> dict[Name, LatencyStats]:
+    """Statistics of `interleaved_times`."""
+    times_ms = interleaved_times(
+        calls, repeats=repeats, warmup=warmup, seed=seed, synchronize=synchronize
+    )
     return {name: summarize(values) for name, values in times_ms.items()}
 
 

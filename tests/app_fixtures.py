@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -15,18 +16,22 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LABEL_NAMES = ("negative", "neutral", "positive")
 WITHOUT_DENDRITES = 2
 """Seed whose dendritic run kept no dendrite."""
+WITHOUT_VALIDATION = 1
+"""Seed whose runs kept no validation predictions."""
 SEEDS = (0, 1, 2)
+OWNER_TOKEN = "a-secret-of-the-owner"
 DEVICE = "CPU, 2 threads, fp32"
 READY_SECONDS = 60
 
@@ -50,7 +55,8 @@ class FakeResult:
 
 
 class FakeComparer:
-    """Answers from a hash of the text; `split` in a text makes the arms differ."""
+    """Answers from a hash of the text; `split` in a text makes the arms differ, `slow` takes time,
+    `broken` fails."""
 
     device_name = DEVICE
 
@@ -71,9 +77,18 @@ class FakeComparer:
             tuple(self._predict(text, arm) for arm in self.arms),
         )
 
+    def predict_proba(self, texts: Sequence[str], arm: str, /) -> np.ndarray:
+        for text in texts:
+            if "broken" in text:
+                raise RuntimeError("the model broke")
+            time.sleep(0.02 if "slow" in text else 0.0002)
+        return np.array([self._predict(text, arm).probabilities for text in texts])
+
     def _predict(self, text: str, arm: str) -> FakePrediction:
         digest = hashlib.sha256(f"{text}|{self.seed}".encode()).digest()
         top = digest[0] % 3
+        if text.startswith("profit"):
+            top = 2
         if "split" in text and arm == "dendritic":
             top = (top + 1) % 3
         high = 0.82 + 0.1 * digest[1] / 255 + {"dendritic": 0.011}.get(arm, 0.0)
@@ -83,18 +98,61 @@ class FakeComparer:
         return FakePrediction(arm, tuple(values), 40 + digest[2] / 50 + 3 * (arm == "dendritic"))
 
 
-def serve(artifacts: Path, port: int, load_seconds: float) -> None:
+class FakeHub:
+    """Takes what is pushed down in a file instead of sending it."""
+
+    def __init__(self, record: Path) -> None:
+        self.record = record
+
+    def create_repo(self, repo_id: str, **options: object) -> None:
+        self._note({"create_repo": repo_id, **options})
+
+    def upload_folder(self, **options: object) -> None:
+        if options["repo_id"] == "someone/else":
+            raise OSError("403 Forbidden: you need write access")
+        self._note(options)
+
+    def _note(self, options: Mapping[str, object]) -> None:
+        with self.record.open("a") as stream:
+            stream.write(json.dumps(options) + "\n")
+
+
+OWNER_EPOCHS = 6
+
+
+def made_up_owner(artifacts: Path) -> object:
+    """Trains the tiny model through the very code that trains the large one."""
+    from finsent.owner_training import OwnerTraining, Recipe
+    from finsent.ui.owner import Owner
+
+    recipe = Recipe("tiny-phi", "sample", (0,), ("--epochs", str(OWNER_EPOCHS), "--device", "cpu"))
+    return Owner(
+        OwnerTraining(artifacts, recipe),
+        token=OWNER_TOKEN,
+        obstacle=lambda: None,
+        hub=lambda token: FakeHub(artifacts.parent / "hub.jsonl"),
+    )
+
+
+def serve(artifacts: Path, options: argparse.Namespace) -> None:
     """Runs the page in this process, with a model that takes a while to load."""
     from finsent.ui import build_demo, launch
 
     def factory(folder: Path, seed: int, arms: Sequence[str], progress: object) -> FakeComparer:
+        if options.fail:
+            raise OSError("the weights cannot be had here")
         for step in range(10):
             progress("downloading weights", step / 10)  # type: ignore[operator]
-            time.sleep(load_seconds / 10)
+            time.sleep(options.load_seconds / 10)
         return FakeComparer(folder, seed, arms)
 
-    demo = build_demo(artifacts, comparer_factory=factory, probe_cuda=lambda: False)
-    launch(demo, host="127.0.0.1", port=port)
+    demo = build_demo(
+        artifacts,
+        comparer_factory=factory,
+        probe_cuda=lambda: False,
+        owner=made_up_owner(artifacts) if options.owner else None,
+    )
+    launch(demo, host="127.0.0.1", port=options.port, mcp=options.mcp)
 
 
 def fake_artifacts(root: Path) -> Path:
@@ -107,6 +165,7 @@ def fake_artifacts(root: Path) -> Path:
         seeds=SEEDS,
         n_test=340,
         without_dendrites=(WITHOUT_DENDRITES,),
+        without_validation=(WITHOUT_VALIDATION,),
     )
 
 
@@ -117,9 +176,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_app(artifacts: Path, log: Path, load_seconds: float = 0.3) -> Iterator[str]:
+def running_app(
+    artifacts: Path, log: Path, *options: str, load_seconds: float = 0.3
+) -> Iterator[str]:
     """The app over a made-up model as a subprocess; yields its URL once it answers."""
-    command = ["-m", "tests.app_fixtures", "--artifacts", str(artifacts)]
+    command = ["-m", "tests.app_fixtures", "--artifacts", str(artifacts), *options]
     with serving([*command, "--load-seconds", str(load_seconds)], log) as url:
         yield url
 
@@ -174,12 +235,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--artifacts", type=Path)
     parser.add_argument("--load-seconds", type=float, default=0.3)
+    parser.add_argument("--owner", action="store_true", help="with the Owner tab")
+    parser.add_argument("--fail", action="store_true", help="the model cannot be loaded")
+    parser.add_argument("--mcp", action="store_true")
     options = parser.parse_args()
     if options.artifacts is None:
         with tempfile.TemporaryDirectory() as folder:
-            serve(fake_artifacts(Path(folder) / "artifacts"), options.port, options.load_seconds)
+            serve(fake_artifacts(Path(folder) / "artifacts"), options)
     else:
-        serve(options.artifacts, options.port, options.load_seconds)
+        serve(options.artifacts, options)
 
 
 if __name__ == "__main__":

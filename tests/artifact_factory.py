@@ -51,6 +51,7 @@ def make_artifacts(
     n_test: int = 60,
     effect: float = 0.05,
     without_dendrites: Collection[int] = (),
+    without_validation: Collection[int] = (),
     publish: bool = True,
 ) -> Path:
     """Writes the tree and returns `root`.
@@ -58,13 +59,16 @@ def make_artifacts(
     effect: added to the dendritic arm's logit margin (0: same as baseline but for noise).
     without_dendrites: seeds whose dendritic run keeps no dendrite.
     publish: also write leaderboard.json and SHA256SUMS.
+    without_validation: seeds whose runs keep no validation predictions.
     """
     for backbone in backbones:
         for dataset in datasets:
             for seed in seeds:
                 for arm in arms:
                     kept = 0 if seed in without_dendrites else 1
-                    make_run(root, backbone, dataset, arm, seed, n_test, effect, kept)
+                    folder = make_run(root, backbone, dataset, arm, seed, n_test, effect, kept)
+                    if seed in without_validation:
+                        (folder / runs.VALIDATION_FILE).unlink()
     if publish:
         leaderboard.write(root)
         runs.write_manifest(root)
@@ -97,7 +101,11 @@ def make_run(
     tensors = _adapter(arm, kept, target)
     parameters = sum(tensor.size for tensor in tensors.values())
     predictions = _predictions(backbone, dataset, arm, seed, n_test, effect)
-    history = _history(arm, kept, seed, parameters)
+    validation = _predictions(backbone, dataset, arm, seed, n_test, effect, part="validation")
+    nll = evaluation.score(
+        validation.label_indices, validation.probabilities, validation.label_names
+    )["nll"]
+    history = _history(arm, kept, seed, parameters, nll)
     folder = runs.run_folder(root, backbone, dataset, arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter.safetensors")
@@ -107,6 +115,7 @@ def make_run(
         metrics=_metrics(predictions, history, arm, kept, parameters, target),
         history=history,
         predictions=predictions,
+        validation=validation,
     )
     return folder
 
@@ -145,7 +154,13 @@ def _random(*parts: object) -> np.random.Generator:
 
 
 def _predictions(
-    backbone: str, dataset: str, arm: str, seed: int, n_test: int, effect: float
+    backbone: str,
+    dataset: str,
+    arm: str,
+    seed: int,
+    n_test: int,
+    effect: float,
+    part: str = "test",
 ) -> runs.Predictions:
     k = len(LABEL_NAMES)
     pool = POOL * n_test
@@ -154,6 +169,9 @@ def _predictions(
     easiness = shared.normal(2.6, 1.5, size=pool) + (0.8 if backbone != "tiny-phi" else 0.0)
     names = _ids(dataset, pool)
     chosen = np.sort(_random(dataset, seed).choice(pool, size=n_test, replace=False))
+    if part == "validation":
+        others = np.setdiff1d(np.arange(pool), chosen)
+        chosen = np.sort(_random(dataset, seed, part).choice(others, size=n_test, replace=False))
     # Both arms of a seed see nearly the same noise: they are the same run until growth.
     noise = _random(backbone, dataset, seed).normal(0, 0.8, size=(pool, k))
     noise += _random(backbone, dataset, arm, seed).normal(0, 0.35, size=(pool, k))
@@ -182,7 +200,8 @@ def _ids(dataset: str, pool: int) -> list[str]:
     return found[:pool]
 
 
-def _history(arm: str, kept: int, seed: int, parameters: int) -> list[dict[str, Any]]:
+def _history(arm: str, kept: int, seed: int, parameters: int, nll: float) -> list[dict[str, Any]]:
+    """nll: what the selected epoch reached on validation, to which the losses are shifted."""
     before = _random("history", seed).normal(0, 0.008, size=EPOCHS)
     after = _random("history", seed, arm).normal(0, 0.008, size=EPOCHS)
     small = sum(tensor.size for tensor in _adapter("baseline", 0).values())
@@ -205,6 +224,9 @@ def _history(arm: str, kept: int, seed: int, parameters: int) -> list[dict[str, 
                 "event": "grew dendrite 1" if kept and epoch == GROWTH_EPOCH else None,
             }
         )
+    shift = nll - _selected([line for line in lines if line["dendrites"] == kept])["nll"]
+    for line in lines:
+        line["val_loss"] = round(line["val_loss"] + shift, 6)
     return lines
 
 

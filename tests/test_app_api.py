@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from tests.app_fixtures import DEVICE, LABEL_NAMES
+from finsent.calibration import calibration_of
+from finsent.runs import read_json, read_run
+from finsent.ui.build import mcp_wanted
+from finsent.ui.state import ServiceError
+from tests.app_fixtures import DEVICE, LABEL_NAMES, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url
 
@@ -39,6 +48,66 @@ def test_compare_takes_one_string_and_answers_json(client: Client) -> None:
         0,
     )
     assert answer["device"] == DEVICE
+    assert answer["queue_ms"] >= 0
+
+
+def test_compare_answers_what_the_runs_calibration_says(
+    client: Client, app_artifacts: Path
+) -> None:
+    answer = client.predict("Profit rose, a split opinion", api_name="/compare")
+    for arm, prediction in answer["predictions"].items():
+        run = read_run(app_artifacts / "smollm2-135m" / "allagree" / arm / "seed-0")
+        calibration = calibration_of(run)
+        assert calibration is not None
+        assert prediction["calibrated"] is True
+        raw = list(prediction["raw_probabilities"].values())
+        np.testing.assert_allclose(
+            list(prediction["probabilities"].values()), calibration.calibrate(raw), atol=1e-12
+        )
+        assert prediction["label_set"][0] == prediction["label"]
+        assert prediction["label_set_coverage"] == calibration.coverage_measured
+
+
+def test_score_takes_a_list_and_answers_in_order(client: Client) -> None:
+    texts = ["profit rose", "split", "Der Gewinn sank", "split"]
+    rows = client.predict(texts, api_name="/score")
+    assert [row["text"] for row in rows] == texts
+    assert rows[1] == rows[3]
+    compared = client.predict("split", api_name="/compare")["predictions"]
+    for arm in ("baseline", "dendritic", "matched"):
+        (row,) = client.predict(["split"], arm, api_name="/score")
+        assert set(row) == {"text", *compared["baseline"]} - {"latency_ms"}
+        if arm in compared:
+            assert row["raw_probabilities"] == compared[arm]["raw_probabilities"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "arm", "message"),
+    [
+        ([], "dendritic", "at least one text"),
+        (["a"] * 65, "dendritic", "65 texts are too many: at most 64"),
+        (["a", " "], "dendritic", "text 2: it is empty"),
+        (["x" * 2001], "dendritic", "text 1: 2,001 characters"),
+        (["a"], "other", "no arm 'other' here; there are baseline, dendritic, matched"),
+        ("one string", "dendritic", "at least one text"),
+        ([3], "dendritic", "text 1: it is no string"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(
+    client: Client, texts: Any, arm: str, message: str
+) -> None:
+    with pytest.raises(AppError, match=message):
+        client.predict(texts, arm, api_name="/score")
+
+
+def test_leaderboard_answers_the_file(client: Client, app_artifacts: Path) -> None:
+    board = read_json(app_artifacts / "leaderboard.json")
+    everything = client.predict(api_name="/leaderboard")
+    assert everything == {key: board[key] for key in ("arms", "comparisons")}
+    some = client.predict("50agree", api_name="/leaderboard")
+    assert some["arms"] == [row for row in board["arms"] if row["dataset"] == "50agree"]
+    with pytest.raises(AppError, match="no runs on 'other'; there are 50agree, allagree"):
+        client.predict("other", api_name="/leaderboard")
 
 
 @pytest.mark.parametrize(
@@ -57,9 +126,51 @@ def test_texts_that_cannot_be_compared_are_refused(client: Client, text: str, me
         client.predict(text, api_name="/compare")
 
 
-def test_nothing_else_is_published(client: Client) -> None:
+def test_nothing_else_is_published_and_what_is_is_documented(client: Client) -> None:
     api = client.view_api(return_format="dict", print_info=False)
-    assert list(api["named_endpoints"]) == ["/compare"]
+    parameters = {
+        name: [p["parameter_name"] for p in endpoint["parameters"]]
+        for name, endpoint in api["named_endpoints"].items()
+    }
+    assert parameters == {
+        "/compare": ["text"],
+        "/score": ["texts", "arm"],
+        "/leaderboard": ["dataset"],
+    }
     assert not api["unnamed_endpoints"]
-    (parameter,) = api["named_endpoints"]["/compare"]["parameters"]
-    assert parameter["parameter_name"] == "text"
+    for endpoint in api["named_endpoints"].values():
+        assert len(endpoint["description"]) > 40
+
+
+def test_mcp_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRADIO_MCP_SERVER", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert mcp_wanted(False) is False
+    with pytest.raises(ServiceError, match=r"pip install 'gradio\[mcp\]'"):
+        mcp_wanted(True)
+    monkeypatch.setenv("GRADIO_MCP_SERVER", "True")
+    with pytest.raises(ServiceError, match="needs the package mcp"):
+        mcp_wanted(False)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason="gradio[mcp] is not installed")
+def test_mcp_tools_are_the_endpoints(app_artifacts: Path, tmp_path: Path) -> None:
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def ask(url: str) -> tuple[dict[str, str], str]:
+        async with (
+            streamable_http_client(f"{url}gradio_api/mcp/") as (reads, writes, _),
+            ClientSession(reads, writes) as session,
+        ):
+            await session.initialize()
+            tools = {t.name: t.description or "" for t in (await session.list_tools()).tools}
+            name = next(tool for tool in tools if tool.endswith("compare"))
+            answer = await session.call_tool(name, {"text": "profit rose"})
+            return tools, answer.content[0].text
+
+    with running_app(app_artifacts, tmp_path / "log", "--mcp") as url:
+        tools, answer = asyncio.run(ask(url))
+    assert sorted(name.rsplit("_", 1)[-1] for name in tools) == ["compare", "leaderboard", "score"]
+    assert all("Sentiment" in text or "Test scores" in text for text in tools.values())
+    assert "positive" in answer

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS, TABS, open_tab
 from finsent.examples import HEADLINES
@@ -31,6 +31,8 @@ ANSWER = ".fs-answer:not([data-label=none])"
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     # Not pytest-playwright's `browser`: that one insists on a browser downloaded by playwright.
+    # A busy machine draws late; nothing here is a measurement.
+    expect.set_options(timeout=20 * SECONDS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
         yield browser
@@ -45,10 +47,16 @@ class Watched:
         self.page.set_default_timeout(15 * SECONDS)
         self.problems: list[str] = []
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("console", self._listen)
         self.page.on("dialog", lambda dialog: self.problems.append(f"dialog: {dialog.message}"))
         self.page.on("request", lambda request: self._check(request.url, url))
         self.page.goto(f"{url}?__theme={mode}")
         self.page.locator("#headline textarea").wait_for()
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        # Input that is refused is answered with 422, which the browser notes by itself.
+        if message.type == "error" and "status of 422" not in message.text:
+            self.problems.append(f"console: {message.text}")
 
     def _check(self, address: str, url: str) -> None:
         if not address.startswith((url, "data:", "blob:")):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from finsent.ui import compare, markup, state
+from finsent.answers import Answer, agreement
+from finsent.latency import LatencyStats
+from finsent.ui import cards, compare, markup, state
 from finsent.ui.build import status_html
 from tests.app_fixtures import WITHOUT_DENDRITES, FakeComparer, FakePrediction, FakeResult
 from tests.app_fixtures import app_artifacts as app_artifacts
@@ -132,7 +134,7 @@ def test_empty_artifacts_are_explained(tmp_path: Path) -> None:
             (0.1, 0.2, 0.7),
             (0.1, 0.212, 0.688),
             True,
-            "Both say positive; probabilities differ by at most 1.2 points.",
+            "Both say positive; raw probabilities differ by at most 1.2 points.",
         ),
         (
             (0.1, 0.2, 0.7),
@@ -147,8 +149,10 @@ def test_empty_artifacts_are_explained(tmp_path: Path) -> None:
 def test_agreement_sentence(
     a: tuple[float, ...], b: tuple[float, ...], agree: bool, said: str
 ) -> None:
-    predictions = [FakePrediction("baseline", a, 1.0), FakePrediction("dendritic", b, 1.0)]
-    found, sentence = compare.agreement(predictions, ("negative", "neutral", "positive"))
+    names = ("negative", "neutral", "positive")
+    found, sentence = agreement(
+        [Answer("baseline", names, a, None), Answer("dendritic", names, b, None)]
+    )
     assert found is agree
     assert said in sentence
 
@@ -167,12 +171,11 @@ def test_html_of_an_answer_is_escaped_and_says_when_it_was_cut(catalog: state.Ca
     text = '<img src=x onerror="alert(1)"> & more'
     selection = catalog.select("smollm2-135m")
     predictions = tuple(FakePrediction(arm, (0.2, 0.3, 0.5), 5.0) for arm in selection.arms)
-    rolling = {arm: state.Rolling(1, 5.0, 5.0) for arm in selection.arms}
+    rolling = {arm: LatencyStats(1, 5.0, 5.0, 5.0) for arm in selection.arms}
     result = FakeResult(text, 128, True, predictions)
-    html = compare.banner_html(state.Outcome(selection, result, rolling, "<cpu>"))
-    html += compare.cards_html(
-        catalog, selection, state.Outcome(selection, result, rolling, "<cpu>")
-    )
+    outcome = state.Outcome(selection, result, rolling, "<cpu>", queue_ms=12.5)
+    html = cards.banner_html(catalog, outcome) + cards.cards_html(catalog, selection, outcome)
+    assert "waited 12.5" in html
     assert "<img" not in html
     assert "<cpu>" not in html
     assert "&lt;img src=x" in html
@@ -182,8 +185,8 @@ def test_html_of_an_answer_is_escaped_and_says_when_it_was_cut(catalog: state.Ca
 def test_run_without_dendrites_is_announced(catalog: state.Catalog) -> None:
     loud = "No dendrite in the dendritic run."
     with_none = catalog.select("smollm2-135m", "allagree", WITHOUT_DENDRITES)
-    assert loud in compare.cards_html(catalog, with_none)
-    assert loud not in compare.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
+    assert loud in cards.cards_html(catalog, with_none)
+    assert loud not in cards.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
 
 
 def test_missing_arm_is_announced(app_artifacts: Path, tmp_path: Path) -> None:
@@ -191,7 +194,7 @@ def test_missing_arm_is_announced(app_artifacts: Path, tmp_path: Path) -> None:
     shutil.copytree(app_artifacts, root)
     shutil.rmtree(root / "smollm2-135m" / "allagree" / "dendritic" / "seed-0")
     catalog = state.Catalog.read(root)
-    html = compare.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
+    html = cards.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
     assert "Half a comparison." in html
     assert "dendritic run of seed 0" in html
 

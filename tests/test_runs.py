@@ -16,6 +16,8 @@ from tests.artifact_factory import make_artifacts, make_run
 
 LABELS = ("negative", "neutral", "positive")
 
+ALL_FILES = (*runs.RUN_FILES, runs.VALIDATION_FILE)
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -41,7 +43,7 @@ def test_write_then_read_gives_the_same(folder: Path) -> None:
     )
     assert {name: (folder / name).read_bytes() for name in runs.RUN_FILES} == before
     assert (run.backbone, run.dataset, run.arm, run.seed) == ("tiny-phi", "sample", "baseline", 0)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(runs.RUN_FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(ALL_FILES)
 
 
 def test_float32_probabilities_survive(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_manifest_is_what_sha256sum_reads(folder: Path) -> None:
     check = ["sha256sum", "--check", "--strict", "--quiet", runs.MANIFEST]
     assert subprocess.run(check, cwd=root).returncode == 0
     assert list(runs.read_manifest(root)) == runs.files_below(root)
-    assert len(runs.files_below(root)) == 5
+    assert len(runs.files_below(root)) == len(ALL_FILES)
 
 
 def test_damaged_manifest(folder: Path) -> None:

@@ -14,7 +14,8 @@ from tests.artifact_factory import make_artifacts, make_run
 
 ARMS = ("baseline", "dendritic", "matched")
 PLACE = "tiny-phi/sample"
-RUN_PATHS = [f"{PLACE}/{arm}/seed-0/{name}" for arm in ARMS for name in runs.RUN_FILES]
+KEPT = dict.fromkeys([*runs.RUN_FILES, runs.VALIDATION_FILE])
+RUN_PATHS = [f"{PLACE}/{arm}/seed-0/{name}" for arm in ARMS for name in KEPT]
 FIGURES = ["figures/Accuracy_Improvement.png", "figures/Dendrite_vs_Baseline_Training.png"]
 EVERY_FILE = [*RUN_PATHS, *FIGURES, "leaderboard.json", "SHA256SUMS"]
 

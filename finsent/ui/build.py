@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from finsent import zero_gpu
 from finsent.ui.about import add_about_tab
-from finsent.ui.compare import add_compare_tab
+from finsent.ui.batch import add_batch_tab
+from finsent.ui.compare import CompareTab, add_compare_tab
 from finsent.ui.curves import add_curves_tab
 from finsent.ui.differ import DifferTab
+from finsent.ui.endpoints import add_endpoints
+from finsent.ui.latency import BENCH_RESULTS, add_latency_tab
 from finsent.ui.leaderboard import add_leaderboard_tab
+from finsent.ui.owner import Owner, add_owner_tab
 from finsent.ui.selectors import RunSelectors, run_updates
+from finsent.ui.share import ASK_LINKED, PAGE_OPENED_JS, keep_tab_in_address, read_link
 from finsent.ui.state import (
     Catalog,
     Choice,
@@ -23,6 +31,7 @@ from finsent.ui.state import (
     ComparerFactory,
     ModelService,
     Progress,
+    ServiceError,
     Status,
     cuda_available,
 )
@@ -90,11 +99,15 @@ def build_demo(
     *,
     comparer_factory: ComparerFactory = load_comparer,
     probe_cuda: Callable[[], bool] = cuda_available,
+    bench_results: Path = BENCH_RESULTS,
+    owner: Owner | None = None,
 ) -> gr.Blocks:
     """The whole page over one artifacts folder. Loading the model begins at once, in a thread.
 
+    owner: who may train the large backbone from the page; None draws no such tab.
     Raises finsent.runs.ArtifactError when a finished run or the leaderboard is damaged.
     """
+    zero_gpu.prepare()
     catalog = Catalog.read(artifacts_root)
     service = ModelService(catalog, comparer_factory, probe_cuda)
     service.start()
@@ -105,22 +118,41 @@ def build_demo(
         toggle = gr.Button("Light / dark", size="sm", elem_id="theme-toggle")
         toggle.click(None, js=THEME_TOGGLE_JS, api_visibility="private")
         status = gr.HTML(status_html(service.status, service.choice), elem_id="status")
-        with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
+        tabs = []
+        with gr.Tabs(selected="compare", elem_id="tabs") as bar:
+            with gr.Tab("Compare", id="compare", elem_id="tab-compare") as tab:
+                tabs.append(tab)
                 compare = add_compare_tab(catalog, service)
-            with gr.Tab("Training curves", id="curves", elem_id="tab-curves"):
+            with gr.Tab("Batch", id="batch", elem_id="tab-batch") as tab:
+                tabs.append(tab)
+                batch = add_batch_tab(catalog, service)
+            with gr.Tab("Training curves", id="curves", elem_id="tab-curves") as tab:
+                tabs.append(tab)
                 curves = add_curves_tab(catalog)
-            with gr.Tab("Leaderboard", id="leaderboard", elem_id="tab-leaderboard"):
+            with gr.Tab("Leaderboard", id="leaderboard", elem_id="tab-leaderboard") as tab:
+                tabs.append(tab)
                 add_leaderboard_tab(catalog)
-            with gr.Tab("Where they differ", id="differ", elem_id="tab-differ"):
+            with gr.Tab("Where they differ", id="differ", elem_id="tab-differ") as tab:
+                tabs.append(tab)
                 differ = DifferTab(catalog)
                 differ.draw()
-            with gr.Tab("About", id="about", elem_id="tab-about"):
+            with gr.Tab("Latency", id="latency", elem_id="tab-latency") as tab:
+                tabs.append(tab)
+                latency = add_latency_tab(catalog, service, bench_results)
+            with gr.Tab("About", id="about", elem_id="tab-about") as tab:
+                tabs.append(tab)
                 add_about_tab(catalog)
+            if owner is not None:
+                with gr.Tab("Owner", id="owner", elem_id="tab-owner") as tab:
+                    tabs.append(tab)
+                    add_owner_tab(owner)
+        add_endpoints(catalog, service)
+        for tab in tabs:
+            keep_tab_in_address(tab)
         _keep_status(service, status)
-        opened = (compare, curves, differ.selectors)
-        _open_on_choice(service, [s for s in opened if s is not None], demo)
-        _rerun_live(demo, tabs, differ)
+        drop_downs = [s for s in (batch, curves, differ.selectors, latency) if s is not None]
+        _open_page(catalog, service, demo, bar, tabs, compare, drop_downs)
+        _rerun_live(demo, bar, differ)
     return demo
 
 
@@ -181,33 +213,80 @@ def _rerun_live(demo: gr.Blocks, tabs: gr.Tabs, differ: DifferTab) -> None:
     )
 
 
-def _open_on_choice(
-    service: ModelService, selectors: Sequence[RunSelectors], demo: gr.Blocks
+def _open_page(
+    catalog: Catalog,
+    service: ModelService,
+    demo: gr.Blocks,
+    bar: gr.Tabs,
+    tabs: Sequence[gr.Tab],
+    compare: CompareTab | None,
+    selectors: Sequence[RunSelectors],
 ) -> None:
-    """Sets the drop-downs to the backbone that was chosen, which may be known only after the page
-    was drawn: asking for CUDA means importing torch."""
-    drop_downs = [s.backbone for s in selectors]
-    if not drop_downs:
+    """Opens the page on what its address asks for, else on the backbone that was chosen, which may
+    be known only after the page was drawn: asking for CUDA means importing torch."""
+    if compare is None:
         return
+    names = [str(tab.id) for tab in tabs]
+    drawn = catalog.select(catalog.backbones()[0])
 
-    def open_on_choice() -> list[dict[str, Any]]:
-        chosen = service.default_selection().backbone
-        return [gr.update(value=chosen) for _ in drop_downs]
+    def open_page(request: gr.Request) -> list[Any]:
+        link = read_link(dict(request.query_params), catalog, names)
+        # A visitor who comes while torch is imported gets the choice when it is made.
+        chosen = service.default_selection()
+        asked = catalog.select(
+            link.backbone or chosen.backbone, link.dataset, link.seed, matched=link.matched
+        )
+        runs: list[Any] = run_updates(catalog, asked)
+        if replace(asked, arms=drawn.arms) == drawn:
+            # Setting them would count as a change and ask the model once more.
+            runs = [gr.skip() for _ in runs]
+        elsewhere = gr.skip() if chosen.backbone == drawn.backbone else chosen.backbone
+        return [
+            gr.Tabs(selected=link.tab) if link.tab else gr.skip(),
+            link.text or gr.skip(),
+            *runs,
+            link.matched or gr.skip(),
+            *[elsewhere for _ in selectors],
+        ]
 
-    # A visitor who comes while torch is imported gets the choice when it is made.
     demo.load(
-        open_on_choice,
-        outputs=drop_downs,
+        open_page,
+        outputs=[
+            bar,
+            compare.text,
+            *compare.selectors.components,
+            compare.matched,
+            *[s.backbone for s in selectors],
+        ],
         show_progress="hidden",
         queue=False,
         api_visibility="private",
-    )
+    ).then(None, js=PAGE_OPENED_JS, api_visibility="private")
+    # Outside of the tabs: the page draws only the one that is open.
+    linked = gr.Button("Ask what the link brought", elem_id=ASK_LINKED, visible="hidden")
+    linked.click(**compare.ask_linked)
 
 
-def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None) -> None:
+def mcp_wanted(asked: bool) -> bool:
+    """Whether to serve the published endpoints as MCP tools too.
+
+    Raises ServiceError when asked to without the extra that it needs.
+    """
+    asked = asked or os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
+    if asked and importlib.util.find_spec("mcp") is None:
+        raise ServiceError(
+            "an MCP server needs the package mcp; install it with: pip install 'gradio[mcp]'"
+        )
+    return asked
+
+
+def launch(
+    demo: gr.Blocks, *, host: str | None = None, port: int | None = None, mcp: bool = False
+) -> None:
     """Serves the page until interrupted and prints its URL. Nothing leaves the machine.
 
     host, port: None leaves them to GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, then to gradio.
+    mcp: also at /gradio_api/mcp/; GRADIO_MCP_SERVER=true asks for it too.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENT_USERS)
@@ -220,6 +299,7 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None)
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
+        mcp_server=mcp_wanted(mcp),
         footer_links=["api"],
         theme=make_theme(),
         css_paths=[CSS_FILE],

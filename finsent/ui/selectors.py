@@ -37,7 +37,7 @@ def add_run_selectors(
         min_width=150,
     )
     dataset = gr.Dropdown(
-        choices=_dataset_choices(catalog, first.backbone),
+        choices=dataset_choices(catalog, first.backbone),
         value=first.dataset,
         label="Data set",
         elem_id=f"{prefix}-dataset",
@@ -46,7 +46,7 @@ def add_run_selectors(
     )
     seed = (
         gr.Dropdown(
-            choices=_seed_choices(catalog, first.backbone, first.dataset),
+            choices=seed_choices(catalog, first.backbone, first.dataset),
             value=first.seed,
             label="Seed",
             elem_id=f"{prefix}-seed",
@@ -64,12 +64,12 @@ def add_run_selectors(
         nearest = catalog.select(chosen_backbone, chosen_dataset, chosen_seed)
         updates: dict[Any, Any] = {
             dataset: gr.update(
-                choices=_dataset_choices(catalog, chosen_backbone), value=nearest.dataset
+                choices=dataset_choices(catalog, chosen_backbone), value=nearest.dataset
             )
         }
         if seed is not None:
             updates[seed] = gr.update(
-                choices=_seed_choices(catalog, chosen_backbone, nearest.dataset),
+                choices=seed_choices(catalog, chosen_backbone, nearest.dataset),
                 value=nearest.seed,
             )
         return updates
@@ -90,9 +90,9 @@ def run_updates(catalog: Catalog, selection: Selection) -> list[dict[str, Any]]:
     """What sets the drop-downs backbone, data set and seed to a selection."""
     return [
         gr.update(value=selection.backbone),
-        gr.update(choices=_dataset_choices(catalog, selection.backbone), value=selection.dataset),
+        gr.update(choices=dataset_choices(catalog, selection.backbone), value=selection.dataset),
         gr.update(
-            choices=_seed_choices(catalog, selection.backbone, selection.dataset),
+            choices=seed_choices(catalog, selection.backbone, selection.dataset),
             value=selection.seed,
         ),
     ]
@@ -102,11 +102,13 @@ def _backbone_choices(catalog: Catalog) -> list[tuple[str, str | int | float]]:
     return [(backbone_title(name), name) for name in catalog.backbones()]
 
 
-def _dataset_choices(catalog: Catalog, backbone: str) -> list[tuple[str, str | int | float]]:
+def dataset_choices(catalog: Catalog, backbone: str) -> list[tuple[str, str | int | float]]:
+    """Titles and names for a drop-down of the data sets that a backbone has runs on."""
     return [(dataset_title(name), name) for name in catalog.datasets(backbone)]
 
 
-def _seed_choices(
+def seed_choices(
     catalog: Catalog, backbone: str, dataset: str
 ) -> list[tuple[str, str | int | float]]:
+    """Seeds for a drop-down."""
     return [(str(seed), seed) for seed in catalog.seeds(backbone, dataset)]

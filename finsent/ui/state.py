@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finsent.batching import BusyError
+from finsent.calibration import Calibration, calibration_of
 from finsent.config import ARMS
 from finsent.data import DATASETS
-from finsent.latency import RollingWindow
+from finsent.latency import LatencyStats, RollingWindow, interleaved_times
 from finsent.runs import ArtifactError, Run, find_runs, read_json, slug
+from finsent.zero_gpu import on_gpu, zero_gpu
 
 LARGE_BACKBONE = "phi-2"
 DEFAULT_BACKBONE = "smollm2-135m"
 FIRST_DATASETS = ("allagree", "50agree", "75agree", "66agree")
-RECENT_CALLS = 200
-"""Model times kept per run for the rolling median and 95th percentile."""
+GPU_SECONDS = 20
+"""What one question may take on a GPU that is lent for it."""
 
 _BACKBONE_TITLES = {
     "phi-2": "Phi-2",
@@ -76,6 +82,7 @@ class Comparer(Protocol):
     @property
     def device_name(self) -> str: ...
     def compare(self, text: str, /) -> ComparisonResult: ...
+    def predict_proba(self, texts: Sequence[str], arm: str, /) -> NDArray[np.float64]: ...
     def use(self, folder: Path, seed: int, arms: Sequence[str], /) -> None: ...
 
 
@@ -147,6 +154,7 @@ class Catalog:
     runs: tuple[Run, ...]
     leaderboard: Mapping[str, Any] | None
     """leaderboard.json as written by finsent.leaderboard; None when it has not been made."""
+    _calibrations: dict[Path, Calibration | None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, root: Path | str) -> Catalog:
@@ -212,6 +220,24 @@ class Catalog:
             backbone, dataset, seed, tuple(arm for arm in found if matched or arm != "matched")
         )
 
+    def calibrations(self, selection: Selection) -> dict[str, Calibration | None]:
+        """Arm -> calibration. None for all arms when one has none: raw and calibrated
+        probabilities must not be compared.
+
+        Raises ArtifactError when a file they are fitted on is damaged.
+        """
+        found = {}
+        for arm in selection.arms:
+            run = self.run(selection.backbone, selection.dataset, arm, selection.seed)
+            if run.folder not in self._calibrations:
+                self._calibrations[run.folder] = calibration_of(run)
+            found[arm] = self._calibrations[run.folder]
+        return found if all(found.values()) else dict.fromkeys(found)
+
+    def label_names(self, selection: Selection) -> tuple[str, ...]:
+        """Classes of a selection, in the order of every row of probabilities."""
+        return self.of(selection.backbone, selection.dataset)[0].label_names
+
     def folder(self, selection: Selection) -> Path:
         """Folder that holds the arms of a selection."""
         return self.root / selection.backbone / selection.dataset
@@ -269,22 +295,57 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Rolling:
-    """Model time over the recent calls of one run, in milliseconds."""
-
-    n: int
-    median_ms: float
-    p95_ms: float
-
-
-@dataclass(frozen=True)
 class Outcome:
     """One answered text, with the recent timing of each arm."""
 
     selection: Selection
     result: ComparisonResult
-    rolling: Mapping[str, Rolling]
+    rolling: Mapping[str, LatencyStats]
     device_name: str
+    queue_ms: float
+    """Time the text waited for its turn: for other visitors, other runs and the model's queue."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Texts to time together as one call, several such sets, every one on every arm."""
+
+    batches: Mapping[str, Sequence[str]]
+    rounds: int
+    seed: int
+
+
+# Questions to a Comparer. Plain functions with plain arguments: a lent GPU answers them in another
+# process, to which they must travel.
+
+
+def _ask_one(comparer: Comparer, arms: Sequence[str], text: str) -> ComparisonResult:
+    return comparer.compare(text)
+
+
+def _ask_many(
+    comparer: Comparer, arms: Sequence[str], question: tuple[Sequence[str], str | None]
+) -> dict[str, NDArray[np.float64]]:
+    texts, only = question
+    return {arm: comparer.predict_proba(texts, arm) for arm in arms if only in (None, arm)}
+
+
+def _ask_times(
+    comparer: Comparer, arms: Sequence[str], benchmark: Benchmark
+) -> dict[tuple[str, str], list[float]]:
+    def call(texts: Sequence[str], arm: str) -> Callable[[], object]:
+        return lambda: comparer.predict_proba(texts, arm)
+
+    return interleaved_times(
+        {
+            (arm, name): call(texts, arm)
+            for name, texts in benchmark.batches.items()
+            for arm in arms
+        },
+        repeats=benchmark.rounds,
+        warmup=0,
+        seed=benchmark.seed,
+    )
 
 
 class _Turns:
@@ -340,6 +401,7 @@ class ModelService:
     choice: Choice | None = None
     _status: Status = field(default_factory=lambda: Status("starting", "Starting"))
     _comparer: Comparer | None = None
+    _placed: Selection | None = None
     _chosen: threading.Event = field(default_factory=threading.Event)
     _settled: threading.Event = field(default_factory=threading.Event)
     _turns: _Turns = field(default_factory=_Turns)
@@ -347,6 +409,9 @@ class ModelService:
     _starting: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
     _latencies: dict[tuple[str, str, int, str], RollingWindow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._run_question = on_gpu(self._answer, seconds=GPU_SECONDS)
 
     @property
     def status(self) -> Status:
@@ -375,6 +440,11 @@ class ModelService:
                 return
             self._settled.clear()
             self._status = Status("starting", "Starting")
+            if zero_gpu():
+                # A lent GPU takes over what was placed on it while the app was being imported, by
+                # the thread that imported it.
+                self._load()
+                return
             self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
             self._thread.start()
 
@@ -391,7 +461,7 @@ class ModelService:
                 self.catalog.folder(selection), selection.seed, selection.arms, self._report
             )
             with self._turns.take(selection, lambda: None):
-                self._comparer = comparer
+                self._comparer, self._placed = comparer, selection
             title = backbone_title(selection.backbone)
             self._status = Status("ready", f"{title} on {self._comparer.device_name}")
         except Exception as error:
@@ -426,35 +496,73 @@ class ModelService:
 
         Raises ServiceError when there is no model, and what Comparer.compare raises.
         """
+        result, device, waited_ms = self._ask(selection, _ask_one, text)
+        rolling = {p.arm: self._remember(selection, p, result) for p in result.predictions}
+        return Outcome(selection, result, rolling, device, waited_ms + result.queue_ms)
+
+    def scores(
+        self, texts: Sequence[str], selection: Selection, arm: str | None = None
+    ) -> tuple[dict[str, NDArray[np.float64]], str]:
+        """Probabilities (n, classes) of every arm, or only the one named, in the order of the
+        texts, and the device.
+
+        Give few texts at a time: other visitors wait meanwhile. Errors as `compare`.
+        """
+        found, device, _ = self._ask(selection, _ask_many, (texts, arm))
+        return found, device
+
+    def measure(
+        self, benchmark: Benchmark, selection: Selection
+    ) -> tuple[dict[tuple[str, str], list[float]], str]:
+        """Milliseconds of every call by (arm, name of the batch), and the device.
+
+        A call is what a program would make: from texts to probabilities. Errors as `compare`.
+        """
+        found, device, _ = self._ask(selection, _ask_times, benchmark)
+        return found, device
+
+    def _ask(
+        self, selection: Selection, question: Callable[..., Any], argument: Any
+    ) -> tuple[Any, str, float]:
+        """The answer, the device that gave it and the milliseconds before the model was asked."""
         self._settled.wait()
-        comparer = self._comparer
-        if comparer is None:
+        if self._comparer is None:
             raise ServiceError(self._status.message)
-
-        def switch() -> None:
-            comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
-
+        started = time.perf_counter_ns()
         try:
-            with self._turns.take(selection, switch):
-                result = comparer.compare(text)
-                device = comparer.device_name
+            with self._turns.take(selection, lambda: self._switch(selection, borrowed=False)):
+                waited_ms = (time.perf_counter_ns() - started) / 1e6
+                answer, device = self._run_question(selection, question, argument)
         except BusyError as error:
             raise ServiceError(str(error)) from error
-        rolling = {p.arm: self._remember(selection, p, result) for p in result.predictions}
-        title = backbone_title(selection.backbone)
-        self._status = Status("ready", f"{title} on {device}")
-        return Outcome(selection, result, rolling, device)
+        self._status = Status("ready", f"{backbone_title(selection.backbone)} on {device}")
+        return answer, device, waited_ms
+
+    def _switch(self, selection: Selection, *, borrowed: bool) -> None:
+        """Loads the runs of a selection. Where a GPU is lent that happens on it, in a process that
+        ends with the question, so the next one switches again."""
+        if self._comparer is not None and zero_gpu() is borrowed:
+            self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
+
+    def _answer(
+        self, selection: Selection, question: Callable[..., Any], argument: Any
+    ) -> tuple[Any, str]:
+        if self._comparer is None:
+            raise ServiceError(self._status.message)
+        if selection != self._placed:
+            self._switch(selection, borrowed=True)
+        return question(self._comparer, selection.arms, argument), self._comparer.device_name
 
     def _remember(
         self, selection: Selection, prediction: ArmPrediction, result: ComparisonResult
-    ) -> Rolling:
+    ) -> LatencyStats:
         key = (selection.backbone, selection.dataset, selection.seed, prediction.arm)
         with self._times:
-            recent = self._latencies.setdefault(key, RollingWindow(RECENT_CALLS))
+            recent = self._latencies.setdefault(key, RollingWindow())
             stats = recent.stats()
             # The time of a batch is no sentence's latency; the first call has nothing else.
             if result.batch_size == 1 or stats is None:
                 recent.add(prediction.latency_ms)
                 stats = recent.stats()
         assert stats is not None
-        return Rolling(stats.n, stats.p50_ms, stats.p95_ms)
+        return stats

@@ -1,0 +1,110 @@
+"""What programs may ask: /compare, /score and /leaderboard. Google-style docstrings, because they
+become the documentation of the API and of the MCP tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from finsent.answers import answers
+from finsent.ui.cards import result_dict
+from finsent.ui.compare import MODEL_QUEUE, text_problem
+from finsent.ui.state import Catalog, ModelService, ServiceError
+
+MAX_SCORED = 64
+"""Texts per call of /score: about as many as the model reads in a few seconds."""
+
+
+def add_endpoints(catalog: Catalog, service: ModelService) -> None:
+    """Publishes them inside the current gr.Blocks."""
+
+    def compare(text: str) -> dict[str, Any]:
+        """Sentiment of a financial text according to each arm.
+
+        Args:
+            text: one headline or sentence, at most 2,000 characters.
+
+        Returns:
+            The text, each arm's label, calibrated and raw probabilities by label, 90 % label set
+            with its measured coverage, and model time in milliseconds; time spent queueing;
+            whether the arms agree; which runs and device answered.
+        """
+        problem = text_problem(text)
+        if problem is not None:
+            raise _refused(problem)
+        service.start()
+        try:
+            return result_dict(catalog, service.compare(text, service.default_selection()))
+        except (ServiceError, ValueError) as error:
+            raise _refused(str(error)) from error
+
+    def score(texts: list[str], arm: str = "dendritic") -> list[dict[str, Any]]:
+        """Sentiment of several financial texts according to one arm.
+
+        Args:
+            texts: at most 64 headlines or sentences of at most 2,000 characters each.
+            arm: baseline, dendritic or matched.
+
+        Returns:
+            For each text, in order: the text, its label, calibrated and raw probabilities by
+            label, and the 90 % label set with its measured coverage.
+        """
+        _check_texts(texts)
+        service.start()
+        try:
+            selection = service.default_selection()
+            seeds_arms = catalog.arms(selection.backbone, selection.dataset, selection.seed)
+            if arm not in seeds_arms:
+                raise _refused(f"no arm {arm!r} here; there are {', '.join(seeds_arms)}")
+            wanted = catalog.select(
+                selection.backbone, selection.dataset, selection.seed, matched=arm == "matched"
+            )
+            found, _ = service.scores(texts, wanted, arm)
+        except (ServiceError, ValueError) as error:
+            raise _refused(str(error)) from error
+        run = catalog.run(wanted.backbone, wanted.dataset, arm, wanted.seed)
+        calibrations = catalog.calibrations(wanted)
+        return [
+            {"text": text, **answers({arm: row}, run.label_names, calibrations)[0].to_dict()}
+            for text, row in zip(texts, found[arm], strict=True)
+        ]
+
+    def leaderboard(dataset: str = "") -> dict[str, Any]:
+        """Test scores of the arms over all seeds, with intervals and paired tests.
+
+        Args:
+            dataset: allagree, 50agree or another data set with runs; empty for all.
+
+        Returns:
+            The arms' rows and the paired comparisons, as stored in leaderboard.json.
+        """
+        board = catalog.leaderboard
+        if board is None:
+            raise _refused("no leaderboard.json here; `train_models.py leaderboard` makes it")
+        known = sorted({row["dataset"] for row in board["arms"]})
+        if dataset and dataset not in known:
+            raise _refused(f"no runs on {dataset!r}; there are {', '.join(known)}")
+        return {
+            key: [row for row in board[key] if not dataset or row["dataset"] == dataset]
+            for key in ("arms", "comparisons")
+        }
+
+    for function in (compare, score):
+        gr.api(function, api_name=function.__name__, concurrency_id=MODEL_QUEUE)
+    gr.api(leaderboard, api_name="leaderboard", queue=False)
+
+
+def _check_texts(texts: list[str]) -> None:
+    if not isinstance(texts, list) or not texts:
+        raise _refused("give a list of at least one text")
+    if len(texts) > MAX_SCORED:
+        raise _refused(f"{len(texts)} texts are too many: at most {MAX_SCORED} a call")
+    for number, text in enumerate(texts, start=1):
+        problem = text_problem(text, "it is empty") if isinstance(text, str) else "it is no string"
+        if problem is not None:
+            raise _refused(f"text {number}: {problem}")
+
+
+def _refused(reason: str) -> gr.Error:
+    return gr.Error(reason, print_exception=False)

@@ -1,0 +1,73 @@
+"""ZeroGPU: nothing anywhere else; there, model in the main thread and every question wrapped."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finsent import zero_gpu
+from finsent.ui import state
+from tests.app_fixtures import FakeComparer
+from tests.app_fixtures import app_artifacts as app_artifacts
+
+
+@pytest.fixture
+def lent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """A stand-in for the package `spaces`: what goes in and out of a call is pickled."""
+    calls: list[tuple[str, int]] = []
+
+    def GPU(duration: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*arguments: Any) -> Any:
+                calls.append((function.__name__, duration))
+                return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
+
+            return run
+
+        return wrap
+
+    module = types.ModuleType("spaces")
+    module.GPU = GPU  # type: ignore[attr-defined]
+    module.__spec__ = types.SimpleNamespace(name="spaces")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "spaces", module)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    return calls
+
+
+def test_elsewhere_a_function_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert zero_gpu.on_gpu(len, seconds=3) is len
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setitem(sys.modules, "spaces", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not zero_gpu.zero_gpu()
+
+
+def test_the_model_is_placed_by_the_importing_thread_and_questions_borrow(
+    lent: list[tuple[str, int]], app_artifacts: Path
+) -> None:
+    threads: list[str] = []
+
+    def load(folder: Path, seed: int, arms: Sequence[str], progress: object) -> FakeComparer:
+        threads.append(threading.current_thread().name)
+        return FakeComparer(folder, seed, arms)
+
+    catalog = state.Catalog.read(app_artifacts)
+    service = state.ModelService(catalog, load, probe_cuda=lambda: True)
+    service.start()
+    assert threads == [threading.current_thread().name]
+    assert service.status.phase == "ready"
+    chosen = service.default_selection()
+    assert service.compare("profit rose", chosen).result.text == "profit rose"
+    scores, _ = service.scores(["profit", "loss"], chosen)
+    assert {values.shape for values in scores.values()} == {(2, 3)}
+    times, _ = service.measure(state.Benchmark({"a": ["x"]}, 2, 0), chosen)
+    assert {len(values) for values in times.values()} == {2}
+    assert lent == [("_answer", state.GPU_SECONDS)] * 3
