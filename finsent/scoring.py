@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from finsent.spreadsheet import neutralize
+
 CHUNK_ROWS = 512
 MAX_FIELD = 1 << 20
 """Characters in one cell; the csv module's own limit is lower than some exported articles."""
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet would compute (OWASP, CSV injection)."""
 
 Predict = Callable[[list[str]], Any]
 """Texts to probabilities (n, classes)."""
@@ -76,7 +76,7 @@ def score_csv(
         names = header[1]
         _check_header(names, column, label_names, source)
         place = names.index(column)
-        wanted = [*(neutralized(name) for name in names), "label", *label_names]
+        wanted = [*(neutralize(name) for name in names), "label", *label_names]
         done = _prepare(target, wanted)
         _skip(rows, done, target, place)
         total = done
@@ -122,15 +122,10 @@ def _score_chunk(
         for row, probabilities in zip(good, found, strict=True):
             best = max(range(len(label_names)), key=lambda i: probabilities[i])
             numbers = [f"{p:.6f}" for p in probabilities]
-            writer.writerow([*map(neutralized, row), label_names[best], *numbers])
+            writer.writerow([*map(neutralize, row), label_names[best], *numbers])
     if fault is not None:
         raise ScoringError(f"{fault} ({len(good)} rows of this part were written before it)")
     return len(good)
-
-
-def neutralized(cell: str) -> str:
-    """The cell with an apostrophe before what a spreadsheet would compute."""
-    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
 
 
 def _read(raw: IO[bytes], encoding: str, source: Path) -> Iterator[tuple[int, list[str]]]:
@@ -211,7 +206,7 @@ def _skip(rows: Iterator[tuple[int, list[str]]], done: int, target: Path, place:
         next(written)
         for there in itertools.islice(written, done):
             line, here = next(rows, (0, []))
-            if place >= len(here) or neutralized(here[place]) != there[place]:
+            if place >= len(here) or neutralize(here[place]) != there[place]:
                 raise ScoringError(
                     f"{target} does not continue this input (line {line} differs); it belongs to "
                     "another file. Remove it or name another output file"

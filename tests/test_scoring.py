@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from finsent.__main__ import main
-from finsent.scoring import ScoringError, neutralized, score_csv
+from finsent.scoring import ScoringError, score_csv
+from finsent.spreadsheet import neutralize
 
 LABELS = ("negative", "neutral", "positive")
 
@@ -50,7 +51,7 @@ def test_columns_are_kept_and_added(source: Path, tmp_path: Path) -> None:
     found, given = rows_of(target), rows_of(source)
     assert found[0] == ["id", "headline", "'=note", "label", *LABELS]
     for row, original in zip(found[1:], given[1:], strict=True):
-        assert row[:3] == [neutralized(cell) for cell in original]
+        assert row[:3] == [neutralize(cell) for cell in original]
         (expected,) = predict([original[1]])
         assert [float(p) for p in row[4:]] == pytest.approx(expected, abs=1e-6)
         assert row[3] == LABELS[expected.index(max(expected))]
@@ -93,8 +94,8 @@ def test_an_interrupted_run_keeps_what_it_wrote(source: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\r=1"])
 def test_formulas_are_made_text(cell: str) -> None:
-    assert neutralized(cell) == f"'{cell}"
-    assert neutralized(f" {cell}") == f" {cell}"
+    assert neutralize(cell) == f"'{cell}"
+    assert neutralize(f"a{cell}") == f"a{cell}"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import gradio as gr
 from finsent import zero_gpu
 from finsent.ui.about import add_about_tab
 from finsent.ui.batch import add_batch_tab
-from finsent.ui.compare import CompareTab, add_compare_tab
+from finsent.ui.compare import VISITORS_AT_ONCE, CompareTab, add_compare_tab
 from finsent.ui.curves import add_curves_tab
 from finsent.ui.differ import DifferTab
 from finsent.ui.endpoints import add_endpoints
@@ -40,9 +40,6 @@ from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
 TITLE = "finsent: do dendrites help?"
 STATUS_SECONDS = 0.7
 QUEUE_SIZE = 256
-CONCURRENT_USERS = 64
-"""Calls that may reach the model at once; it answers them in batches. More wait their turn, and
-beyond QUEUE_SIZE they are told that the queue is full."""
 
 _MASTHEAD = """
 <header class="fs-head">
@@ -289,7 +286,7 @@ def launch(
     mcp: also at /gradio_api/mcp/; GRADIO_MCP_SERVER=true asks for it too.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENT_USERS)
+    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=VISITORS_AT_ONCE)
     demo.launch(
         server_name=host,
         server_port=port,

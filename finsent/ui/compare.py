@@ -19,7 +19,7 @@ from finsent.ui.words import explain_words, words_html
 
 MAX_CHARACTERS = 2000
 MODEL_QUEUE = "model"
-VISITORS_AT_ONCE = 32
+VISITORS_AT_ONCE = 64
 """Who waits, waits for the model inside the service, which measures it; gradio's own queue would
 hide the wait. Model times stay clean: the model answers one question at a time."""
 POLL_SECONDS = 0.5

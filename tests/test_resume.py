@@ -1,0 +1,282 @@
+"""A killed run goes on after its last epoch to the same result, and never twice at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from finsent import checkpoints, jobs, runs, scheduling, training
+from finsent.checkpoints import CHECKPOINT, CheckpointError
+from finsent.config import DendriteConfig, LoraConfig, TrainConfig, arm_config
+from finsent.jobs import Bases, Job, JobError
+
+BASE = TrainConfig(
+    backbone="tiny-phi",
+    dataset="sample",
+    epochs=6,
+    learning_rate=5e-3,
+    lora=LoraConfig(r=2),
+    autocast=False,
+)
+GROWING = arm_config(
+    BASE, "dendritic", DendriteConfig(grow_by=1, max_dendrites=2, patience=1, init_scale=0.3)
+)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Killed(Exception):
+    """Stands in for a kill: nothing after it runs."""
+
+
+def job_for(config: TrainConfig, root: Path) -> Job:
+    return Job(config, root / "artifacts", root / "shared", "cpu", "test", None)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a run found, without times."""
+    history = [
+        {k: v for k, v in json.loads(line).items() if k != "seconds"}
+        for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return {
+        "history": history,
+        "adapter": (folder / "adapter.safetensors").read_bytes(),
+        "predictions": (folder / "predictions.csv").read_bytes(),
+    }
+
+
+def kill_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run dies when it has kept that epoch's checkpoint."""
+    save = checkpoints.save_checkpoint
+
+    def dying(path: Path, checkpoint: checkpoints.Checkpoint) -> None:
+        save(path, checkpoint)
+        if len(checkpoint.facts["history"]) == epoch + 1:
+            raise Killed
+
+    monkeypatch.setattr(training, "save_checkpoint", dying)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[TrainConfig], dict[str, Any]]:
+    made: dict[str, dict[str, Any]] = {}
+
+    def get(config: TrainConfig) -> dict[str, Any]:
+        if config.arm not in made:
+            root = tmp_path_factory.mktemp(config.arm)
+            made[config.arm] = contents(jobs.run_job(job_for(config, root)))
+        return made[config.arm]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("config", "epochs"), [(BASE, (2,)), (GROWING, (0,)), (GROWING, (1,)), (GROWING, (2, 4))]
+)
+def test_a_killed_run_ends_bitwise_as_if_it_had_not_been(
+    config: TrainConfig,
+    epochs: tuple[int, ...],
+    uninterrupted: Callable[[TrainConfig], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_environment: None,
+) -> None:
+    expected = uninterrupted(config)
+    if config is GROWING:
+        grown = [line["epoch"] for line in expected["history"] if line["event"]]
+        assert min(grown) <= 1  # the kills below lie before and after growth
+    job = job_for(config, tmp_path)
+    for epoch in epochs:
+        with monkeypatch.context() as patch:
+            kill_after(epoch, patch)
+            with pytest.raises(Killed):
+                jobs.run_job(job)
+        assert (job.work_folder / CHECKPOINT).is_file()
+        assert not job.folder.exists()
+    found = contents(jobs.run_job(job))
+    assert found == expected
+    assert not (job.folder / CHECKPOINT).exists()
+
+
+def test_a_checkpoint_of_other_settings_is_kept_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_environment: None
+) -> None:
+    job = job_for(BASE, tmp_path)
+    with monkeypatch.context() as patch:
+        kill_after(0, patch)
+        with pytest.raises(Killed):
+            jobs.run_job(job)
+    kept = (job.work_folder / CHECKPOINT).read_bytes()
+    other = replace(job, config=replace(BASE, learning_rate=1e-3))
+    with pytest.raises(CheckpointError, match="other settings.*--overwrite"):
+        jobs.run_job(other)
+    assert (job.work_folder / CHECKPOINT).read_bytes() == kept
+    (job.work_folder / CHECKPOINT).write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint.*--overwrite"):
+        jobs.run_job(job)
+    jobs.run_job(replace(job, overwrite=True))
+    assert runs.is_finished(job.folder)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_environment: None
+) -> None:
+    job = job_for(BASE, tmp_path)
+    write = checkpoints.write_bytes_atomically
+    written: list[bytes] = []
+
+    def full(path: Path, content: bytes) -> None:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(content)
+        write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_bytes_atomically", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*start the same command again"):
+        jobs.run_job(job)
+    assert (job.work_folder / CHECKPOINT).read_bytes() == written[-1]
+
+
+def test_two_processes_never_make_the_same_run(tmp_path: Path, tiny_environment: None) -> None:
+    job = job_for(BASE, tmp_path)
+    job.work_folder.mkdir(parents=True)
+    (job.work_folder / "kept").touch()
+    with (
+        FileLock(job.work_folder.with_name(f"{job.work_folder.name}.lock")),
+        pytest.raises(JobError, match="another process is making this run"),
+    ):
+        jobs.run_job(job)
+    assert (job.work_folder / "kept").exists()
+
+
+def test_a_run_after_another_on_the_same_base_is_the_run_alone(
+    uninterrupted: Callable[[TrainConfig], dict[str, Any]], tmp_path: Path, tiny_environment: None
+) -> None:
+    bases = Bases()
+    for config in (BASE, GROWING):
+        found = contents(jobs.run_job(job_for(config, tmp_path), bases))
+        assert found == uninterrupted(config)
+
+
+def test_a_trainer_killed_in_the_middle_goes_on(
+    tmp_path: Path, uninterrupted: Callable[[TrainConfig], dict[str, Any]], tiny_environment: None
+) -> None:
+    """The real thing: SIGKILL to the trainer, whose child follows; then the same command again."""
+    command = [sys.executable, "train_models.py", "train", "--backbone", "tiny-phi"]
+    command += ["--dataset", "sample", "--arms", "baseline", "--epochs", "60", "--lora-r", "2"]
+    command += ["--no-autocast", "--artifacts", str(tmp_path)]
+    work = tmp_path / ".work" / "tiny-phi" / "sample" / "baseline" / "seed-0" / CHECKPOINT
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not work.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert work.exists()
+    lock = FileLock(work.parent.with_name("seed-0.lock"))
+    with lock.acquire(timeout=30):  # held until the child has noticed
+        at = work.stat().st_mtime
+    time.sleep(0.5)
+    assert work.stat().st_mtime == at, "the child went on without its trainer"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "tiny-phi" / "sample" / "baseline" / "seed-0"
+    assert [line["epoch"] for line in runs.read_run(folder).history] == list(range(60))
+
+
+def test_seeds_take_turns_on_the_gpus_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_environment: None
+) -> None:
+    """Two slots, three seeds: every seed gets one, and none two at a time."""
+    taken: queue.SimpleQueue[tuple[int, str | None]] = queue.SimpleQueue()
+
+    class FakeChild:
+        def __init__(self, gpu: str | None) -> None:
+            self.gpu = gpu
+
+        def __enter__(self) -> FakeChild:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def make(self, path: Path) -> bool:
+            taken.put((Job.load(path).config.seed, self.gpu))
+            time.sleep(0.05)
+            return True
+
+    monkeypatch.setattr(scheduling, "Child", FakeChild)
+    plan = scheduling.Plan(
+        base=BASE,
+        dendrites=DendriteConfig(grow_by=1),
+        arms=("baseline", "dendritic"),
+        seeds=(0, 1, 2),
+        artifacts=tmp_path,
+        device="cuda",
+        gpus=("0", "3"),
+        workers=1,
+        overwrite=False,
+        command="test",
+        git_commit=None,
+        data_dir=None,
+        backbone_dir=None,
+    )
+    assert scheduling.execute(plan) == []
+    seen = [taken.get() for _ in range(6)]
+    assert sorted(seed for seed, _ in seen) == [0, 0, 1, 1, 2, 2]
+    assert {gpu for _, gpu in seen} == {"0", "3"}
+    assert all(len({gpu for s, gpu in seen if s == seed}) == 1 for seed in range(3))
+
+
+def test_two_workers_find_what_one_finds(tmp_path: Path, tiny_environment: None) -> None:
+    """Processes side by side, each with a seed of its own, end in the same bytes."""
+    found = []
+    for workers in (1, 2):
+        root = tmp_path / str(workers)
+        command = [sys.executable, "train_models.py", "train", "--backbone", "tiny-phi"]
+        command += ["--dataset", "sample", "--epochs", "3", "--lora-r", "2", "--no-autocast"]
+        command += ["--seeds", "0", "1", "--workers", str(workers), "--artifacts", str(root)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
+        found.append([contents(run.folder) for run in runs.find_runs(root)])
+    assert len(found[0]) == 6
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("0,9", "'9' is none of the GPUs 0 to 1"), ("x", "'x' is none of")]
+)
+def test_a_gpu_that_is_not_there_is_refused(given: str, message: str) -> None:
+    from finsent.config import ConfigError
+    from train_models import _gpus
+
+    assert _gpus("all", 2) == ("0", "1")
+    assert _gpus(None, 0) == ()
+    with pytest.raises(ConfigError, match=message):
+        _gpus(given, 2)
+    with pytest.raises(ConfigError, match="sees no CUDA GPU"):
+        _gpus(given, 0)
+
+
+def test_an_exhausted_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1_000_000_000, 16_000_000_000))
+    said = jobs._plain(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."))
+    assert "1.0 of 16.0 GB are free" in said
+    assert "--precision nf4" in said
+    assert "\n" not in said
