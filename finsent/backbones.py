@@ -113,11 +113,11 @@ def preset(name: str) -> Preset:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are native there; on other CPUs they are slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    # oneDNN's own answer; it knows every instruction set it can use.
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether bf16 products are faster there: on GPUs that have them. CPUs without matrix units do
+    not gain what the copies cost (LOG.md)."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def default_device() -> torch.device:
