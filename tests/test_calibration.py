@@ -87,10 +87,10 @@ def test_sets_in_words(names: tuple[str, ...], words: str) -> None:
 
 
 def test_a_runs_calibration_comes_from_its_two_files(tmp_path: Path) -> None:
-    run = runs.read_run(make_run(tmp_path, n_test=120))
+    run = runs.read_run(make_run(tmp_path, n_test=60))
     found = calibration.calibration_of(run)
     assert found is not None
-    assert (found.n_validation, found.n_test) == (120, 120)
+    assert (found.n_validation, found.n_test) == (60, 60)
     test = run.read_predictions()
     covered = [
         y in found.label_set(found.calibrate(row))
