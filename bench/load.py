@@ -144,7 +144,8 @@ def app_ask(url: str) -> Ask:
             raise RuntimeError(f"{kind} {data}")
         answer = json.loads(data.removeprefix("data: "))[0]
         return {
-            arm["arm"]: [float(p) for p in arm["probabilities"].values()] for arm in answer["arms"]
+            arm: [float(p) for p in said["raw_probabilities"].values()]
+            for arm, said in answer["predictions"].items()
         }
 
     return ask
