@@ -39,12 +39,18 @@ class BenchResult:
     """Every number, nested keys joined by `/`."""
 
     def groups(self) -> dict[str, dict[str, float]]:
-        """Unit -> figures, for units with at least two figures to compare."""
+        """Unit -> figures, for units with at least two figures to compare.
+
+        Nested figures are details: they are left to the table where a unit has enough others.
+        """
         found: dict[str, dict[str, float]] = {}
         for name, value in self.figures.items():
             unit = unit_of(name)
             if unit is not None:
                 found.setdefault(unit, {})[name] = value
+        for unit, values in found.items():
+            main = {name: value for name, value in values.items() if "/" not in name}
+            found[unit] = main if len(main) > 1 else values
         return {unit: values for unit, values in found.items() if len(values) > 1}
 
 

@@ -93,7 +93,7 @@ def figures_bar(values: Mapping[str, float], unit: str) -> go.Figure:
         height=70 + 34 * len(names), margin={"l": 8, "r": 60, "t": 6, "b": 40}, showlegend=False
     )
     figure.update_xaxes(title_text=unit, rangemode="tozero", showgrid=True, gridcolor=_GRID)
-    figure.update_yaxes(automargin=True, showgrid=False)
+    figure.update_yaxes(automargin=True, showgrid=False, dtick=1)  # no name is left out
     return figure
 
 

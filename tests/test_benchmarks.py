@@ -97,3 +97,16 @@ def test_live_curves_show_every_epoch_so_far_and_growth() -> None:
     lines[1]["event"] = "grew dendrite 1"
     figure = training_figure({("dendritic", 0): lines, ("baseline", 0): lines[:1]}, "val_loss", "l")
     assert [list(t.y) for t in figure.data] == [[1, 0.5, 1 / 3], [0.5], [1]]
+
+
+def test_details_leave_the_chart_to_the_main_figures() -> None:
+    figures = {
+        "a_seconds": 1.0,
+        "b_seconds": 2.0,
+        "runs/c_seconds": 900.0,
+        "runs/x_ms": 1,
+        "y_ms": 2,
+    }
+    groups = BenchResult("made", {}, figures).groups()
+    assert groups["seconds"] == {"a_seconds": 1.0, "b_seconds": 2.0}
+    assert groups["milliseconds"] == {"runs/x_ms": 1, "y_ms": 2}
