@@ -107,6 +107,6 @@ def test_details_leave_the_chart_to_the_main_figures() -> None:
         "runs/x_ms": 1,
         "y_ms": 2,
     }
-    groups = BenchResult("made", {}, figures).groups()
+    groups = benchmarks.BenchResult("made", {}, figures).groups()
     assert groups["seconds"] == {"a_seconds": 1.0, "b_seconds": 2.0}
     assert groups["milliseconds"] == {"runs/x_ms": 1, "y_ms": 2}
