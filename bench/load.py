@@ -15,7 +15,6 @@ import importlib.metadata
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ import psutil
 
 from finsent.batching import BusyError
 from finsent.data import load_dataset
+from finsent.jobs import git_commit
 from finsent.runs import write_json
 
 FOLDER = ROOT / "artifacts/smollm2-135m/allagree"
@@ -213,8 +213,7 @@ def main() -> None:
     result["n"] = sum(v["answered"] for v in result.get("in_process", {}).values())
     result["versions"] = {n: importlib.metadata.version(n) for n in ("openvino", "torch", "gradio")}
     result["command"] = "python bench/load.py; python bench/load.py --memory-requests 10000"
-    git = ["git", "rev-parse", "HEAD"]
-    result["commit"] = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    result["commit"] = git_commit(ROOT)
     write_json(options.out, result)
 
 

@@ -38,6 +38,7 @@ from finsent.backbones import FileTokenizer, folder_sha256, load_backbone, prese
 from finsent.config import ARMS, TrainConfig
 from finsent.data import load_dataset, make_split
 from finsent.engines import TorchEngine
+from finsent.jobs import git_commit
 from finsent.latency import time_interleaved
 from finsent.openvino_engine import CLOSE_CALL, OpenVinoEngine
 from finsent.runs import Run, find_runs, read_json, write_json
@@ -244,9 +245,6 @@ def main() -> None:
     load = ROOT / "bench/results/load.json"
     if load.exists():
         result["throughput_ratio_64_users"] = read_json(load)["throughput_ratio_64_users"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     result |= {
         "device": f"{_cpu()}, {len(os.sched_getaffinity(0))} threads",
         "arms": list(ARMS),
@@ -255,7 +253,7 @@ def main() -> None:
             for name in ("openvino", "torch", "transformers", "gradio")
         },
         "command": "python bench/serve_cpu.py {latency,accuracy,startup}",
-        "commit": commit.stdout.strip(),
+        "commit": git_commit(ROOT),
     }
     write_json(RESULTS, result)
     print(json.dumps(result, indent=1))

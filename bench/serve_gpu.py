@@ -18,7 +18,6 @@ import argparse
 import importlib.metadata
 import json
 import random
-import subprocess
 import sys
 import time
 import traceback
@@ -38,6 +37,7 @@ from finsent.backbones import Nf4Product, pool, token_batches
 from finsent.dendritic_linear import DendriticLinear
 from finsent.fused import DenseProduct, FusedDecoder
 from finsent.graphs import GraphedForward, compiled, pad
+from finsent.jobs import git_commit
 from finsent.latency import LatencyStats, time_interleaved
 
 TOKENS = 32
@@ -353,7 +353,6 @@ def main() -> None:
     """Runs everything and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/serve_gpu.json")
-    parser.add_argument("--commit", help="of the code measured, where there is no git")
     parser.add_argument("--tiny", action="store_true", help="two small blocks: tries the script")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -383,18 +382,11 @@ def main() -> None:
             for name in ("torch", "transformers", "bitsandbytes")
         },
         "command": f"python bench/serve_gpu.py{' --tiny' if options.tiny else ''}",
-        "commit": options.commit or _commit(),
+        "commit": git_commit(ROOT),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

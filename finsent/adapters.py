@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -126,24 +126,13 @@ def attach_lora(
                 f"{name} got rank {pair.a.out_features} and scaling {layer.scaling[_PEFT_NAME]}, "
                 f"expected {rank} and {scaling}"
             )
-        # peft would copy every input to the adapters' precision; the maps are smaller by far.
+        # peft would copy every input to the adapters' precision; ours, without dendrites the plain
+        # map, computes in the input's: the maps are smaller by far.
         layer.cast_input_dtype_enabled = False
-        layer.lora_A[_PEFT_NAME] = _InputPrecisionLinear(pair.a)
-        layer.lora_B[_PEFT_NAME] = _InputPrecisionLinear(pair.b)
+        for maps, linear in ((layer.lora_A, pair.a), (layer.lora_B, pair.b)):
+            maps[_PEFT_NAME] = DendriticLinear(cast(nn.Parameter, linear.weight), None, "relu")
         pairs[name] = pair
     return pairs
-
-
-class _InputPrecisionLinear(nn.Module):
-    """x W^T in the precision of x, whatever that of W is."""
-
-    def __init__(self, source: nn.Linear) -> None:
-        super().__init__()
-        self.weight = source.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
 def detach_lora(upper: Any, names: Iterable[str]) -> None:

@@ -173,10 +173,19 @@ def seed_mean(runs: Sequence[Run], column: str) -> tuple[list[int], list[float]]
 
     Beyond that the mean would jump whenever a seed stops, which is no property of training.
     """
-    length = min(len(run.history) for run in runs)
-    return list(range(length)), [
-        fmean(float(run.history[epoch][column]) for run in runs) for epoch in range(length)
-    ]
+    means = [fmean(values) for values in _side_by_side(_column(run, column) for run in runs)]
+    return list(range(len(means))), means
+
+
+def _column(run: Run, name: str) -> list[float]:
+    return [float(line[name]) for line in run.history]
+
+
+def _side_by_side(each: Iterable[Sequence[float]]) -> list[tuple[float, ...]]:
+    """The runs' values at each epoch that all of them reached."""
+    lines = list(each)
+    shortest = min(map(len, lines))
+    return list(zip(*(line[:shortest] for line in lines), strict=True))
 
 
 def elapsed_seconds(run: Run) -> list[float]:
@@ -211,8 +220,7 @@ def _positions(run: Run, view: CurveView) -> list[float]:
 
 
 def _mean_positions(runs: Sequence[Run], view: CurveView) -> list[float]:
-    each = [_positions(run, view) for run in runs]
-    return [fmean(column) for column in zip(*each, strict=False)]
+    return [fmean(values) for values in _side_by_side(_positions(run, view) for run in runs)]
 
 
 def _add_series(figure: go.Figure, panel: Panel, series: _Series, view: CurveView) -> None:
@@ -259,9 +267,7 @@ def _add_seeds(
             )
     elif view.seeds == "band":
         x = _mean_positions(series.runs, view)
-        columns = list(
-            zip(*([line[panel.column] for line in r.history] for r in series.runs), strict=False)
-        )
+        columns = _side_by_side(_column(run, panel.column) for run in series.runs)
         figure.add_scatter(
             x=[*x, *reversed(x)],
             y=[*map(max, columns), *map(min, reversed(columns))],

@@ -631,7 +631,8 @@ def _joined_inputs(product: _Product, adapter: Adapter, k: int) -> dict[str, Arr
     Layers of the product have their own rows of `down` and their own blocks of `up`. Without
     dendrites, W in the last two places is 1 and everything there is zero.
     """
-    members = [adapter.layers.get(path) for path, _ in product.layers[: product.adapted]]
+    adapted = product.layers[: product.adapted]
+    members = [adapter.layers.get(path) for path, _ in adapted]
     ranks = [0 if m is None else m[0].shape[0] for m in members]
     total, width = max(sum(ranks), 1), product.adapted_width
     grown = max((0 if m is None else m[1].n_dendrites for m in members), default=0)
@@ -642,7 +643,7 @@ def _joined_inputs(product: _Product, adapter: Adapter, k: int) -> dict[str, Arr
     mixing = np.zeros((k, span), np.float32)
     feeding = np.zeros((k, k, span), np.float32)
     row = rank_at = 0
-    for (_, out), member, rank in zip(product.layers, members, ranks, strict=False):
+    for (_, out), member, rank in zip(adapted, members, ranks, strict=True):
         if member is not None:
             a, b = member
             rows, columns = slice(row, row + out), slice(rank_at, rank_at + rank)

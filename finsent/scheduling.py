@@ -9,10 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from joblib import Parallel, delayed
 
 from finsent import runs
 from finsent.config import (
@@ -76,13 +75,13 @@ def execute(plan: Plan) -> list[str]:
     slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for slot in (plan.gpus or (None,)) * plan.workers:
         slots.put(slot)
-    with tempfile.TemporaryDirectory(prefix="finsent-") as scratch:
-        # Threads only wait: each seed is a process of its own. joblib, because the same call
-        # reaches a cluster under another of its backends.
-        failed = Parallel(n_jobs=slots.qsize(), backend="threading")(
-            delayed(_run_seed)(plan, seed, Path(scratch), slots) for seed in plan.seeds
-        )
-    return [name for names in failed for name in names]
+    with (
+        tempfile.TemporaryDirectory(prefix="finsent-") as scratch,
+        # Threads only wait: each seed is a process of its own.
+        ThreadPoolExecutor(max_workers=slots.qsize()) as pool,
+    ):
+        failed = pool.map(lambda seed: _run_seed(plan, seed, Path(scratch), slots), plan.seeds)
+        return [name for names in failed for name in names]
 
 
 def _require_same_settings(plan: Plan, folder: Path, seed: int) -> None:

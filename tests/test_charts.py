@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def test_log_switch_leaves_shares_alone(runs: list[Run]) -> None:
 
 def test_parameters_jump_where_a_dendrite_is_grown(runs: list[Run]) -> None:
     line = trace(charts.curve_figures(runs)["parameters"], "Dendritic, seed 0")
-    steps = [after - before for before, after in zip(line.y, line.y[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(line.y)]
     assert [index for index, step in enumerate(steps) if step] == [GROWTH_EPOCH]
     assert line.line.shape == "vh"
 
