@@ -245,15 +245,18 @@ class OwnerTraining:
                 # From here on there is nothing to cancel.
                 self._state = TrainingState("keeping", "Adding the runs to the artifacts.", log)
                 self._histories = histories
+        ended = None
         if not cancelled:
             try:
                 ended = self._kept(code, log)
             except (OSError, ValueError) as error:
                 # The thread's only way to tell the owner.
                 ended = TrainingState("failed", f"Could not keep the runs: {error}", log)
+        # Tidied up before it is said to be over, or a start right after would lose its folder.
+        shutil.rmtree(self.staging, ignore_errors=True)
+        if ended is not None:
             with self._lock:
                 self._state = ended
-        shutil.rmtree(self.staging, ignore_errors=True)
 
     def _kept(self, code: int, log: tuple[str, ...]) -> TrainingState:
         made = runs.find_runs(self.staging) if code == 0 else []
