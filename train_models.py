@@ -4,6 +4,8 @@ python train_models.py [train] --backbone smollm2-135m --dataset allagree --seed
 python train_models.py verify
 python train_models.py latency
 python train_models.py figures
+python train_models.py study heads --select
+python train_models.py study heads
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from finsent.config import (
 )
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("train", "verify", "latency", "leaderboard", "figures")
+COMMANDS = ("train", "verify", "latency", "leaderboard", "figures", "study")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=what, description=what)
         sub.add_argument("--artifacts", type=Path, default=ROOT / "artifacts", metavar="DIR")
         sub.set_defaults(run=run)
+    _add_study(commands.add_parser("study", help="many runs over folds, seeds and regimes"))
     return parser
 
 
@@ -104,6 +107,16 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--grow-by", type=int, help="last epoch to add the first dendrite after (half of all)")
     add("--init-scale", type=float, default=0.1, help="standard deviation of new dendrites")
     add("--growth-learning-rate-factor", type=float, default=0.5)
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_study)
+    add = parser.add_argument
+    add("name", help="a study of finsent/study/plans.py, or 'classical'")
+    add("--select", action="store_true", help="choose settings on validation; nothing is tested")
+    add("--artifacts", "--out", type=Path, default=ROOT / "artifacts", metavar="DIR")
+    add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data sets")
+    add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
 
 
 def _layers(text: str) -> int | str | None:
@@ -268,6 +281,40 @@ def _latency(options: argparse.Namespace) -> int:
     for line in retime(find_runs(options.artifacts), default_device()):
         print(line)
     _rebuild_index(options.artifacts)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from finsent import runs
+    from finsent.study import classical
+    from finsent.study.head_runner import HeadStudyRunner
+    from finsent.study.plans import STUDIES
+    from finsent.study.results import StudyError
+    from finsent.study.summary import write_summary
+
+    folder = options.artifacts / "studies" / options.name
+    if options.name == classical.NAME:
+        if options.select:
+            raise StudyError("the classical study chooses its settings within every run")
+        classical.run_classical(
+            folder, classical.PLAN, data_dir=options.data_dir, backbone_dir=options.backbone_dir
+        )
+    elif options.name in STUDIES:
+        runner = HeadStudyRunner(
+            STUDIES[options.name],
+            folder,
+            data_dir=options.data_dir,
+            backbone_dir=options.backbone_dir,
+        )
+        if options.select:
+            print(f"wrote {runner.select()}")
+            return 0
+        runner.run()
+    else:
+        known = ", ".join([*STUDIES, classical.NAME])
+        raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
+    print(f"wrote {write_summary(folder)}")
+    runs.write_manifest(options.artifacts)
     return 0
 
 
