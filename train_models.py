@@ -22,6 +22,7 @@ from finsent.config import (
     ACTIVATIONS,
     ADAPTER_PRECISIONS,
     ARMS,
+    CANDIDATES,
     PLACEMENTS,
     POOLINGS,
     PRECISIONS,
@@ -118,6 +119,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--patience", type=int, default=2, help="epochs without improvement before growth")
     add("--grow-by", type=int, help="last epoch to add the first dendrite after (half of all)")
     add("--init-scale", type=float, default=0.1, help="standard deviation of new dendrites")
+    add("--candidates", choices=CANDIDATES, default="random", help="how new dendrites start")
     add("--growth-learning-rate-factor", type=float, default=0.5)
 
 
@@ -200,6 +202,7 @@ def _train(options: argparse.Namespace) -> int:
         # Without a plateau the dendrites still get the second half of the budget.
         grow_by=max(0, epochs // 2 - 1) if options.grow_by is None else options.grow_by,
         init_scale=options.init_scale,
+        candidates=options.candidates,
         learning_rate_factor=options.growth_learning_rate_factor,
     )
     plan = scheduling.Plan(

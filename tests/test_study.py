@@ -311,9 +311,9 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str], tmp_path:
         HEADS.regime("tiny")
     with pytest.raises(StudyError, match="fraction must be one of"):
         Regime("odd", fraction=0.2)
-    for study in STUDIES.values():
-        for regime in study.regimes:
-            assert study.regime(regime.settings_of or regime.name).settings_of is None
+    for regime in HEADS.regimes:
+        assert HEADS.regime(regime.settings_of or regime.name).settings_of is None
+    assert all(name == study.name for name, study in STUDIES.items())
 
 
 # ------------------------------------------------------------------------ features and classical

@@ -95,19 +95,18 @@ class HeadStudyRunner:
 
         choosing: without regimes that use the settings of another.
         """
-        found = []
-        for dataset in self.study.datasets:
-            for regime in self.study.regimes:
-                if choosing and regime.settings_of is not None:
-                    continue
-                found.append(Cell(dataset, regime.name, SHARED, "baseline"))
-                found += [
-                    Cell(dataset, regime.name, recipe, arm)
-                    for recipe in self.study.recipes
-                    for arm in HEAD_ARMS
-                    if arm != "baseline"
-                ]
-        return found
+        return [
+            Cell(dataset, regime.name, recipe, arm)
+            for regime in self.study.regimes
+            if regime.settings_of is None or not choosing
+            for dataset in self.study.datasets
+            for recipe, arm in self._recipes_and_arms()
+        ]
+
+    def _recipes_and_arms(self) -> list[tuple[str, str]]:
+        grown = [arm for arm in HEAD_ARMS if arm != "baseline"]
+        pairs = [(recipe, arm) for recipe in self.study.recipes for arm in grown]
+        return [(SHARED, "baseline"), *pairs]
 
     # ------------------------------------------------------------------------ selection
 

@@ -140,6 +140,10 @@ class LoraRegime:
     """Share of the training part."""
 
 
+LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
+"""Recipe of a LoRA study -> how its dendrites start (DendriteConfig.candidates)."""
+
+
 @dataclass(frozen=True)
 class LoraStudy:
     """Fine-tuning: data sets x regimes x arms x folds x seeds, each a run of the trainer.
@@ -154,6 +158,8 @@ class LoraStudy:
     """Values of TrainConfig.split."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     arms: tuple[str, ...] = STUDY_ARMS
+    recipes: tuple[str, ...] = ("grown",)
+    """Keys of LORA_RECIPES. All share the baseline."""
     epochs: int | None = None
     """None: the recipe's."""
     backbone: str = "smollm2-135m"
@@ -177,6 +183,7 @@ def _named(regimes: tuple[R, ...], name: str, study: str) -> R:
 
 LORA = LoraStudy(
     name="lora",
+    recipes=tuple(LORA_RECIPES),
     datasets=("allagree", "50agree"),
     regimes=(
         LoraRegime("r8-all"),
