@@ -94,8 +94,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, help="default of this and the next two: the preset's")
     add("--batch-size", type=int)
     add("--learning-rate", type=float)
-    add("--label-smoothing", type=float)
-    add("--prompt-suffix", help="ends every text; default of this and the one before: the preset's")
+    add("--label-smoothing", type=float, help="default: the preset's")
+    add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     add("--activation", choices=ACTIVATIONS, default="relu")
@@ -117,6 +117,13 @@ def _layers(text: str) -> int | str | None:
 def _or_preset(given: int | str | None, preset: int | None) -> int | None:
     """A number of blocks (None: all) as typed, or the preset's."""
     return preset if isinstance(given, str) else given
+
+
+def _cue(dataset: str, cued: bool) -> str:
+    """What ends every text of a data set. An unknown name gets its error from the data's loader."""
+    from finsent.data import DATASETS
+
+    return DATASETS[dataset].cue if cued and dataset in DATASETS else ""
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -157,7 +164,9 @@ def _train(options: argparse.Namespace) -> int:
         ),
         max_length=options.max_length,
         prompt_suffix=(
-            recipe.prompt_suffix if options.prompt_suffix is None else options.prompt_suffix
+            _cue(options.dataset, recipe.cued)
+            if options.prompt_suffix is None
+            else options.prompt_suffix
         ),
     )
     dendrites = DendriteConfig(

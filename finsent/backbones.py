@@ -28,7 +28,7 @@ class BackboneError(RuntimeError):
 class Recipe:
     """Settings that suit a backbone on a kind of device; LOG.md says where they come from.
 
-    The names are TrainConfig's and LoraConfig's.
+    The names are TrainConfig's and LoraConfig's, but for `cued`.
     """
 
     precision: Precision
@@ -39,11 +39,8 @@ class Recipe:
     batch_size: int = 16
     epochs: int = 8
     label_smoothing: float = 0.0
-    prompt_suffix: str = ""
-
-
-CUE = "\nFor the company's share price this news is"
-"""The question Financial PhraseBank's annotators were asked, as a sentence to be completed."""
+    cued: bool = False
+    """Whether texts end with their data set's cue (DatasetEntry.cue)."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,14 @@ PRESETS = {
             title="SmolLM2-135M-Instruct",
             licence="Apache-2.0",
             source=lambda progress: str(ensure_embedded(progress=progress)),
-            cuda=Recipe("fp32", epochs=6, prompt_suffix=CUE),
+            cuda=Recipe("fp32", epochs=6, cued=True),
             cpu=Recipe(
                 "fp32",
                 last_layers=6,
                 depth=24,
                 learning_rate=1e-3,
                 batch_size=32,
-                prompt_suffix=CUE,
+                cued=True,
             ),
         ),
         Preset(
