@@ -28,9 +28,9 @@ from finsent.disagreements import (
 )
 from finsent.ui.events import interactive_html, sent
 from finsent.ui.markup import (
-    LABEL_MARKS,
     arms_legend,
     count,
+    label_mark,
     notice,
     percent,
     percent_interval,
@@ -65,7 +65,7 @@ def texts_of(dataset: str) -> tuple[Mapping[str, str] | None, str]:
         )
     return None, (
         "Sentences are not part of this page: they are shown by id. Download "
-        f"FinancialPhraseBank-v1.0.zip from {DATASETS[dataset].url}, set FINSENT_DATA_DIR to its "
+        f"{DATASETS[dataset].files} from {DATASETS[dataset].url}, set FINSENT_DATA_DIR to the "
         "folder and start the app again to read them."
     )
 
@@ -142,7 +142,7 @@ def _answer(case: Case, arm: str) -> str:
 
 
 def _mark(label: str) -> str:
-    return f'<span aria-hidden="true">{LABEL_MARKS.get(label, "■")}</span>'
+    return f'<span aria-hidden="true">{label_mark(label)}</span>'
 
 
 def case_key(case: Case) -> str:
