@@ -137,6 +137,11 @@ class FileTokenizer:
         self._end = self._tokenizer.encode(suffix, add_special_tokens=False).ids
         self._tokenizer.enable_truncation(_room(max_length, self._end, suffix))
 
+    @property
+    def suffix_length(self) -> int:
+        """Tokens of the suffix."""
+        return len(self._end)
+
     def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
         """Token ids of each text, and whether it was cut. BackboneError on no tokens."""
         found = self._tokenizer.encode_batch(list(texts))

@@ -3,6 +3,9 @@ page, the published endpoints and the trainer."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -12,15 +15,20 @@ import numpy as np
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from openpyxl import Workbook
 from playwright.sync_api import expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS
-from finsent import batch, figures
+from finsent import batch, figures, fomc, jobs, numclaim
+from finsent import leaderboard as leaderboard_file
+from finsent.__main__ import main
 from finsent.calibration import calibration_of
+from finsent.classifier import Classifier
+from finsent.config import DendriteConfig, LoraConfig, TrainConfig, arm_config
 from finsent.data import DATASETS
 from finsent.examples import CLAIMS, STANCES
 from finsent.live_charts import distribution_figure
-from finsent.runs import read_run
+from finsent.runs import read_run, write_manifest
 from finsent.ui import about, differ, leaderboard, state
 from finsent.ui import batch as batch_tab
 from finsent.ui.cards import banner_html, cards_html, result_dict
@@ -148,7 +156,9 @@ def test_the_evidence_pages_name_the_classes(
     for name in names:
         marked = f'<span aria-hidden="true">{label_mark(name)}</span> {name}</th>'
         assert matrices.count(marked) == 2 * len(arms)
-        assert f"{name}</th>" in differ.per_class_html(arms)
+    classes = differ.per_class_html(arms, names)
+    places = [classes.index(f"{name}</th>") for name in names]
+    assert places == sorted(places)
     assert "does not say how far its annotators agreed" in differ.by_agreement_html(arms)
     cases = differ.read_cases(catalog.of("smollm2-135m", selection.dataset))
     html = differ.cases_html(cases[:5], len(cases), 5, "wrong", selection.dataset)
@@ -169,6 +179,86 @@ def test_ids_stand_for_sentences_and_the_hint_names_the_right_files() -> None:
 def test_the_figures_are_drawn(artifacts: Path, tmp_path: Path) -> None:
     root = shutil.copytree(artifacts, tmp_path / "artifacts")
     assert all(path.stat().st_size > 10_000 for path in figures.make_figures(root))
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def trained(
+    request: pytest.FixtureRequest, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Both arms, trained for real on made-up sentences in the published format."""
+    name = request.param
+    rng = random.Random(0)
+    nouns = [f"{a}{b}" for a in ("rate", "price", "wage", "bond") for b in "abcdefghijklmnopqrst"]
+    sentences = [
+        (f"{' '.join(rng.sample(nouns, 7))} {NAMES[name][i % len(NAMES[name])]} {i}", i)
+        for i in range(120)
+    ]
+    module, header, code = {
+        "fomc": (fomc, ("sentence", "label", "year", "orig_index"), (0, 2, 1)),
+        "numclaim": (numclaim, ("text", "label"), (0, 1)),
+    }[name]
+    root = tmp_path_factory.mktemp(name)
+    sums = {}
+    for number, file in enumerate(module.FILES.sha256):
+        book = Workbook()
+        book.active.append(header)
+        for text, i in sentences[number :: len(module.FILES.sha256)]:
+            book.active.append([text, code[i % len(code)], 2000, i][: len(header)])
+        book.save(root / file)
+        sums[file] = hashlib.sha256((root / file).read_bytes()).hexdigest()
+    base = TrainConfig(
+        backbone="tiny-phi",
+        dataset=name,
+        epochs=3,
+        learning_rate=2e-2,
+        lora=LoraConfig(r=2),
+        autocast=False,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
+        patch.setattr(module, "FILES", dataclasses.replace(module.FILES, sha256=sums))
+        for arm, treatment in (("baseline", None), ("dendritic", DendriteConfig(grow_by=0))):
+            config = arm_config(base, arm, treatment)
+            job = jobs.Job(config, root / "artifacts", root / "shared", "cpu", "test", None, root)
+            jobs.run_job(job)
+    return root / "artifacts" / "tiny-phi" / name
+
+
+def test_a_trained_model_answers_in_the_order_of_its_label_names(
+    trained: Path, tiny_environment: None
+) -> None:
+    names = NAMES[trained.name]
+    run = read_run(trained / "dendritic" / "seed-0")
+    assert run.label_names == names
+    assert run.metrics["dendrites"] > 0
+    assert set(run.metrics["per_class"]) == set(names)
+    model = Classifier.from_artifacts(trained, "dendritic", 0)
+    assert model.label_names == names
+    found = model.predict_proba(["ratea wagec bonde 1", "priceb"])
+    assert found.shape == (2, len(names))
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+def test_the_command_writes_a_column_for_each_class(
+    trained: Path, tmp_path: Path, tiny_environment: None
+) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text\nratea wagec\n")
+    arguments = ["score", str(source), "--column", "text", "--out", str(target)]
+    assert main([*arguments, "--runs", str(trained), "--arm", "baseline"]) == 0
+    header, row = (line.split(",") for line in target.read_text().splitlines())
+    assert header == ["text", "label", *NAMES[trained.name]]
+    assert row[1] in NAMES[trained.name]
+
+
+def test_its_runs_verify_and_make_a_leaderboard(trained: Path) -> None:
+    root = trained.parents[1]
+    leaderboard_file.write(root)
+    write_manifest(root)
+    assert verify(root) == []
 
 
 # ------------------------------------------------------------------------------------------ server

@@ -191,10 +191,10 @@ def _confusion(arm: Entry, names: Sequence[str]) -> str:
     )
 
 
-def per_class_html(arms: Sequence[Entry]) -> str:
+def per_class_html(arms: Sequence[Entry], label_names: Sequence[str]) -> str:
     """Precision, recall and F1 of every class and arm."""
     rows = []
-    for name in arms[0]["per_class"]:
+    for name in label_names:
         for arm in arms:
             entry = arm["per_class"][name]
             spread = "" if entry["f1_sd"] is None else f" ± {100 * entry['f1_sd']:.1f}"
@@ -485,6 +485,6 @@ class DifferTab:
                 "below the dashed line: overconfident; bars: answers in the bin",
             ),
             reliability_figure(arms),
-            per_class_html(arms),
+            per_class_html(arms, runs[0].label_names),
             by_agreement_html(arms),
         )
