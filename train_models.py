@@ -69,7 +69,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", default="smollm2-135m", help="preset, Hub id or folder (%(default)s)")
     add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
-    add("--dataset", default="allagree", help="data set name (%(default)s)")
+    add("--dataset", default="allagree", help="data set name, see docs/data.md (%(default)s)")
     add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data set")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms to train (all)")
     add("--seeds", nargs="+", type=int, default=[0], help="seeds, one run of each arm per seed (0)")

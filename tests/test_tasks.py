@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from openpyxl import Workbook
 
-from finsent import fiqa, fomc, numclaim, tweets
+from finsent import datasheet, fiqa, fomc, numclaim, tweets
 from finsent.data import DATASETS, DataError, Dataset, Example, load_dataset, make_split
 from finsent.records import Row, clean, merge, repair_encoding
 from finsent.splits import join_kin
@@ -337,3 +337,22 @@ def test_real_pieces_of_one_sentence_stay_together(real_data: Path) -> None:
     split = make_split(dataset, 0)
     sides = [{dataset.examples[i].group for i in part} for part in (split.train, split.test)]
     assert not sides[0] & sides[1]
+
+
+def test_the_document_shows_the_data(real_data: Path) -> None:
+    document = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text("utf-8")
+    for name in DATASETS:
+        assert datasheet.table_row(name, real_data) in document
+    assert datasheet.HEADER in document
+
+
+def test_the_document_states_the_rules() -> None:
+    document = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text("utf-8")
+    assert datasheet.rules_markdown() in document
+
+
+def test_the_datasheet_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert datasheet.main(["--data-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: no Sentences_AllAgree.txt")
