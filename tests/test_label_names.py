@@ -113,7 +113,8 @@ def test_the_cards_name_the_classes(
     for answer in answers.values():
         assert tuple(answer["probabilities"]) == tuple(answer["raw_probabilities"]) == names
         mark = label_mark(answer["label"])
-        assert f'<span aria-hidden="true">{mark}</span> {answer["label"]}</p>' in html
+        label = answer["label"][0].upper() + answer["label"][1:]
+        assert f'<span aria-hidden="true">{mark}</span> {label}</p>' in html
         assert set(answer["label_set"]) <= set(names)
 
 

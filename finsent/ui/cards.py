@@ -77,7 +77,7 @@ def banner_html(catalog: Catalog, outcome: Outcome) -> str:
         notice(
             "Cut.",
             f"The models read the first {tokens} of this text; the rest did not count. Batch "
-            "takes it as one sentence a line; `python -m finsent score --long windows` reads long "
+            "takes it as one sentence a line; “python -m finsent score --long windows” reads long "
             "texts whole.",
             tone="warning",
         )
@@ -221,7 +221,8 @@ def answer_html(answer: Answer) -> str:
     label = answer.label
     return (
         f'<p class="fs-answer" data-label="{escape(label)}">'
-        f'<span aria-hidden="true">{label_mark(label)}</span> {escape(label)}</p>'
+        f'<span aria-hidden="true">{label_mark(label)}</span> '
+        f"{escape(label[:1].upper() + label[1:])}</p>"
         f"{_set(answer)}{_bars(answer.label_names, answer.shown, label)}{_raw(answer)}"
     )
 
