@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from finsent.config import PRECISIONS, Precision
+from finsent.data import DATASETS
 from finsent.weights import Progress, ensure_embedded, ensure_tiny_phi, sha256_file, tensors_sha256
 
 
@@ -55,6 +56,15 @@ class Preset:
     cuda: Recipe
     cpu: Recipe
     """Adapts few blocks: all of a large model would take days."""
+
+    def recipe(self, device: str) -> Recipe:
+        """What suits a type of device, "cpu" or "cuda"."""
+        return self.cpu if device == "cpu" else self.cuda
+
+
+def cue(recipe: Recipe, dataset: str) -> str:
+    """What ends every text of a data set under a recipe; nothing for one that has no entry."""
+    return DATASETS[dataset].cue if recipe.cued and dataset in DATASETS else ""
 
 
 PRESETS = {

@@ -24,7 +24,7 @@ from finsent.evaluation import (
     score,
 )
 from finsent.references import REFERENCES
-from finsent.runs import SIGNIFICANT_DIGITS, Predictions, Run, find_runs, write_json
+from finsent.runs import Predictions, Run, find_runs, rounded, write_json
 
 LEADERBOARD = "leaderboard.json"
 
@@ -115,7 +115,7 @@ def build(root: Path | str) -> dict[str, Any]:
         comparisons += [{**place, **pair.to_dict()} for pair in pairs]
         by_arm = [list(same) for _, same in groupby(runs, key=lambda run: run.arm)]
         arms += _ranked([{**place, **_arm(same, runs, predicted)} for same in by_arm], pairs)
-    board: dict[str, Any] = _rounded(
+    board: dict[str, Any] = rounded(
         {
             "rows": rows,
             "arms": arms,
@@ -320,13 +320,3 @@ def _ranked(arms: list[dict[str, Any]], pairs: Sequence[Comparison]) -> list[dic
         ranked += [{**arm, "rank": rank, "tie_group": group} for arm in tied]
         waiting = [arm for arm in waiting if arm not in tied]
     return ranked
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
-    if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
-    return value

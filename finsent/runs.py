@@ -266,6 +266,18 @@ def arm_of(train_config: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------ writing
 
 
+def rounded(value: Any) -> Any:
+    """Every float in nested mappings and lists to SIGNIFICANT_DIGITS: sums may differ in the last
+    bit between processors, and a file that is computed again must not."""
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return value
+
+
 def canonical_json(value: Any) -> str:
     """The one spelling in which JSON files are stored here: two spaces, sorted keys, newline.
 

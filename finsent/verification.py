@@ -30,6 +30,8 @@ from finsent.runs import (
     read_tensor_shapes,
     sha256_file,
 )
+from finsent.study.results import RESULTS, SUMMARY, StudyError, read_runs
+from finsent.study.summary import summarize
 
 RELATIVE_TOLERANCE = 1e-9
 """Recomputed metrics may differ in the last bits between processors, not more."""
@@ -69,6 +71,7 @@ def verify(root: Path | str) -> list[str]:
         problems += _selection_problems(run)
     problems += _fairness_problems(runs)
     problems += _leaderboard_problems(root)
+    problems += _study_problems(root)
     return problems
 
 
@@ -270,3 +273,17 @@ def _leaderboard_problems(root: Path) -> Iterator[str]:
         yield f"{path}: missing; write the leaderboard again"
     elif path.read_bytes() != fresh:
         yield f"{path}: not what the runs give; write the leaderboard again"
+
+
+def _study_problems(root: Path) -> Iterator[str]:
+    for results in sorted((root / "studies").glob(f"*/{RESULTS}")):
+        path = results.parent / SUMMARY
+        try:
+            fresh = canonical_json(summarize(read_runs(results))).encode()
+        except (StudyError, ArtifactError) as error:
+            yield f"{path}: cannot be computed again: {error}"
+            continue
+        if not path.is_file():
+            yield f"{path}: missing; run the study again, which writes it"
+        elif path.read_bytes() != fresh:
+            yield f"{path}: not what {RESULTS} gives; run the study again, which writes it"

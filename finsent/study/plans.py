@@ -1,0 +1,205 @@
+"""The registered studies: which regimes, recipes and settings are tried. A new one is one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from types import MappingProxyType
+from typing import TypeVar
+
+from finsent.config import STUDY_ARMS
+from finsent.folds import FOLDS, FRACTIONS
+from finsent.study.head_training import HeadRecipe
+from finsent.study.results import StudyError
+
+SELECTION_SEED = 1000
+"""The repetition of the folds on whose validation parts settings are chosen; it is never tested."""
+SELECTION_FOLDS = 5
+"""How many of its folds are used."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What a head may see."""
+
+    name: str
+    dimensions: int | None = None
+    """Principal components of the frozen features (None: all of them)."""
+    fraction: float = 1.0
+    """Share of the training part."""
+    settings_of: str | None = None
+    """A regime of the same kind whose settings are used (None: chosen for this one)."""
+    test_datasets: tuple[str, ...] = ()
+    """Data sets of the same classes on which the trained heads are tested as well, whole."""
+
+    def __post_init__(self) -> None:
+        if self.fraction not in FRACTIONS:
+            raise StudyError(f"regime {self.name}: fraction must be one of {FRACTIONS}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is chosen on validation; every arm of a recipe is tuned over the same grid."""
+
+    features: str
+    """`<pooling>-<layer>`; chosen for the baseline, and then the same for all arms."""
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class HeadStudy:
+    """Heads on frozen features: data sets x regimes x recipes x arms x folds x seeds."""
+
+    name: str
+    datasets: tuple[str, ...]
+    regimes: tuple[Regime, ...]
+    recipes: Mapping[str, HeadRecipe]
+    variants: Mapping[str, HeadRecipe]
+    """Recipes that differ from one of `recipes` in one setting, compared on validation only."""
+    variant_regimes: tuple[str, ...]
+    features: tuple[str, ...]
+    learning_rates: tuple[float, ...]
+    weight_decays: tuple[float, ...]
+    backbone: str = "smollm2-135m"
+    folds: int = FOLDS
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def regime(self, name: str) -> Regime:
+        """The regime of that name. StudyError for an unknown one."""
+        return _named(self.regimes, name, self.name)
+
+    def grid(self) -> list[tuple[float, float]]:
+        """(learning_rate, weight_decay) pairs that every arm is tuned over."""
+        return list(product(self.learning_rates, self.weight_decays))
+
+
+RANDOM = HeadRecipe(candidates="random")
+REFINED = HeadRecipe(candidates="refined", dendrites=3)
+
+HEADS = HeadStudy(
+    name="heads",
+    datasets=("allagree", "50agree"),
+    regimes=(
+        Regime("full"),
+        Regime("pca-32", dimensions=32),
+        Regime("data-10", fraction=0.1),
+        Regime("pca-32-data-10", dimensions=32, fraction=0.1),
+        *(Regime(f"pca-{k}", dimensions=k, settings_of="pca-32") for k in (64, 16, 8)),
+        Regime("data-50", fraction=0.5, settings_of="full"),
+        *(
+            Regime(f"data-{round(100 * f)}", fraction=f, settings_of="data-10")
+            for f in (0.25, 0.05)
+        ),
+    ),
+    recipes=MappingProxyType(
+        {
+            "random-1": RANDOM,
+            "refined-3": REFINED,
+            "refined-8": REFINED.with_(dendrites=8, epochs=45),
+        }
+    ),
+    variants=MappingProxyType(
+        {
+            "random-1, init 0.01": RANDOM.with_(init_scale=0.01),
+            "random-1, init 0.05": RANDOM.with_(init_scale=0.05),
+            "random-1, init 0.5": RANDOM.with_(init_scale=0.5),
+            "random-1, tanh": RANDOM.with_(activation="tanh"),
+            "random-1, sigmoid": RANDOM.with_(activation="sigmoid"),
+            "random-1, rate x 1": RANDOM.with_(learning_rate_factor=1.0),
+            "random-1, rate x 0.2": RANDOM.with_(learning_rate_factor=0.2),
+            "random-1, scored by accuracy": RANDOM.with_(score="accuracy"),
+            "random-1, not pruned": RANDOM.with_(prune=False),
+            "random-3": RANDOM.with_(dendrites=3),
+            "refined-1": REFINED.with_(dendrites=1),
+            "refined-5": REFINED.with_(dendrites=5, epochs=42),
+            "refined-3, tanh": REFINED.with_(activation="tanh"),
+            "refined-3, rate x 1": REFINED.with_(learning_rate_factor=1.0),
+            "refined-3, scored by accuracy": REFINED.with_(score="accuracy"),
+            "refined-3, not pruned": REFINED.with_(prune=False),
+        }
+    ),
+    variant_regimes=("full", "pca-32", "data-10"),
+    features=("mean-16", "mean-20", "last-28"),
+    learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
+    weight_decays=(0.01, 1.0),
+)
+
+
+@dataclass(frozen=True)
+class LoraRegime:
+    """Where LoRA maps stand, how large they are, and where dendrites may grow."""
+
+    name: str
+    r: int = 8
+    last_layers: int | None = None
+    """Adapted blocks, counted from the top (None: all)."""
+    placement: tuple[str, ...] = ("lora_B", "score")
+    fraction: float = 1.0
+    """Share of the training part."""
+
+
+@dataclass(frozen=True)
+class LoraStudy:
+    """Fine-tuning: data sets x regimes x arms x folds x seeds, each a run of the trainer.
+
+    Everything not named here is the backbone's own recipe for the device.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    regimes: tuple[LoraRegime, ...]
+    splits: tuple[str, ...] = tuple(f"fold-{number}" for number in range(FOLDS))
+    """Values of TrainConfig.split."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    arms: tuple[str, ...] = STUDY_ARMS
+    epochs: int | None = None
+    """None: the recipe's."""
+    backbone: str = "smollm2-135m"
+    max_dendrites: int = 1
+
+    def regime(self, name: str) -> LoraRegime:
+        """The regime of that name. StudyError for an unknown one."""
+        return _named(self.regimes, name, self.name)
+
+
+R = TypeVar("R", Regime, LoraRegime)
+
+
+def _named(regimes: tuple[R, ...], name: str, study: str) -> R:
+    for regime in regimes:
+        if regime.name == name:
+            return regime
+    known = ", ".join(regime.name for regime in regimes)
+    raise StudyError(f"study {study!r} has no regime {name!r}; it has {known}")
+
+
+LORA = LoraStudy(
+    name="lora",
+    datasets=("allagree", "50agree"),
+    regimes=(
+        LoraRegime("r8-all"),
+        *(
+            LoraRegime(f"r{r}-last{layers}", r=r, last_layers=layers)
+            for r in (1, 4, 16)
+            for layers in (1, 4)
+        ),
+        LoraRegime("r1-all", r=1),
+        LoraRegime("r16-all", r=16),
+        LoraRegime("r8-last1-head", last_layers=1, placement=("score",)),
+        LoraRegime("r8-last1-lora", last_layers=1, placement=("lora_B",)),
+        LoraRegime("r8-all-data-10", fraction=0.1),
+    ),
+)
+
+FINBERT_SPLIT = LoraStudy(
+    name="finbert-split",
+    datasets=("50agree",),
+    regimes=(LoraRegime("default"),),
+    splits=("finbert",),
+)
+
+STUDIES: Mapping[str, HeadStudy | LoraStudy] = MappingProxyType(
+    {study.name: study for study in (HEADS, LORA, FINBERT_SPLIT)}
+)

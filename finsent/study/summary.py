@@ -1,0 +1,198 @@
+"""What a study's runs say: means, paired tests, and which differences survive correction.
+
+Standard statistics only, no torch: the app and the report read the same file.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finsent.folds import FOLDS
+from finsent.runs import read_json, rounded, write_json
+from finsent.study.results import RESULTS, SUMMARY, StudyError, StudyRun, mean, read_runs
+from finsent.study.statistics import (
+    PairedDifference,
+    corrected_paired_test,
+    errors_removed_pct,
+    holm,
+)
+
+METRICS = ("accuracy", "macro_f1", "nll")
+"""Metrics that are compared; lower is better for the last."""
+RATIO = (1 / FOLDS) / ((FOLDS - 2) / FOLDS)
+"""Test over training share of a fold. Where a regime uses less of the training part, folds overlap
+less and this stays an upper bound on what the correction has to allow for."""
+SIGNIFICANCE = 0.05
+REFERENCES = ("baseline", "restart", "matched")
+"""Arms that the dendritic arm is compared with."""
+
+Group = tuple[str, str, str, str, str]
+"""dataset, test_dataset, regime, recipe, arm"""
+
+
+def summarize(runs: Sequence[StudyRun]) -> dict[str, Any]:
+    """The content of summary.json: `rows`, one for every arm, and `comparisons`.
+
+    Holm's correction is over all comparisons of one metric in the study. Raises StudyError when
+    two arms do not have the same folds and seeds.
+    """
+    groups: dict[Group, dict[tuple[int, int], StudyRun]] = defaultdict(dict)
+    for run in runs:
+        group = (run.dataset, run.test_dataset, run.regime, run.recipe, run.arm)
+        groups[group][run.seed, run.fold] = run
+    comparisons = list(_comparisons(groups))
+    for metric in METRICS:
+        adjusted = holm(
+            {str(i): c["metrics"][metric]["p_value"] for i, c in enumerate(comparisons)}
+        )
+        for i, comparison in enumerate(comparisons):
+            comparison["metrics"][metric]["p_holm"] = adjusted[str(i)]
+    for comparison in comparisons:
+        comparison["outcome"] = _outcome(comparison["metrics"]["accuracy"])
+        comparison["verdict"] = verdict(comparison)
+    summary: dict[str, Any] = {
+        "runs": len(runs),
+        "test": "Nadeau-Bengio corrected resampled t-test, Holm over the study, per metric",
+        "test_share_over_train_share": RATIO,
+        "rows": [_row(group, list(found.values())) for group, found in sorted(groups.items())],
+        "comparisons": comparisons,
+    }
+    found: dict[str, Any] = rounded(summary)
+    return found
+
+
+def write_summary(folder: Path) -> Path:
+    """Read a study's results, write its summary beside them and return the path."""
+    runs = read_runs(folder / RESULTS)
+    if not runs:
+        raise StudyError(f"{folder / RESULTS} holds no runs; run the study first")
+    write_json(folder / SUMMARY, summarize(runs))
+    return folder / SUMMARY
+
+
+def read_summaries(artifacts: Path) -> dict[str, dict[str, Any]]:
+    """Study name -> content of its summary.json, of every study below `artifacts`/studies."""
+    return {
+        path.parent.name: read_json(path)
+        for path in sorted((artifacts / "studies").glob(f"*/{SUMMARY}"))
+    }
+
+
+def _row(group: Group, runs: Sequence[StudyRun]) -> dict[str, Any]:
+    dataset, test_dataset, regime, recipe, arm = group
+    columns = (
+        "accuracy", "macro_f1", "nll", "ece", "trainable_params", "dendrites", "train_seconds",
+        "optimizer_steps", "n_train", "n_test",
+    )  # fmt: skip
+    return {
+        "dataset": dataset,
+        "test_dataset": test_dataset,
+        "regime": regime,
+        "recipe": recipe,
+        "arm": arm,
+        "backbone": runs[0].backbone,
+        "n": len(runs),
+        "folds": len({run.fold for run in runs}),
+        "seeds": len({run.seed for run in runs}),
+        **{column: mean(runs, column) for column in columns},
+        "accuracy_sd": _sd(run.accuracy for run in runs),
+        "macro_f1_sd": _sd(run.macro_f1 for run in runs),
+        "runs_with_dendrites": sum(run.dendrites > 0 for run in runs),
+    }
+
+
+def _sd(values: Iterable[float]) -> float:
+    """Sample standard deviation; 0 of a single value."""
+    found = np.array(list(values))
+    return float(found.std(ddof=1)) if len(found) > 1 else 0.0
+
+
+def _comparisons(
+    groups: Mapping[Group, Mapping[tuple[int, int], StudyRun]],
+) -> Iterable[dict[str, Any]]:
+    for group, dendritic in sorted(groups.items()):
+        dataset, test_dataset, regime, recipe, arm = group
+        if arm != "dendritic":
+            continue
+        for reference in REFERENCES:
+            other = _reference(groups, group, reference)
+            if other is None:
+                continue
+            if other.keys() != dendritic.keys():
+                raise StudyError(
+                    f"{dataset} {regime} {recipe}: {reference} has {len(other)} runs and dendritic "
+                    f"{len(dendritic)}, of other folds or seeds; finish the study first"
+                )
+            if len(dendritic) < 2:
+                continue
+            a = [other[key] for key in sorted(other)]
+            b = [dendritic[key] for key in sorted(other)]
+            tests = {m: _test(a, b, m) for m in METRICS}
+            yield {
+                "dataset": dataset,
+                "test_dataset": test_dataset,
+                "regime": regime,
+                "recipe": recipe,
+                "a": reference,
+                "b": "dendritic",
+                "n": len(b),
+                "errors_removed_pct": errors_removed_pct(
+                    [run.accuracy for run in a], [run.accuracy for run in b]
+                ),
+                "metrics": {metric: test.to_dict() for metric, test in tests.items()},
+            }
+
+
+def _reference(
+    groups: Mapping[Group, Mapping[tuple[int, int], StudyRun]], group: Group, arm: str
+) -> Mapping[tuple[int, int], StudyRun] | None:
+    """Runs of another arm of the same recipe; a baseline may serve several recipes."""
+    dataset, test_dataset, regime, recipe, _ = group
+    own = groups.get((dataset, test_dataset, regime, recipe, arm))
+    if own is not None or arm != "baseline":
+        return own
+    shared = [
+        found
+        for (d, t, r, _, a), found in groups.items()
+        if (d, t, r, a) == (dataset, test_dataset, regime, arm)
+    ]
+    return shared[0] if len(shared) == 1 else None
+
+
+def _test(a: Sequence[StudyRun], b: Sequence[StudyRun], metric: str) -> PairedDifference:
+    differences = [
+        getattr(right, metric) - getattr(left, metric) for left, right in zip(a, b, strict=True)
+    ]
+    return corrected_paired_test(differences, test_share_over_train_share=RATIO)
+
+
+def _outcome(test: Mapping[str, float]) -> str:
+    """Of b on accuracy, after correction."""
+    if test["p_holm"] >= SIGNIFICANCE:
+        return "tied"
+    return "better" if test["mean"] > 0 else "worse"
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """A comparison in a sentence."""
+    test = comparison["metrics"]["accuracy"]
+    removed = comparison["errors_removed_pct"]
+    share = "" if removed is None else f", {abs(removed):.1f} % {_fewer(removed)} errors"
+    return (
+        f"{comparison['outcome']}: dendritic {100 * test['mean']:+.1f} points accuracy over "
+        f"{comparison['a']}, 95 % CI {100 * test['low']:+.1f} to {100 * test['high']:+.1f}, "
+        f"p = {_p(test['p_holm'])} after correction{share}, n = {comparison['n']} runs"
+    )
+
+
+def _fewer(removed: float) -> str:
+    return "fewer" if removed >= 0 else "more"
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 0.0001 else "< 0.0001"
