@@ -102,8 +102,8 @@ class Published:
             for candidate in names:
                 if (folder / below / candidate).is_file():
                     return folder / below / candidate
+        tops = dict.fromkeys(below.split("/")[0] for below in self.folders if below != ".")
         raise DataError(
-            f"no {name} in {folder} or its folders "
-            f"{', '.join(below for below in self.folders if below != '.')}; download it from "
-            f"{self.page} into one of them"
+            f"no {name} in {folder} or where it would lie in {', '.join(tops)} there; download it "
+            f"from {self.page} into {folder}"
         )
