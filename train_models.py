@@ -81,7 +81,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", default="smollm2-135m", help="preset, Hub id or folder (%(default)s)")
     add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
-    add("--dataset", default="allagree", help="data set name (%(default)s)")
+    add("--dataset", default="allagree", help="data set name, see docs/data.md (%(default)s)")
     add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data set")
     add(
         "--arms",
@@ -110,8 +110,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, help="default of this and the next two: the preset's")
     add("--batch-size", type=int)
     add("--learning-rate", type=float)
-    add("--label-smoothing", type=float)
-    add("--prompt-suffix", help="ends every text; default of this and the one before: the preset's")
+    add("--label-smoothing", type=float, help="default: the preset's")
+    add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     add("--activation", choices=ACTIVATIONS, default="relu")
@@ -164,7 +164,7 @@ def _train(options: argparse.Namespace) -> int:
     import torch
 
     from finsent import runs, scheduling
-    from finsent.backbones import default_device
+    from finsent.backbones import cue, default_device, preset
     from finsent.config import DendriteConfig, LoraConfig
     from finsent.jobs import git_commit
     from finsent.retiming import retime
@@ -179,6 +179,8 @@ def _train(options: argparse.Namespace) -> int:
         )
         if getattr(options, name) is not None
     }  # fmt: skip
+    chosen = preset(options.backbone).recipe(device.type)
+    given = {"prompt_suffix": cue(chosen, options.dataset), **given}
     base = replace(
         recipe,
         dataset=options.dataset,
@@ -371,12 +373,11 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
 
 
 def _recipe_config(backbone: str, device: torch.device) -> TrainConfig:
-    """The configuration that suits a backbone on a kind of device."""
+    """The configuration that suits a backbone on a kind of device, but for the data set's cue."""
     from finsent.backbones import computes_bf16, preset
     from finsent.config import LoraConfig, TrainConfig
 
-    chosen = preset(backbone)
-    recipe = chosen.cpu if device.type == "cpu" else chosen.cuda
+    recipe = preset(backbone).recipe(device.type)
     return TrainConfig(
         backbone=backbone,
         precision=recipe.precision,
@@ -388,7 +389,6 @@ def _recipe_config(backbone: str, device: torch.device) -> TrainConfig:
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         label_smoothing=recipe.label_smoothing,
-        prompt_suffix=recipe.prompt_suffix,
     )
 
 

@@ -144,12 +144,13 @@ def conformal_threshold(probabilities: ArrayLike, labels: Sequence[int], coverag
     return 1.0 if rank > len(scores) else float(scores[rank - 1])
 
 
-def set_in_words(names: Sequence[str]) -> str:
-    """The labels of a set, likeliest first, as a person would say it."""
+def set_in_words(names: Sequence[str], classes: int) -> str:
+    """The labels of a set, likeliest first, as a person would say it. classes: how many there are
+    to choose from; a set of all of them tells nothing."""
     if len(names) == 1:
         return names[0]
     listed = f"{', '.join(names[:-1])} or {names[-1]}"
-    return f"{listed}: unsure" if len(names) == 2 else f"{listed}: cannot tell"
+    return f"{listed}: unsure" if len(names) < classes else f"{listed}: cannot tell"
 
 
 def _label_set(row: Floats, threshold: float) -> list[int]:

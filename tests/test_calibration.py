@@ -83,7 +83,13 @@ def test_sets_are_never_empty_and_start_with_the_likeliest() -> None:
     ],
 )
 def test_sets_in_words(names: tuple[str, ...], words: str) -> None:
-    assert calibration.set_in_words(names) == words
+    assert calibration.set_in_words(names, 3) == words
+
+
+def test_a_set_of_both_of_two_classes_tells_nothing() -> None:
+    names = ("in-claim", "out-of-claim")
+    assert calibration.set_in_words(names, 2) == "in-claim or out-of-claim: cannot tell"
+    assert calibration.set_in_words(names[:1], 2) == "in-claim"
 
 
 def test_a_runs_calibration_comes_from_its_two_files(tmp_path: Path) -> None:

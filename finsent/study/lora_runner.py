@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from finsent import runs
+from finsent.backbones import cue, preset
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.data import Dataset, load_dataset
 from finsent.folds import part_examples
@@ -101,6 +102,9 @@ class LoraStudyRunner:
                 split=split,
                 train_fraction=regime.fraction,
                 epochs=epochs,
+                prompt_suffix=cue(
+                    preset(self.study.backbone).recipe(self.resources.device), dataset
+                ),
                 lora=replace(
                     base.lora, r=regime.r, alpha=2.0 * regime.r, last_layers=regime.last_layers
                 ),
