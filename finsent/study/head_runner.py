@@ -113,8 +113,14 @@ class HeadStudyRunner:
     def select(self) -> Path:
         """Choose settings for every cell on validation and compare the variants there.
 
-        Returns the path of chosen.json. Nothing here looks at a test part.
+        Returns the path of chosen.json. Nothing here looks at a test part. Raises StudyError for a
+        study that uses the settings of another.
         """
+        if self.study.settings_from is not None:
+            raise StudyError(
+                f"study {self.study.name!r} uses the settings of {self.study.settings_from!r}: "
+                "choose those"
+            )
         path = self.folder / SELECTION
         done = _read_selection(path)
         cells = self.cells(choosing=True)
@@ -216,11 +222,12 @@ class HeadStudyRunner:
 
         Raises StudyError when settings have not been chosen.
         """
-        chosen_path = self.folder / CHOSEN
+        study = self.study.settings_from or self.study.name
+        chosen_path = self.folder.with_name(study) / CHOSEN
         if not chosen_path.is_file():
             raise StudyError(
                 f"{chosen_path} is missing: choose settings on validation first, with "
-                f"`python train_models.py study {self.study.name} --select`"
+                f"`python train_models.py study {study} --select`"
             )
         chosen = {label: Settings(**values) for label, values in read_json(chosen_path).items()}
         path = self.folder / RESULTS
