@@ -355,19 +355,28 @@ def test_features_are_computed_once(tiny_environment: None, tmp_path: Path) -> N
 def test_classical_rows_are_measured_on_the_same_folds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = classical.ClassicalPlan("tiny-phi", ("sample",), (0,), folds=3)
+    regimes = (Regime("full"), Regime("pca-4", dimensions=4), Regime("data-50", fraction=0.5))
+    plan = classical.ClassicalPlan("tiny-phi", regimes, ("sample",), (0,), folds=3)
 
     def features(*args: object, **options: object) -> Features:
         made = made_up_features(*args)  # type: ignore[arg-type]
-        return replace(made, values={classical.FEATURES: made.values["last-1"]})
+        good, bad = made.values["last-1"], made.values["mean-1"]
+        return replace(made, values=dict(zip(classical.FEATURES, (bad, good), strict=True)))
 
     monkeypatch.setattr(classical, "frozen_features", features)
     results = read_runs(classical.run_classical(tmp_path, plan))
     accuracy = {
-        recipe: np.mean([run.accuracy for run in results if run.recipe == recipe])
+        recipe: np.mean(
+            [run.accuracy for run in results if (run.recipe, run.regime) == (recipe, "full")]
+        )
         for recipe in classical.CLASSIFIERS
     }
-    assert len(results) == 12
+    counts = Counter(run.regime for run in results)
+    assert counts == {"full": 12, "pca-4": 3, "data-50": 6}
+    half = next(run for run in results if run.regime == "data-50")
+    whole = next(run for run in results if run.regime == "full")
+    assert half.n_train == pytest.approx(whole.n_train / 2, abs=3)
+    assert accuracy["frozen-logistic"] > 0.9, "the better features are chosen"
     assert accuracy["majority"] < 0.5 < accuracy["frozen-logistic"]
     assert accuracy["majority"] < accuracy["tfidf-logistic"]
     assert 0.3 < accuracy["lexicon"] < 0.9

@@ -10,26 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 from tqdm import tqdm
 
 from finsent.data import Dataset, load_dataset
 from finsent.evaluation import score
-from finsent.folds import FOLDS, Fold, grouped_folds
+from finsent.folds import FOLDS, Fold, grouped_folds, smaller
 from finsent.study.features import frozen_features
+from finsent.study.head_training import View
+from finsent.study.plans import HEADS, Regime
 from finsent.study.results import RESULTS, StudyError, StudyRun, append_runs, read_runs
 
 NAME = "classical"
 ARM = "classical"
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation of the logistic regressions; chosen by validation NLL in every run."""
-FEATURES = "mean-16"
-"""What the logistic regression on frozen features reads."""
+FEATURES = ("mean-16", "last-28")
+"""What the logistic regression on frozen features may read; chosen like the strength."""
 
 Probabilities = NDArray[np.float64]
 
@@ -41,7 +43,8 @@ class Task:
     dataset: Dataset
     texts: NDArray[np.object_]
     labels: NDArray[np.int64]
-    features: NDArray[np.float32]
+    features: dict[str, Tensor]
+    """`<pooling>-<layer>` -> (n, H)"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Fitted:
     parameters: int
 
 
-def majority(task: Task, fold: Fold) -> Fitted:
+def majority(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     """The class shares of the training part, for every sentence."""
     k = len(task.dataset.label_names)
     shares = np.bincount(task.labels[fold.train], minlength=k) / len(fold.train)
@@ -62,7 +65,7 @@ def majority(task: Task, fold: Fold) -> Fitted:
     )
 
 
-def lexicon(task: Task, fold: Fold) -> Fitted:
+def lexicon(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     """More positive or more negative words of Loughran and McDonald's financial list (2011).
 
     The rule alone names the class. Its probability is how often the rule is right on the training
@@ -93,7 +96,7 @@ def _lexicon_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array(found)
 
 
-def tfidf_logistic(task: Task, fold: Fold) -> Fitted:
+def tfidf_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     """Words and word pairs by TF-IDF, multinomial logistic regression."""
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     train = vectorizer.fit_transform(task.texts[fold.train])
@@ -107,19 +110,28 @@ def tfidf_logistic(task: Task, fold: Fold) -> Fitted:
     )
 
 
-def frozen_logistic(task: Task, fold: Fold) -> Fitted:
-    """The backbone's frozen features, multinomial logistic regression."""
-    x = task.features
-    return _logistic(
-        task,
-        fold,
-        x[fold.train],
-        x[fold.validation],
-        x[fold.test],
-        lambda strength: make_pipeline(
-            StandardScaler(), LogisticRegression(C=strength / 100, max_iter=400)
-        ),
-    )
+def frozen_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
+    """The backbone's frozen features, or their leading principal components, multinomial logistic
+    regression: what a head should be compared with."""
+    found = []
+    for name in FEATURES:
+        x = task.features[name]
+        view = View.fit(x[torch.as_tensor(fold.train)], dimensions)
+        train, validation, test = (
+            view(x[torch.as_tensor(rows)]).numpy()
+            for rows in (fold.train, fold.validation, fold.test)
+        )
+        found.append(
+            _logistic(
+                task,
+                fold,
+                train,
+                validation,
+                test,
+                lambda strength: LogisticRegression(C=strength / 100, max_iter=400),
+            )
+        )
+    return min(found, key=lambda fitted: _nll(task, fold, fitted.validation))
 
 
 def _logistic(
@@ -128,25 +140,28 @@ def _logistic(
     train: Any,
     validation: Any,
     test: Any,
-    make: Callable[[float], Any],
+    make: Callable[[float], LogisticRegression],
 ) -> Fitted:
-    best: Any = None
-    best_loss = np.inf
+    """The strength with the lowest validation NLL."""
+    found = []
     for strength in STRENGTHS:
         model = make(strength)
         model.fit(train, task.labels[fold.train])
-        loss = log_loss(task.labels[fold.validation], model.predict_proba(validation))
-        if loss < best_loss:
-            best, best_loss = model, loss
-    linear = best[-1] if hasattr(best, "steps") else best
-    return Fitted(
-        best.predict_proba(validation),
-        best.predict_proba(test),
-        linear.coef_.size + linear.intercept_.size,
-    )
+        found.append(
+            Fitted(
+                model.predict_proba(validation),
+                model.predict_proba(test),
+                model.coef_.size + model.intercept_.size,
+            )
+        )
+    return min(found, key=lambda fitted: _nll(task, fold, fitted.validation))
 
 
-CLASSIFIERS: dict[str, Callable[[Task, Fold], Fitted]] = {
+def _nll(task: Task, fold: Fold, probabilities: Probabilities) -> float:
+    return float(log_loss(task.labels[fold.validation], probabilities))
+
+
+CLASSIFIERS: dict[str, Callable[[Task, Fold, int | None], Fitted]] = {
     "majority": majority,
     "lexicon": lexicon,
     "tfidf-logistic": tfidf_logistic,
@@ -160,6 +175,7 @@ class ClassicalPlan:
 
     backbone: str = "smollm2-135m"
     """Of the frozen features."""
+    regimes: tuple[Regime, ...] = HEADS.regimes
     datasets: tuple[str, ...] = ("allagree", "50agree")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     folds: int = FOLDS
@@ -183,14 +199,22 @@ def run_classical(
         task = _task(load_dataset(name, data_dir), backbone, backbone_dir)
         for seed in plan.seeds:
             todo = [
-                (recipe, fold)
+                (regime, recipe, smaller(fold, task.dataset, regime.fraction))
                 for fold in grouped_folds(task.dataset, seed, plan.folds)
-                for recipe in CLASSIFIERS
-                if (backbone, name, "full", recipe, ARM, fold.number, seed, name) not in done
+                for regime in plan.regimes
+                for recipe in _classifiers_for(regime)
+                if (backbone, name, regime.name, recipe, ARM, fold.number, seed, name) not in done
             ]
-            for recipe, fold in tqdm(todo, desc=f"{name} seed {seed}", unit="run"):
-                append_runs(path, [_run(task, backbone, recipe, fold)])
+            for regime, recipe, fold in tqdm(todo, desc=f"{name} seed {seed}", unit="run"):
+                append_runs(path, [_run(task, backbone, regime, recipe, fold)])
     return path
+
+
+def _classifiers_for(regime: Regime) -> tuple[str, ...]:
+    """Those that the regime makes a difference to: only one of them sees frozen features."""
+    if regime.dimensions is not None:
+        return ("frozen-logistic",)
+    return tuple(CLASSIFIERS) if regime.fraction == 1.0 else ("tfidf-logistic", "frozen-logistic")
 
 
 def _task(dataset: Dataset, backbone: str, backbone_dir: Path | None) -> Task:
@@ -199,13 +223,13 @@ def _task(dataset: Dataset, backbone: str, backbone_dir: Path | None) -> Task:
         dataset,
         np.array([example.text for example in dataset.examples], dtype=object),
         np.array([example.label for example in dataset.examples]),
-        features.values[FEATURES].numpy(),
+        features.values,
     )
 
 
-def _run(task: Task, backbone: str, recipe: str, fold: Fold) -> StudyRun:
+def _run(task: Task, backbone: str, regime: Regime, recipe: str, fold: Fold) -> StudyRun:
     started = time.perf_counter()
-    fitted = CLASSIFIERS[recipe](task, fold)
+    fitted = CLASSIFIERS[recipe](task, fold, regime.dimensions)
     seconds = time.perf_counter() - started
     names = task.dataset.label_names
     tested = score(task.labels[fold.test], fitted.test, names)
@@ -213,7 +237,7 @@ def _run(task: Task, backbone: str, recipe: str, fold: Fold) -> StudyRun:
     return StudyRun(
         backbone=backbone,
         dataset=task.dataset.name,
-        regime="full",
+        regime=regime.name,
         recipe=recipe,
         arm=ARM,
         fold=fold.number,
