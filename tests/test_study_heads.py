@@ -9,7 +9,14 @@ import torch
 from finsent.config import ACTIVATIONS
 from finsent.dendritic_linear import DendriticLinear
 from finsent.folds import Fold
-from finsent.study.candidates import Part, nll, random_candidate, refined_candidate, residuals
+from finsent.study.candidates import (
+    Part,
+    held_out,
+    nll,
+    random_candidate,
+    refined_candidate,
+    residuals,
+)
 from finsent.study.head_training import HEAD_ARMS, HeadRecipe, View, parts, train_heads
 from finsent.study.heads import HeadStack, matching_hidden_units
 from finsent.study.results import StudyError
@@ -123,6 +130,28 @@ def test_a_new_dendrite_leaves_the_function_or_betters_it() -> None:
     assert heads.trainable_params == 2 * CLASSES * (WIDTH + 2) + CLASSES + CLASSES * (WIDTH + 1)
 
 
+def test_candidates_may_leave_validation_alone() -> None:
+    folds = folds_of(3)
+    train, validation = stacked(folds)
+    heads = HeadStack(WIDTH, CLASSES, generators(3))
+    fit, choose = held_out(heads, train)
+    assert torch.equal(fit.real + choose.real, train.real)
+    shares = choose.real.sum(1) / train.real.sum(1)
+    assert bool(((shares > 0.15) & (shares < 0.5)).all())
+    assert not torch.equal(choose.real[0], choose.real[1])
+    # Training with labels of validation turned around: what grows does not notice.
+    recipe = HeadRecipe(epochs=4, dendrites=1, batch_size=16, chosen_on="training", prune=False)
+    recipe = recipe.with_(learning_rate=1e-9)  # every epoch is the first one: nothing to choose
+    turned = Part(validation.x, (validation.y + 1) % CLASSES, validation.real)
+    ends = [
+        train_heads("dendritic", recipe, folds, train, part, CLASSES, 4).heads.tensors
+        for part in (validation, turned)
+    ]
+    torch.testing.assert_close(
+        ends[0]["dendrites.0.weight"], ends[1]["dendrites.0.weight"], atol=1e-5, rtol=1e-4
+    )
+
+
 def test_refined_dendrites_learn_what_a_linear_head_cannot() -> None:
     rows = 600
     order = np.arange(rows)
@@ -197,6 +226,7 @@ def test_the_control_is_of_equal_size(dendrites: int) -> None:
         ({"candidates": "best"}, "candidates must be one of"),
         ({"activation": "gelu"}, "activation must be one of"),
         ({"score": "f1"}, "score must be one of"),
+        ({"chosen_on": "test"}, "chosen_on must be one of"),
         ({"dendrites": 0}, "at least one growth"),
         ({"dendrites": 9, "epochs": 12}, "9 growths in 12 epochs"),
     ],

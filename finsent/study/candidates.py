@@ -45,8 +45,27 @@ def random_candidate(heads: HeadStack, scale: float) -> None:
     )
 
 
+HELD_OUT = 1 / 3
+"""Share of the training part that candidates are chosen on where validation is left alone."""
+
+
+def held_out(heads: HeadStack, train: Part) -> tuple[Part, Part]:
+    """The training part as two, for fitting and for choosing, drawn from each run's generator."""
+    chances = torch.stack(
+        [torch.rand(train.real.shape[1], generator=generator) for generator in heads.generators]
+    )
+    later = (chances < HELD_OUT).float()
+    return (
+        Part(train.x, train.y, train.real * (1 - later)),
+        Part(train.x, train.y, train.real * later),
+    )
+
+
 def refined_candidate(heads: HeadStack, train: Part, validation: Part) -> None:
     """Insert the best of a pool of refined candidates for every class and run.
+
+    Candidates are fitted on `train`; when to stop, which to take and how large a step to make is
+    read off `validation`.
 
     Earlier dendrites do not feed the new one while it is refined; the weights that let them start
     at zero and train with everything else.

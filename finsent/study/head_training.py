@@ -13,7 +13,13 @@ from torch import Tensor
 
 from finsent.config import ACTIVATIONS, CANDIDATES
 from finsent.folds import Fold
-from finsent.study.candidates import Part, nll, random_candidate, refined_candidate
+from finsent.study.candidates import (
+    Part,
+    held_out,
+    nll,
+    random_candidate,
+    refined_candidate,
+)
 from finsent.study.heads import HeadStack, choose, matching_hidden_units
 from finsent.study.results import StudyError
 
@@ -22,6 +28,7 @@ HEAD_ARMS = ("baseline", "restart", "dendritic", "matched")
 optimizer and a lower learning rate whenever the dendritic arm grows. `dendritic`: grows there.
 `matched`: a hidden layer of as many parameters beside the linear path, with the same restarts."""
 SCORES = ("nll", "accuracy")
+CHOICES = ("validation", "training")
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class HeadRecipe:
     dendrites: int = 1
     """Growths: after equal shares of the epochs, one dendrite per class each time."""
     candidates: str = "refined"
+    chosen_on: str = "validation"
+    """Where refined candidates are stopped, chosen and scaled: `validation`, or a third of the
+    training part (`training`) that they are not fitted on, which leaves validation untouched."""
     activation: str = "relu"
     init_scale: float = 0.1
     """Standard deviation of V in a random candidate."""
@@ -49,6 +59,7 @@ class HeadRecipe:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("candidates", self.candidates, CANDIDATES),
+            ("chosen_on", self.chosen_on, CHOICES),
             ("activation", self.activation, ACTIVATIONS),
             ("score", self.score, SCORES),
         ):
@@ -201,7 +212,10 @@ def train_heads(
                 if recipe.candidates == "random":
                     random_candidate(heads, recipe.init_scale)
                 else:
-                    refined_candidate(heads, train, validation)
+                    fit, choose = train, validation
+                    if recipe.chosen_on == "training":
+                        fit, choose = held_out(heads, train)
+                    refined_candidate(heads, fit, choose)
             best.restructured(heads, keep=recipe.prune)
             factor = recipe.learning_rate_factor
             optimizer = _optimizer(heads, recipe)
