@@ -10,14 +10,15 @@ import gradio as gr
 from finsent.answers import answers
 from finsent.ui.cards import result_dict
 from finsent.ui.compare import MODEL_QUEUE, text_problem
-from finsent.ui.state import Catalog, ModelService, ServiceError
+from finsent.ui.state import ModelService, ServiceError
 
 MAX_SCORED = 64
 """Texts per call of /score: about as many as the model reads in a few seconds."""
 
 
-def add_endpoints(catalog: Catalog, service: ModelService) -> None:
-    """Publishes them inside the current gr.Blocks."""
+def add_endpoints(service: ModelService) -> None:
+    """Publishes them inside the current gr.Blocks. They answer from the newest runs: a program's
+    connection may outlive many."""
 
     def compare(text: str) -> dict[str, Any]:
         """Sentiment of a financial text according to each arm.
@@ -35,7 +36,8 @@ def add_endpoints(catalog: Catalog, service: ModelService) -> None:
             raise _refused(problem)
         service.start()
         try:
-            return result_dict(catalog, service.compare(text, service.default_selection()))
+            wanted = service.default_selection()
+            return result_dict(service.catalog, service.compare(text, wanted))
         except (ServiceError, ValueError) as error:
             raise _refused(str(error)) from error
 
@@ -52,6 +54,7 @@ def add_endpoints(catalog: Catalog, service: ModelService) -> None:
         """
         _check_texts(texts)
         service.start()
+        catalog = service.catalog
         try:
             selection = service.default_selection()
             seeds_arms = catalog.arms(selection.backbone, selection.dataset, selection.seed)
@@ -79,7 +82,7 @@ def add_endpoints(catalog: Catalog, service: ModelService) -> None:
         Returns:
             The arms' rows and the paired comparisons, as stored in leaderboard.json.
         """
-        board = catalog.leaderboard
+        board = service.catalog.leaderboard
         if board is None:
             raise _refused("no leaderboard.json here; `train_models.py leaderboard` makes it")
         known = sorted({row["dataset"] for row in board["arms"]})
