@@ -28,8 +28,9 @@ def add_endpoints(service: ModelService) -> None:
 
         Returns:
             The text, each arm's label, calibrated and raw probabilities by label, 90 % label set
-            with its measured coverage, and model time in milliseconds; time spent queueing;
-            whether the arms agree; which runs and device answered.
+            (empty when no label is probable enough) with the coverage measured on test, and model
+            time in milliseconds; time spent queueing; whether the arms agree; which runs and
+            device answered.
         """
         problem = text_problem(text)
         if problem is not None:
