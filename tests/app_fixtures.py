@@ -146,13 +146,13 @@ def serve(artifacts: Path, options: argparse.Namespace) -> None:
             time.sleep(options.load_seconds / 10)
         return FakeComparer(folder, seed, arms)
 
-    demo = build_demo(
+    page = build_demo(
         artifacts,
         comparer_factory=factory,
         probe_cuda=lambda: False,
         owner=made_up_owner(artifacts) if options.owner else None,
     )
-    launch(demo, host="127.0.0.1", port=options.port, mcp=options.mcp)
+    launch(page, host="127.0.0.1", port=options.port, mcp=options.mcp)
 
 
 def fake_artifacts(root: Path) -> Path:

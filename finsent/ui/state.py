@@ -389,6 +389,12 @@ class _Turns:
                 self._running -= 1
                 self._changed.notify_all()
 
+    def forget(self) -> None:
+        """The next call switches, whatever it is for."""
+        with self._changed:
+            self._selection = None
+            self._changed.notify_all()
+
 
 @dataclass
 class ModelService:
@@ -433,12 +439,13 @@ class ModelService:
                 self._status = Status(
                     "empty",
                     f"No finished run in {self.catalog.root}. `make train` trains one on this "
-                    "machine; then start the app again.",
+                    "machine; then load this page again.",
                 )
                 self._settled.set()
                 self._chosen.set()
                 return
             self._settled.clear()
+            self._chosen.clear()
             self._status = Status("starting", "Starting")
             if zero_gpu():
                 # A lent GPU takes over what was placed on it while the app was being imported, by
@@ -447,6 +454,15 @@ class ModelService:
                 return
             self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
             self._thread.start()
+
+    def renew(self, catalog: Catalog) -> None:
+        """Goes on with runs found later: loads the first ones, or reads those in use anew where
+        they were replaced. The backbone that was chosen at the start stays."""
+        before, self.catalog = self.catalog, catalog
+        if catalog.runs and not before.runs:
+            self.start()
+        if any(run not in catalog.runs for run in before.runs):
+            self._turns.forget()
 
     def _load(self) -> None:
         try:
