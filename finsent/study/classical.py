@@ -22,10 +22,9 @@ from finsent.data import Dataset, load_dataset
 from finsent.evaluation import score
 from finsent.study.features import frozen_features
 from finsent.study.folds import FOLDS, Fold, grouped_folds
-from finsent.study.results import RESULTS, StudyError, StudyRun, append_runs, read_runs
+from finsent.study.results import CLASSICAL, RESULTS, StudyError, StudyRun, append_runs, read_runs
 
-NAME = "classical"
-ARM = "classical"
+NAME = CLASSICAL
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation of the logistic regressions; chosen by validation NLL in every run."""
 FEATURES = "mean-16"
@@ -186,7 +185,7 @@ def run_classical(
                 (recipe, fold)
                 for fold in grouped_folds(task.dataset, seed, plan.folds)
                 for recipe in CLASSIFIERS
-                if (backbone, name, "full", recipe, ARM, fold.number, seed, name) not in done
+                if (backbone, name, "full", recipe, CLASSICAL, fold.number, seed, name) not in done
             ]
             for recipe, fold in tqdm(todo, desc=f"{name} seed {seed}", unit="run"):
                 append_runs(path, [_run(task, backbone, recipe, fold)])
@@ -215,7 +214,7 @@ def _run(task: Task, backbone: str, recipe: str, fold: Fold) -> StudyRun:
         dataset=task.dataset.name,
         regime="full",
         recipe=recipe,
-        arm=ARM,
+        arm=CLASSICAL,
         fold=fold.number,
         seed=fold.seed,
         accuracy=tested["accuracy"],
