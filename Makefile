@@ -4,7 +4,7 @@ PORT ?= 7860
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: app train test check figures leaderboard verify screenshots readme clean
+.PHONY: app train test check figures leaderboard verify screenshots readme report clean
 
 # Stamps: an environment is made again when what it should hold has changed.
 $(VENV)/app.stamp: requirements.txt
@@ -32,6 +32,10 @@ figures leaderboard verify: $(VENV)/app.stamp
 # The results table in README.md, from artifacts/leaderboard.json.
 readme: $(VENV)/app.stamp
 	$(BIN)/python -m finsent.readme
+
+# docs/report.md and docs/submission.md with their figures, from artifacts/.
+report: $(VENV)/app.stamp
+	$(BIN)/python -m finsent.study.report
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -54,6 +54,7 @@ def test_results_are_read_without_torch_or_gradio() -> None:
     modules = """
         runs evaluation leaderboard charts board_charts verification figures data agreement
         disagreements exports citations latency readme
+        study.summary study.selection study.views study.report study_charts
     """.split()  # noqa: SIM905
     code = "import sys\n" + "".join(f"import finsent.{name}\n" for name in modules)
     code += "print(sorted({'torch', 'gradio', 'transformers', 'peft'} & set(sys.modules)))"

@@ -250,7 +250,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     return (
         f"{comparison['outcome']}: dendritic {100 * test['mean']:+.1f} points accuracy over "
         f"{comparison['a']}, 95 % CI {100 * test['low']:+.1f} to {100 * test['high']:+.1f}, "
-        f"p = {_p(test['p_holm'])} after correction{share}, n = {comparison['n']} runs"
+        f"p {_p(test['p_holm'])} after correction{share}, n = {comparison['n']} runs"
     )
 
 
@@ -259,4 +259,4 @@ def _fewer(removed: float) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 0.0001 else "< 0.0001"
+    return f"= {value:.2g}" if value >= 0.0001 else "< 0.0001"
