@@ -30,6 +30,7 @@ TABS = (
     "Batch",
     "Training curves",
     "Leaderboard",
+    "Studies",
     "Where they differ",
     "Latency",
     "About",

@@ -380,7 +380,11 @@ def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
     figure.update_yaxes(nticks=6)
     if view.log and panel.logarithmic:
         figure.update_yaxes(
-            type="log", dtick=_log_step(figure), exponentformat="e", minexponent=2, nticks=None
+            type="log",
+            dtick=log_step(v for trace in figure.data for v in trace.y if v > 0),
+            exponentformat="e",
+            minexponent=2,
+            nticks=None,
         )
         return
     if panel.number_format.endswith("%"):
@@ -394,10 +398,10 @@ def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
         figure.update_yaxes(rangemode="tozero")
 
 
-def _log_step(figure: go.Figure) -> int | str:
+def log_step(values: Iterable[float]) -> int | str:
     """One label a decade where there are several, else 1, 2 and 5 of each."""
-    values = [value for trace in figure.data for value in trace.y if value > 0]
-    return 1 if math.log10(max(values) / min(values)) > 1.5 else "D2"
+    found = list(values)
+    return 1 if math.log10(max(found) / min(found)) > 1.5 else "D2"
 
 
 def _epoch_step(figure: go.Figure) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from finsent.charts import ARM_STYLES, ChartError, style_figure
+from finsent.charts import ARM_STYLES, ChartError, log_step, style_figure
 from finsent.study.results import CLASSICAL
 from finsent.study.summary import SIGNIFICANCE
 from finsent.study.views import ARM_ORDER, Entry, front
 
-_LINE = 20
+_LINE = 16
 """Pixels between two intervals."""
 _EDGES = 76
 """Pixels of the margins above and below."""
@@ -133,15 +133,10 @@ def frontier_figure(rows: Sequence[Entry], classical: Sequence[Entry] = ()) -> g
         type="log",
         title_text="trained parameters, log scale",
         tickformat="~s",
-        dtick="D2" if _decades(line, rows) < 1 else 1,
+        dtick=log_step(row["trainable_params"] for row in (*rows, *shown)),
     )
     figure.update_yaxes(range=[low, high], tickformat="~%", title_text="accuracy, test", nticks=7)
     return figure
-
-
-def _decades(line: Sequence[Entry], rows: Sequence[Entry]) -> float:
-    sizes = [row["trainable_params"] for row in (*line, *rows)]
-    return len(str(round(max(sizes)))) - len(str(round(min(sizes))))
 
 
 def _add_arm(figure: go.Figure, arm: str, rows: Sequence[Entry]) -> None:

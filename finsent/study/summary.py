@@ -108,6 +108,8 @@ _COMPARISON_KEYS = {
 
 def _read_summary(path: Path) -> dict[str, Any]:
     summary = read_json(path)
+    if not isinstance(summary.get("runs"), int):
+        raise ArtifactError(f"{path}: no number of runs; {_again(path)}")
     for name, keys in (("rows", _ROW_KEYS), ("comparisons", _COMPARISON_KEYS)):
         entries = summary.get(name)
         if not isinstance(entries, list):

@@ -109,8 +109,9 @@ def published(place: tuple[str, str]) -> list[Reference]:
 
 
 def head_studies(summaries: Mapping[str, Summary]) -> list[str]:
-    """Names of the studies that trained heads."""
-    return [name for name, summary in summaries.items() if places(summary)]
+    """Names of the studies that trained heads, the one with most runs first."""
+    names = [name for name, summary in summaries.items() if places(summary)]
+    return sorted(names, key=lambda name: (-summaries[name]["runs"], name))
 
 
 def whole_data(rows: Sequence[Entry]) -> list[Entry]:

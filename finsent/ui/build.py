@@ -37,6 +37,7 @@ from finsent.ui.state import (
     Status,
     cuda_available,
 )
+from finsent.ui.studies import add_studies_tab
 from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
 
 TITLE = "finsent: do dendrites help?"
@@ -152,6 +153,9 @@ def _draw(
             with gr.Tab("Leaderboard", id="leaderboard", elem_id="tab-leaderboard") as tab:
                 tabs.append(tab)
                 add_leaderboard_tab(catalog)
+            with gr.Tab("Studies", id="studies", elem_id="tab-studies") as tab:
+                tabs.append(tab)
+                add_studies_tab(catalog)
             with gr.Tab("Where they differ", id="differ", elem_id="tab-differ") as tab:
                 tabs.append(tab)
                 differ = DifferTab(catalog)

@@ -18,6 +18,7 @@ from typing import Any
 import gradio as gr
 
 from finsent.runs import MANIFEST
+from finsent.study.results import SUMMARY
 from finsent.ui.state import Catalog
 
 Build = Callable[[Catalog, str], gr.Blocks]
@@ -87,7 +88,12 @@ def exchange(served: gr.Blocks, fresh: gr.Blocks) -> None:
 def fingerprint(root: Path) -> frozenset[tuple[str, int, int]]:
     """Name, time and size of every file that a catalog is read from."""
     found = set()
-    for path in (root / "leaderboard.json", root / MANIFEST, *root.glob("*/*/*/seed-*/*")):
+    for path in (
+        root / "leaderboard.json",
+        root / MANIFEST,
+        *root.glob(f"studies/*/{SUMMARY}"),
+        *root.glob("*/*/*/seed-*/*"),
+    ):
         try:
             status = path.stat()
         except FileNotFoundError:

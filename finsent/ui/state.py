@@ -24,6 +24,7 @@ from finsent.config import ARMS
 from finsent.data import DATASETS
 from finsent.latency import LatencyStats, RollingWindow, interleaved_times
 from finsent.runs import ArtifactError, Run, find_runs, read_json, slug
+from finsent.study.summary import read_summaries
 from finsent.zero_gpu import on_gpu, zero_gpu
 
 LARGE_BACKBONE = "phi-2"
@@ -154,14 +155,21 @@ class Catalog:
     runs: tuple[Run, ...]
     leaderboard: Mapping[str, Any] | None
     """leaderboard.json as written by finsent.leaderboard; None when it has not been made."""
+    studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Study name -> content of its summary.json."""
     _calibrations: dict[Path, Calibration | None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, root: Path | str) -> Catalog:
-        """Raises ArtifactError when a finished run or the leaderboard is damaged."""
+        """Raises ArtifactError when a finished run, the leaderboard or a study is damaged."""
         root = Path(root)
         board = root / "leaderboard.json"
-        return cls(root, tuple(find_runs(root)), _read_board(board) if board.is_file() else None)
+        return cls(
+            root,
+            tuple(find_runs(root)),
+            _read_board(board) if board.is_file() else None,
+            read_summaries(root),
+        )
 
     def backbones(self) -> list[str]:
         """Folder names, the embedded default first."""
