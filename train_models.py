@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finsent.config import (
     ACTIVATIONS,
@@ -24,8 +25,15 @@ from finsent.config import (
     PLACEMENTS,
     POOLINGS,
     PRECISIONS,
+    STUDY_ARMS,
     ConfigError,
 )
+
+if TYPE_CHECKING:
+    import torch
+
+    from finsent.config import TrainConfig
+    from finsent.study.plans import LoraStudy
 
 ROOT = Path(__file__).resolve().parent
 COMMANDS = ("train", "verify", "latency", "leaderboard", "figures", "study")
@@ -74,13 +82,17 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
     add("--dataset", default="allagree", help="data set name (%(default)s)")
     add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data set")
-    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms to train (all)")
+    add(
+        "--arms",
+        nargs="+",
+        choices=STUDY_ARMS,
+        default=list(ARMS),
+        help=f"default: {' '.join(ARMS)}",
+    )
     add("--seeds", nargs="+", type=int, default=[0], help="seeds, one run of each arm per seed (0)")
     add("--artifacts", "--out", type=Path, default=ROOT / "artifacts", metavar="DIR")
     add("--overwrite", action="store_true", help="train finished runs again")
-    add("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
-    add("--workers", type=int, default=1, help="seeds side by side, on each GPU (%(default)s)")
-    add("--gpus", metavar="LIST", help="spread seeds over GPUs: numbers such as 0,1, or 'all'")
+    _add_resources(parser)
     add("--precision", choices=PRECISIONS, help="how the frozen weights are held")
     add("--adapter-precision", choices=ADAPTER_PRECISIONS, default="fp32")
     add(
@@ -117,6 +129,17 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     add("--artifacts", "--out", type=Path, default=ROOT / "artifacts", metavar="DIR")
     add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data sets")
     add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
+    _add_resources(parser)
+    add("--datasets", nargs="+", metavar="NAME", help="LoRA studies: only these data sets")
+    add("--regimes", nargs="+", metavar="NAME", help="LoRA studies: only these regimes")
+    add("--seeds", nargs="+", type=int, metavar="N", help="LoRA studies: only these seeds")
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
+    add("--workers", type=int, default=1, help="seeds side by side, on each GPU (%(default)s)")
+    add("--gpus", metavar="LIST", help="spread seeds over GPUs: numbers such as 0,1, or 'all'")
 
 
 def _layers(text: str) -> int | str | None:
@@ -134,45 +157,41 @@ def _or_preset(given: int | str | None, preset: int | None) -> int | None:
 
 def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and verify do not wait for torch.
+    from dataclasses import replace
+
     import torch
 
     from finsent import runs, scheduling
-    from finsent.backbones import computes_bf16, default_device, preset
-    from finsent.config import DendriteConfig, LoraConfig, TrainConfig
+    from finsent.backbones import default_device
+    from finsent.config import DendriteConfig, LoraConfig
     from finsent.jobs import git_commit
     from finsent.retiming import retime
 
-    chosen = preset(options.backbone)
     device = torch.device(options.device) if options.device else default_device()
-    recipe = chosen.cpu if device.type == "cpu" else chosen.cuda
-    epochs = recipe.epochs if options.epochs is None else options.epochs
-    base = TrainConfig(
-        backbone=options.backbone,
+    recipe = _recipe_config(options.backbone, device)
+    given = {
+        name: getattr(options, name)
+        for name in (
+            "precision", "autocast", "pooling", "epochs", "batch_size", "learning_rate",
+            "label_smoothing", "prompt_suffix",
+        )
+        if getattr(options, name) is not None
+    }  # fmt: skip
+    base = replace(
+        recipe,
         dataset=options.dataset,
-        precision=options.precision or recipe.precision,
-        autocast=computes_bf16(device) if options.autocast is None else options.autocast,
         adapter_precision=options.adapter_precision,
         lora=LoraConfig(
             r=options.lora_r,
             alpha=options.lora_alpha,
             target_modules=tuple(options.target_modules),
-            last_layers=_or_preset(options.last_layers, recipe.last_layers),
+            last_layers=_or_preset(options.last_layers, recipe.lora.last_layers),
         ),
         depth=_or_preset(options.depth, recipe.depth),
-        pooling=options.pooling or recipe.pooling,
-        epochs=epochs,
-        batch_size=recipe.batch_size if options.batch_size is None else options.batch_size,
-        learning_rate=(
-            recipe.learning_rate if options.learning_rate is None else options.learning_rate
-        ),
-        label_smoothing=(
-            recipe.label_smoothing if options.label_smoothing is None else options.label_smoothing
-        ),
         max_length=options.max_length,
-        prompt_suffix=(
-            recipe.prompt_suffix if options.prompt_suffix is None else options.prompt_suffix
-        ),
+        **given,
     )
+    epochs = base.epochs
     dendrites = DendriteConfig(
         placement=tuple(options.placement),
         activation=options.activation,
@@ -183,8 +202,6 @@ def _train(options: argparse.Namespace) -> int:
         init_scale=options.init_scale,
         learning_rate_factor=options.growth_learning_rate_factor,
     )
-    if options.workers < 1:
-        raise ConfigError(f"--workers must be at least 1, got {options.workers}")
     plan = scheduling.Plan(
         base=base,
         dendrites=dendrites,
@@ -193,7 +210,7 @@ def _train(options: argparse.Namespace) -> int:
         artifacts=options.artifacts.absolute(),
         device=device.type,
         gpus=_gpus(options.gpus, torch.cuda.device_count() if device.type == "cuda" else 0),
-        workers=options.workers,
+        workers=_workers(options.workers),
         overwrite=options.overwrite,
         command=shlex.join(["python", "train_models.py", *_shown_arguments()]),
         git_commit=git_commit(ROOT),
@@ -285,37 +302,97 @@ def _latency(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from finsent import runs
     from finsent.study import classical
     from finsent.study.head_runner import HeadStudyRunner
-    from finsent.study.plans import STUDIES
+    from finsent.study.plans import STUDIES, HeadStudy
     from finsent.study.results import StudyError
     from finsent.study.summary import write_summary
 
     folder = options.artifacts / "studies" / options.name
-    if options.name == classical.NAME:
-        if options.select:
-            raise StudyError("the classical study chooses its settings within every run")
+    study = STUDIES.get(options.name)
+    if study is None and options.name != classical.NAME:
+        known = ", ".join([*STUDIES, classical.NAME])
+        raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
+    if options.select and not isinstance(study, HeadStudy):
+        raise StudyError(f"--select: study {options.name!r} has no settings to choose")
+    failed: list[str] = []
+    if study is None:
         classical.run_classical(
             folder, classical.PLAN, data_dir=options.data_dir, backbone_dir=options.backbone_dir
         )
-    elif options.name in STUDIES:
+    elif isinstance(study, HeadStudy):
         runner = HeadStudyRunner(
-            STUDIES[options.name],
-            folder,
-            data_dir=options.data_dir,
-            backbone_dir=options.backbone_dir,
+            study, folder, data_dir=options.data_dir, backbone_dir=options.backbone_dir
         )
         if options.select:
             print(f"wrote {runner.select()}")
             return 0
         runner.run()
     else:
-        known = ", ".join([*STUDIES, classical.NAME])
-        raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
+        if options.seeds:
+            study = replace(study, seeds=tuple(dict.fromkeys(options.seeds)))
+        if options.regimes:
+            study = replace(study, regimes=tuple(study.regime(name) for name in options.regimes))
+        if options.datasets:
+            study = replace(study, datasets=tuple(dict.fromkeys(options.datasets)))
+        failed = _lora_study(study, options)
     print(f"wrote {write_summary(folder)}")
     runs.write_manifest(options.artifacts)
-    return 0
+    if failed:
+        print(f"error: {len(failed)} runs failed; run the study again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
+    import torch
+
+    from finsent.backbones import default_device
+    from finsent.jobs import git_commit
+    from finsent.study.lora_runner import LoraStudyRunner, Resources
+
+    device = torch.device(options.device) if options.device else default_device()
+    resources = Resources(
+        base=_recipe_config(study.backbone, device),
+        device=device.type,
+        gpus=_gpus(options.gpus, torch.cuda.device_count() if device.type == "cuda" else 0),
+        workers=_workers(options.workers),
+        command=shlex.join(["python", "train_models.py", *_shown_arguments()]),
+        git_commit=git_commit(ROOT),
+        data_dir=options.data_dir,
+        backbone_dir=options.backbone_dir,
+    )
+    return LoraStudyRunner(study, options.artifacts.absolute(), resources).run()
+
+
+def _recipe_config(backbone: str, device: torch.device) -> TrainConfig:
+    """The configuration that suits a backbone on a kind of device."""
+    from finsent.backbones import computes_bf16, preset
+    from finsent.config import LoraConfig, TrainConfig
+
+    chosen = preset(backbone)
+    recipe = chosen.cpu if device.type == "cpu" else chosen.cuda
+    return TrainConfig(
+        backbone=backbone,
+        precision=recipe.precision,
+        autocast=computes_bf16(device),
+        lora=LoraConfig(last_layers=recipe.last_layers),
+        depth=recipe.depth,
+        pooling=recipe.pooling,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        label_smoothing=recipe.label_smoothing,
+        prompt_suffix=recipe.prompt_suffix,
+    )
+
+
+def _workers(given: int) -> int:
+    if given < 1:
+        raise ConfigError(f"--workers must be at least 1, got {given}")
+    return given
 
 
 def _leaderboard(options: argparse.Namespace) -> int:

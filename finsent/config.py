@@ -13,6 +13,10 @@ ARMS = ("baseline", "dendritic", "matched")
 """`baseline`: LoRA only. `dendritic`: the same, growing dendrites. `matched`: no dendrites, but as
 many trainable parameters as the dendritic run of the same seed ended with."""
 
+STUDY_ARMS = ("baseline", "dendritic", "restart", "matched")
+"""Also `restart`: goes back to its best state, with a fresh optimizer and a lower learning rate,
+after the epochs after which the dendritic run of the same seed grew. In the order of training."""
+
 PRECISIONS = ("nf4", "bf16", "fp32")
 ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
@@ -104,11 +108,33 @@ class DendriteConfig:
 
 
 @dataclass(frozen=True)
+class Restarts:
+    """What growing does besides adding dendrites: the control for that part of it."""
+
+    epochs: tuple[int, ...]
+    """Zero-based epochs at whose end the run goes back to its best state so far."""
+    learning_rate_factor: float = 0.5
+    """Multiplies the scheduled learning rate from the first restart on."""
+
+    def __post_init__(self) -> None:
+        _require(
+            all(epoch >= 0 for epoch in self.epochs),
+            f"restarts.epochs must be >= 0, got {self.epochs}",
+        )
+        _require(
+            self.learning_rate_factor > 0,
+            f"restarts.learning_rate_factor must be > 0, got {self.learning_rate_factor}",
+        )
+
+
+@dataclass(frozen=True)
 class MatchedCapacity:
     """The control: larger LoRA ranks spend the parameters that dendrites would have used."""
 
     trainable_params: int
     """Number of trainable parameters to match, taken from the dendritic run of the same seed."""
+    restarts: Restarts | None = None
+    """The same restarts as the dendritic run's, where a study gives them to every control."""
 
     def __post_init__(self) -> None:
         _require(
@@ -117,7 +143,7 @@ class MatchedCapacity:
         )
 
 
-Treatment = DendriteConfig | MatchedCapacity | None
+Treatment = DendriteConfig | MatchedCapacity | Restarts | None
 
 
 @dataclass(frozen=True)
@@ -128,6 +154,11 @@ class TrainConfig:
     """Preset name, Hub id or local folder of the frozen language model."""
     dataset: str = "allagree"
     """Name of the data set; see finsent.data."""
+    split: str = "70/15/15"
+    """Protocol: "70/15/15", "fold-<n>" of grouped 10-fold cross-validation, or "finbert", the split
+    of that model's repository; see finsent.folds."""
+    train_fraction: float = 1.0
+    """Share of a fold's training part that is used."""
     seed: int = 0
     """Seeds the split, the initial weights, the shuffling and the dendrites."""
     precision: Precision = "fp32"
@@ -186,6 +217,10 @@ class TrainConfig:
                 self.lora.last_layers <= self.depth,
                 f"cannot adapt the last {self.lora.last_layers} of {self.depth} blocks",
             )
+        _require(
+            0 < self.train_fraction <= 1,
+            f"train_fraction must be in (0, 1], got {self.train_fraction}",
+        )
         _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
         _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
@@ -213,7 +248,16 @@ class TrainConfig:
         """Name of the arm this configuration belongs to."""
         if self.treatment is None:
             return "baseline"
+        if isinstance(self.treatment, Restarts):
+            return "restart"
         return "dendritic" if isinstance(self.treatment, DendriteConfig) else "matched"
+
+    @property
+    def restarts(self) -> Restarts | None:
+        """Restarts without growth, of the arms that have them."""
+        if isinstance(self.treatment, Restarts):
+            return self.treatment
+        return self.treatment.restarts if isinstance(self.treatment, MatchedCapacity) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; the treatment carries its kind."""
@@ -241,10 +285,21 @@ class TrainConfig:
                 treatment["placement"] = tuple(treatment["placement"])
                 values["treatment"] = DendriteConfig(**treatment)
             elif kind == "matched":
+                restarts = treatment.get("restarts")
+                if restarts is not None:
+                    treatment["restarts"] = _restarts(restarts)
                 values["treatment"] = MatchedCapacity(**treatment)
+            elif kind == "restart":
+                values["treatment"] = _restarts(treatment)
             else:
-                raise ConfigError(f"unknown treatment kind {kind!r}; expected one of {ARMS[1:]}")
+                raise ConfigError(
+                    f"unknown treatment kind {kind!r}; expected one of {STUDY_ARMS[1:]}"
+                )
         return cls(**values)
+
+
+def _restarts(data: dict[str, Any]) -> Restarts:
+    return Restarts(**{**data, "epochs": tuple(data["epochs"])})
 
 
 def arm_config(base: TrainConfig, arm: str, treatment: Treatment = None) -> TrainConfig:
@@ -253,6 +308,6 @@ def arm_config(base: TrainConfig, arm: str, treatment: Treatment = None) -> Trai
     Raises ConfigError when the treatment given is not that arm's kind.
     """
     config = replace(base, treatment=treatment)
-    _require(arm in ARMS, f"arm must be one of {ARMS}, got {arm!r}")
+    _require(arm in STUDY_ARMS, f"arm must be one of {STUDY_ARMS}, got {arm!r}")
     _require(config.arm == arm, f"arm {arm!r} got the treatment of arm {config.arm!r}")
     return config

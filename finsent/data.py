@@ -231,12 +231,19 @@ def make_split(dataset: Dataset, seed: int) -> Split:
                 f"{dataset.label_names[label]!r}, because its twins form too few groups; "
                 "add different sentences of that class"
             )
-    fingerprint = _sha256(
+    return Split(**parts, fingerprint=split_fingerprint(dataset, *parts.values()))
+
+
+def split_fingerprint(
+    dataset: Dataset, train: Sequence[int], validation: Sequence[int], test: Sequence[int]
+) -> str:
+    """What `Split.fingerprint` is, of parts given by indices into the examples."""
+    parts = {"train": train, "validation": validation, "test": test}
+    return _sha256(
         f"{part}\t{dataset.examples[index].id}"
         for part, indices in parts.items()
         for index in indices
     )
-    return Split(**parts, fingerprint=fingerprint)
 
 
 def to_datasets(dataset: Dataset, split: Split) -> DatasetDict:

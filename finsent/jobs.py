@@ -45,9 +45,10 @@ from finsent.backbones import (
 )
 from finsent.checkpoints import CHECKPOINT, CheckpointError
 from finsent.config import ConfigError, DendriteConfig, MatchedCapacity, TrainConfig
-from finsent.data import DataError, Dataset, load_dataset, make_split
+from finsent.data import DataError, Dataset, load_dataset
 from finsent.dendrites import GrowthError
 from finsent.evaluation import EvaluationError, confidence_intervals, score
+from finsent.folds import part_examples
 from finsent.latency import time_interleaved
 from finsent.progress import EpochRecord
 from finsent.training import (
@@ -173,7 +174,7 @@ def run_job(job: Job, bases: Bases | None = None) -> Path:
 def _run_locked(job: Job, bases: Bases) -> Path:
     config = job.config
     dataset = load_dataset(config.dataset, job.data_dir)
-    split = make_split(dataset, config.seed)
+    split = part_examples(dataset, config.split, config.seed, config.train_fraction, job.data_dir)
     label = f"{config.dataset} {config.arm} seed {config.seed}"
     with _Bar(label) as bar:
         device = torch.device(job.device)

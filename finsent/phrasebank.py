@@ -219,6 +219,11 @@ def clean(text: str) -> str:
 Rows = Sequence[tuple[str, str]]
 
 
+def record_id(text: str) -> str:
+    """Id of a cleaned sentence, the same at every level."""
+    return "fpb-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def merge_duplicates(rows: Rows, stricter: Callable[[], Sequence[Rows]]) -> list[Record]:
     """One record per distinct sentence, in order of first occurrence. Texts must be clean.
 
@@ -235,10 +240,7 @@ def merge_duplicates(rows: Rows, stricter: Callable[[], Sequence[Rows]]) -> list
         for text in [text for text, found in labels.items() if len(found) > 1]:
             votes = ({label for other, label in level if other == text} for level in levels)
             labels[text] = next((vote for vote in votes if len(vote) == 1), {"neutral"})
-    return [
-        Record("fpb-" + hashlib.sha256(text.encode()).hexdigest()[:12], text, label)
-        for text, (label,) in labels.items()
-    ]
+    return [Record(record_id(text), text, label) for text, (label,) in labels.items()]
 
 
 def load_phrasebank(level: str, data_dir: Path | None = None) -> list[Record]:

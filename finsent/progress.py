@@ -80,6 +80,12 @@ class Progress:
         self.dendrites = dendrites
         self.learning_rate_factor = learning_rate_factor
 
+    def restarted(self, learning_rate_factor: float) -> None:
+        """Take note of a restart without growth: as after a growth, later epochs compete anew."""
+        if all(record.event is None for record in self.history):
+            self.best = None
+        self.learning_rate_factor = learning_rate_factor
+
     def to_checkpoint(
         self, identity: str, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
     ) -> Checkpoint:

@@ -8,23 +8,28 @@ import queue
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finsent import runs
 from finsent.config import (
-    ARMS,
+    STUDY_ARMS,
     ConfigError,
     DendriteConfig,
     MatchedCapacity,
+    Restarts,
     TrainConfig,
     Treatment,
     arm_config,
 )
 from finsent.data import load_dataset
 from finsent.jobs import DONE, Job
+
+COPYING = ("restart", "matched")
+"""Arms that are made after the dendritic run of the same seed, from what it became."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Plan:
     git_commit: str | None
     data_dir: Path | None
     backbone_dir: Path | None
+    restart_matched: bool = False
+    """Give the matched arm the restarts of the dendritic run, as studies do."""
 
     def folder(self, arm: str, seed: int) -> Path:
         """Where a run of the plan ends up."""
@@ -54,34 +61,47 @@ class Plan:
 
 
 def execute(plan: Plan) -> list[str]:
-    """Make every run of the plan that is not finished; returns the names of those that failed.
+    """Make every run of the plan that is not finished; returns the names of those that failed."""
+    return execute_all([plan])
 
-    Seeds may go side by side. The arms of a seed follow one another in one process, on one base in
-    memory; the matched arm copies the number of parameters of the dendritic run before it.
+
+def execute_all(plans: Sequence[Plan]) -> list[str]:
+    """Make the runs of several plans that share GPUs and workers (those of the first).
+
+    Seeds and plans may go side by side. The arms of a seed follow one another in one process, on
+    one base in memory; restart and matched arms copy from the dendritic run before them.
     Everything a typing error could spoil is checked before the first run starts.
     """
-    if "matched" in plan.arms and "dendritic" not in plan.arms:
-        absent = [s for s in plan.seeds if not runs.is_finished(plan.folder("dendritic", s))]
-        if absent:
-            raise ConfigError(
-                f"the matched arm copies the dendritic run's size, but seeds {absent} have no "
-                "dendritic run here; add 'dendritic' to --arms"
-            )
-    load_dataset(plan.base.dataset, plan.data_dir)
-    arm_config(plan.base, "dendritic", plan.dendrites)
-    for arm in ARMS:
-        for seed in plan.seeds:
-            _require_same_settings(plan, plan.folder(arm, seed), seed)
+    for plan in plans:
+        _require_possible(plan)
+    first = plans[0]
     slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for slot in (plan.gpus or (None,)) * plan.workers:
+    for slot in (first.gpus or (None,)) * first.workers:
         slots.put(slot)
+    work = [(plan, seed) for plan in plans for seed in plan.seeds]
     with (
         tempfile.TemporaryDirectory(prefix="finsent-") as scratch,
         # Threads only wait: each seed is a process of its own.
         ThreadPoolExecutor(max_workers=slots.qsize()) as pool,
     ):
-        failed = pool.map(lambda seed: _run_seed(plan, seed, Path(scratch), slots), plan.seeds)
+        failed = pool.map(lambda item: _run_seed(item[0], item[1], Path(scratch), slots), work)
         return [name for names in failed for name in names]
+
+
+def _require_possible(plan: Plan) -> None:
+    copying = [arm for arm in COPYING if arm in plan.arms]
+    if copying and "dendritic" not in plan.arms:
+        absent = [s for s in plan.seeds if not runs.is_finished(plan.folder("dendritic", s))]
+        if absent:
+            raise ConfigError(
+                f"the {' and '.join(copying)} arm copies from the dendritic run, but seeds "
+                f"{absent} have no dendritic run here; add 'dendritic' to --arms"
+            )
+    load_dataset(plan.base.dataset, plan.data_dir)
+    arm_config(plan.base, "dendritic", plan.dendrites)
+    for arm in STUDY_ARMS:
+        for seed in plan.seeds:
+            _require_same_settings(plan, plan.folder(arm, seed), seed)
 
 
 def _require_same_settings(plan: Plan, folder: Path, seed: int) -> None:
@@ -109,16 +129,16 @@ def _run_seed(
     try:
         with contextlib.ExitStack() as stack:
             child: Child | None = None
-            for arm in (arm for arm in ARMS if arm in plan.arms):
+            for arm in (arm for arm in STUDY_ARMS if arm in plan.arms):
                 folder = plan.folder(arm, seed)
                 name = f"{plan.base.dataset} {arm} seed {seed}"
                 if runs.is_finished(folder) and not plan.overwrite:
                     print(f"{name}: already trained in {folder} (--overwrite trains it again)")
                     continue
-                if arm == "matched" and f"{plan.base.dataset} dendritic seed {seed}" in failed:
-                    failed.append(name)  # it copies the size of a run that is not there
+                if arm in COPYING and f"{plan.base.dataset} dendritic seed {seed}" in failed:
+                    failed.append(name)  # it copies from a run that is not there
                     continue
-                path = scratch / f"{arm}-{seed}.json"
+                path = scratch / f"{uuid.uuid4()}.json"
                 _job(plan, arm, seed, scratch).save(path)
                 if child is None:
                     child = stack.enter_context(Child(gpu))
@@ -134,9 +154,17 @@ def _job(plan: Plan, arm: str, seed: int, scratch: Path) -> Job:
     treatment: Treatment = None
     if arm == "dendritic":
         treatment = plan.dendrites
-    elif arm == "matched":
+    elif arm in COPYING:
         model = runs.read_run(plan.folder("dendritic", seed))
-        treatment = MatchedCapacity(model.metrics["trainable_params"])
+        restarts = Restarts(
+            tuple(line["epoch"] for line in model.history if line["event"] is not None),
+            plan.dendrites.learning_rate_factor,
+        )
+        treatment = restarts
+        if arm == "matched":
+            treatment = MatchedCapacity(
+                model.metrics["trainable_params"], restarts if plan.restart_matched else None
+            )
     return Job(
         config=arm_config(replace(plan.base, seed=seed), arm, treatment),
         artifacts=plan.artifacts,
@@ -188,7 +216,7 @@ class Child:
 
 def summary(plan: Plan) -> Iterator[str]:
     """A line for every finished run of the plan."""
-    for arm in ARMS:
+    for arm in STUDY_ARMS:
         for seed in plan.seeds:
             folder = plan.folder(arm, seed)
             if arm not in plan.arms or not runs.is_finished(folder):

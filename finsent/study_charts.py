@@ -19,7 +19,7 @@ _LINE = 16
 _EDGES = 76
 """Pixels of the margins above and below."""
 _ROOM = 0.015
-"""Above and below the heads' intervals, in accuracy."""
+"""Above and below the arms' intervals, in accuracy."""
 
 
 def forest_figure(comparisons: Sequence[Entry]) -> go.Figure:
@@ -104,8 +104,8 @@ def _layout(comparisons: Sequence[Entry]) -> tuple[list[float], list[tuple[float
 def frontier_figure(rows: Sequence[Entry], classical: Sequence[Entry] = ()) -> go.Figure:
     """Test accuracy against trained parameters, with corrected 95 % intervals.
 
-    The dashed line joins the heads that none beats in both; classical classifiers are grey and
-    shown where the heads' axis reaches. Raises ChartError without rows.
+    The dashed line joins the arms that none beats in both; classical classifiers are grey and
+    shown where the others' axis reaches. Raises ChartError without rows.
     """
     if not rows:
         raise ChartError("No row of this study here; choose another.")

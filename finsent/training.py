@@ -47,6 +47,9 @@ from finsent.stepping import StepRunner
 EVALUATION_TOKENS = 8192
 """Padded tokens per evaluation batch."""
 
+RESTARTED = "restarted from the best state"
+"""What the history of an arm with restarts says where the dendritic arm grew."""
+
 BUCKET = 32
 """Batches whose examples are sorted by length together; larger pads less and shuffles less."""
 
@@ -329,6 +332,13 @@ def train(
                     optimizer = new_optimizer(model, config, device)
                     parameters = model.parameters()
                     run_step.reset()
+            elif config.restarts is not None and epoch in config.restarts.epochs:
+                event = RESTARTED
+                assert progress.best_of_all is not None
+                model.copy_in(progress.best_of_all.tensors)
+                progress.restarted(config.restarts.learning_rate_factor)
+                optimizer = new_optimizer(model, config, device)
+                run_step.reset()
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=train_loss,

@@ -8,8 +8,8 @@ import torch
 
 from finsent.config import ACTIVATIONS
 from finsent.dendritic_linear import DendriticLinear
+from finsent.folds import Fold
 from finsent.study.candidates import Part, nll, random_candidate, refined_candidate, residuals
-from finsent.study.folds import Fold
 from finsent.study.head_training import HEAD_ARMS, HeadRecipe, View, parts, train_heads
 from finsent.study.heads import HeadStack, matching_hidden_units
 from finsent.study.results import StudyError

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from finsent.data import Dataset, load_dataset
 from finsent.evaluation import score
+from finsent.folds import FOLDS, Fold, grouped_folds
 from finsent.study.features import frozen_features
-from finsent.study.folds import FOLDS, Fold, grouped_folds
 from finsent.study.results import CLASSICAL, RESULTS, StudyError, StudyRun, append_runs, read_runs
 
 NAME = CLASSICAL

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from finsent.data import Dataset, load_dataset
 from finsent.evaluation import score
+from finsent.folds import Fold, grouped_folds, smaller
 from finsent.runs import read_json, write_json
 from finsent.study.candidates import Part
 from finsent.study.features import Features, frozen_features
-from finsent.study.folds import Fold, grouped_folds, smaller
 from finsent.study.head_training import (
     HEAD_ARMS,
     HeadRecipe,

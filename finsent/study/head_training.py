@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finsent.config import ACTIVATIONS
+from finsent.folds import Fold
 from finsent.study.candidates import Part, nll, random_candidate, refined_candidate
-from finsent.study.folds import Fold
 from finsent.study.heads import HeadStack, choose, matching_hidden_units
 from finsent.study.results import StudyError
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
+from typing import TypeVar
 
-from finsent.study.folds import FOLDS, FRACTIONS
+from finsent.config import STUDY_ARMS
+from finsent.folds import FOLDS, FRACTIONS
 from finsent.study.head_training import HeadRecipe
 from finsent.study.results import StudyError
 
@@ -66,11 +68,7 @@ class HeadStudy:
 
     def regime(self, name: str) -> Regime:
         """The regime of that name. StudyError for an unknown one."""
-        for regime in self.regimes:
-            if regime.name == name:
-                return regime
-        known = ", ".join(regime.name for regime in self.regimes)
-        raise StudyError(f"study {self.name!r} has no regime {name!r}; it has {known}")
+        return _named(self.regimes, name, self.name)
 
     def grid(self) -> list[tuple[float, float]]:
         """(learning_rate, weight_decay) pairs that every arm is tuned over."""
@@ -128,4 +126,80 @@ HEADS = HeadStudy(
     weight_decays=(0.01, 1.0),
 )
 
-STUDIES: Mapping[str, HeadStudy] = MappingProxyType({HEADS.name: HEADS})
+
+@dataclass(frozen=True)
+class LoraRegime:
+    """Where LoRA maps stand, how large they are, and where dendrites may grow."""
+
+    name: str
+    r: int = 8
+    last_layers: int | None = None
+    """Adapted blocks, counted from the top (None: all)."""
+    placement: tuple[str, ...] = ("lora_B", "score")
+    fraction: float = 1.0
+    """Share of the training part."""
+
+
+@dataclass(frozen=True)
+class LoraStudy:
+    """Fine-tuning: data sets x regimes x arms x folds x seeds, each a run of the trainer.
+
+    Everything not named here is the backbone's own recipe for the device.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    regimes: tuple[LoraRegime, ...]
+    splits: tuple[str, ...] = tuple(f"fold-{number}" for number in range(FOLDS))
+    """Values of TrainConfig.split."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    arms: tuple[str, ...] = STUDY_ARMS
+    epochs: int | None = None
+    """None: the recipe's."""
+    backbone: str = "smollm2-135m"
+    max_dendrites: int = 1
+
+    def regime(self, name: str) -> LoraRegime:
+        """The regime of that name. StudyError for an unknown one."""
+        return _named(self.regimes, name, self.name)
+
+
+R = TypeVar("R", Regime, LoraRegime)
+
+
+def _named(regimes: tuple[R, ...], name: str, study: str) -> R:
+    for regime in regimes:
+        if regime.name == name:
+            return regime
+    known = ", ".join(regime.name for regime in regimes)
+    raise StudyError(f"study {study!r} has no regime {name!r}; it has {known}")
+
+
+LORA = LoraStudy(
+    name="lora",
+    datasets=("allagree", "50agree"),
+    regimes=(
+        LoraRegime("r8-all"),
+        *(
+            LoraRegime(f"r{r}-last{layers}", r=r, last_layers=layers)
+            for r in (1, 4, 16)
+            for layers in (1, 4)
+        ),
+        LoraRegime("r1-all", r=1),
+        LoraRegime("r16-all", r=16),
+        LoraRegime("r8-last1-head", last_layers=1, placement=("score",)),
+        LoraRegime("r8-last1-lora", last_layers=1, placement=("lora_B",)),
+        LoraRegime("r8-all-data-10", fraction=0.1),
+    ),
+)
+
+FINBERT_SPLIT = LoraStudy(
+    name="finbert-split",
+    datasets=("50agree",),
+    regimes=(LoraRegime("default"),),
+    splits=("finbert",),
+)
+
+STUDIES: Mapping[str, HeadStudy | LoraStudy] = MappingProxyType(
+    {study.name: study for study in (HEADS, LORA, FINBERT_SPLIT)}
+)

@@ -18,30 +18,30 @@ import matplotlib as mpl
 
 from finsent.figure_style import STYLE, png
 from finsent.figures import FigureError
+from finsent.folds import FOLDS
 from finsent.runs import ArtifactError, Run, find_runs, read_json, write_bytes_atomically
 from finsent.study import report_figures
-from finsent.study.folds import FOLDS
 from finsent.study.markdown import NONE, count, link_to, percent, seconds, signed, table
-from finsent.study.results import StudyError
-from finsent.study.selection import SELECTION, Tried, grid_sizes, variants
+from finsent.study.results import CLASSICAL, StudyError
+from finsent.study.selection import CHOSEN, SELECTION, Tried, grid_sizes, variants
 from finsent.study.submission import submission_markdown
 from finsent.study.summary import REFERENCES, SIGNIFICANCE, read_summaries
 from finsent.study.views import (
     ARM_RULES,
-    RECIPE_RULE,
-    REGIME_RULE,
+    RULES,
     Entry,
     Summary,
     answer,
     classical_rows,
     comparisons_of,
-    head_studies,
     lora_verdicts,
     place_name,
     places,
     published,
     regime_key,
     rows_of,
+    study_names,
+    study_title,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,11 +62,11 @@ class Evidence:
 
     @classmethod
     def read(cls, artifacts: Path) -> Evidence:
-        """Raises ArtifactError for a damaged file, StudyError without a finished study of heads."""
+        """Raises ArtifactError for a damaged file, StudyError without a finished study."""
         summaries = read_summaries(artifacts)
-        if not head_studies(summaries):
+        if not study_names(summaries):
             raise StudyError(
-                f"{artifacts / 'studies'} holds no finished study of heads; make one with "
+                f"{artifacts / 'studies'} holds no finished study; make one with "
                 "`python train_models.py study heads --select`, then without --select"
             )
         return cls(
@@ -83,7 +83,7 @@ class Evidence:
 
 def report_markdown(evidence: Evidence, out: Path) -> str:
     """The whole page; `out` is the folder that it will stand in."""
-    names = head_studies(evidence.summaries)
+    names = study_names(evidence.summaries)
     parts = [
         "# Do dendrites remove errors?",
         "Made by `make report` from [artifacts]"
@@ -96,7 +96,8 @@ def report_markdown(evidence: Evidence, out: Path) -> str:
     ]
     parts += [
         "## How to read the studies",
-        f"{REGIME_RULE} {RECIPE_RULE} Arms:",
+        *RULES,
+        "Arms:",
         "\n".join(f"- `{arm}`: {rule}." for arm, rule in ARM_RULES.items()),
     ]
     for name in names:
@@ -107,7 +108,7 @@ def report_markdown(evidence: Evidence, out: Path) -> str:
         _growth(evidence.board),
         *(part for name in names for part in _variants(name, evidence, out)),
         *_protocol(evidence),
-        *_commands(names),
+        *_commands(evidence),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -117,8 +118,8 @@ def _answer(name: str, summary: Summary) -> str:
     if not lines:
         return f"`{name}`: no dendritic arm to compare yet."
     opening = (
-        f"Heads on frozen features (study `{name}`, {count(summary['runs'])} runs; accuracy on "
-        f"test, p < {SIGNIFICANCE} after correction over the study):"
+        f"{study_title(name)} (study `{name}`, {count(summary['runs'])} runs; accuracy on test, "
+        f" p < {SIGNIFICANCE} after correction over the study):"
     )
     return "\n".join([opening, "", *(f"- {line}" for line in lines)])
 
@@ -129,8 +130,8 @@ def _lora_answer(evidence: Evidence) -> str:
         return ""
     return "\n".join(
         [
-            "Fine-tuned adapters (the leaderboard's runs, dendrites grown by PerforatedAI on LoRA "
-            "and the score head):",
+            "The leaderboard's runs (LoRA adapters, one split a seed; dendrites grown by "
+            "PerforatedAI on LoRA and the score head):",
             "",
             *(f"- {line}" for line in found),
         ]
@@ -140,7 +141,7 @@ def _lora_answer(evidence: Evidence) -> str:
 def _study(name: str, evidence: Evidence, out: Path) -> list[str]:
     summary = evidence.summaries[name]
     parts = [
-        f"## Study `{name}`",
+        f"## {study_title(name)}: study `{name}`",
         f"![Test accuracy against trained parameters]({FIGURES}/{name}_frontier.png)",
     ]
     for place in places(summary):
@@ -157,9 +158,9 @@ def _study(name: str, evidence: Evidence, out: Path) -> list[str]:
         parts += [
             f"All rows ([summary.json]({link_to(evidence.study(name) / 'summary.json', out)})). "
             "± is the standard deviation over folds and seeds; training time is a run's share of "
-            "the stack it was trained in; dendrites are those kept per class, on average.",
+            "the stack it was trained in; dendrites are those kept per class or map, on average.",
             _rows(rows),
-            *_context(evidence, place),
+            *_context(evidence, name, place),
         ]
     if any(row["arm"] == "dendritic" for row in summary["rows"]):
         parts.append(f"![Share of runs by dendrites kept]({FIGURES}/{name}_kept.png)")
@@ -223,25 +224,26 @@ def _costs(row: Entry) -> list[str]:
     return [count(row["trainable_params"]), seconds(row["train_seconds"]), kept]
 
 
-def _context(evidence: Evidence, place: tuple[str, str]) -> list[str]:
-    """What is no head: on the same folds, and elsewhere."""
+def _context(evidence: Evidence, name: str, place: tuple[str, str]) -> list[str]:
+    """What was trained otherwise: on the same folds, and elsewhere."""
     parts = []
-    rows = classical_rows(evidence.summaries, place)
+    rows = classical_rows(evidence.summaries, name, place)
     if rows:
         parts += [
-            f"#### Not heads: classical classifiers on {place_name(place)}",
-            f"Folds made by the same rule, {rows[0]['folds']} folds x {rows[0]['seeds']} seeds; "
-            "the whole text or all features, and all of the training part.",
+            f"#### Classical classifiers on {place_name(place)}",
+            f"No dendrites, no baseline of any. {rows[0]['folds']} folds x {rows[0]['seeds']} "
+            "seeds, made by the same rule; the whole text or all features, all of the training "
+            "part.",
             table(
                 ["classifier", "accuracy", "macro-F1", "NLL", "ECE", "parameters", "training, s"],
                 [[r["recipe"], *_scores(r), *_costs(r)[:2]] for r in rows],
             ),
         ]
-    references = published(place)
+    references = published(evidence.summaries[name], place)
     if references:
         parts += [
-            f"#### Published elsewhere: {place_name(place)}, {FOLDS}-fold",
-            "Context, not competitors: other folds, other training.",
+            f"#### Published elsewhere on {place_name(place)}",
+            "Context, not competitors: the same kind of protocol, other training.",
             table(
                 ["model", "protocol", "accuracy", "macro-F1", "source"],
                 [
@@ -314,7 +316,7 @@ def _variant(row: Tried) -> list[str]:
 
 
 def _protocol(evidence: Evidence) -> list[str]:
-    names = head_studies(evidence.summaries)
+    names = study_names(evidence.summaries)
     lines = [
         f"- Folds: {FOLDS}-fold cross-validation, stratified and grouped so that sentences that "
         "differ only in their numbers stay on one side; a ninth of what is not tested is for "
@@ -330,6 +332,11 @@ def _protocol(evidence: Evidence) -> list[str]:
     ]
     for name in names:
         rows = evidence.summaries[name]["rows"]
+        if {row["folds"] for row in rows} == {1}:
+            lines.append(
+                f"- `{name}`: a single test part for all seeds, with twins in training. Its "
+                "intervals are over seeds and say nothing about other test sentences."
+            )
         sizes = sorted({(row["folds"], row["seeds"]) for row in rows})
         lines.append(
             f"- `{name}`: "
@@ -368,15 +375,16 @@ def _budgets(name: str, rows: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _commands(names: Sequence[str]) -> list[str]:
+def _commands(evidence: Evidence) -> list[str]:
     lines = []
-    for name in names:
-        lines += [
-            f"python train_models.py study {name} --select   # settings, on validation",
-            f"python train_models.py study {name}",
-        ]
+    for name in study_names(evidence.summaries):
+        if (evidence.study(name) / CHOSEN).is_file():
+            lines.append(
+                f"python train_models.py study {name} --select   # settings, on validation"
+            )
+        lines.append(f"python train_models.py study {name}")
     lines += [
-        "python train_models.py study classical",
+        f"python train_models.py study {CLASSICAL}",
         "python train_models.py verify   # recomputes the summaries from the single runs",
         "make report",
     ]
@@ -396,11 +404,9 @@ def figures(evidence: Evidence) -> dict[str, bytes]:
     drawn = {}
     with mpl.rc_context(STYLE):
         drawn["growth.png"] = report_figures.growth_figure(evidence.runs)
-        for name in head_studies(evidence.summaries):
+        for name in study_names(evidence.summaries):
             summary = evidence.summaries[name]
-            drawn[f"{name}_frontier.png"] = report_figures.frontier_figure(
-                summary, evidence.summaries
-            )
+            drawn[f"{name}_frontier.png"] = report_figures.frontier_figure(name, evidence.summaries)
             if any(row["arm"] == "dendritic" for row in summary["rows"]):
                 drawn[f"{name}_kept.png"] = report_figures.kept_figure(summary)
             for place in places(summary):

@@ -144,11 +144,12 @@ def _signed(value: float, _: int) -> str:
     return f"{value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
-def frontier_figure(summary: Summary, summaries: Mapping[str, Summary]) -> Figure:
+def frontier_figure(name: str, summaries: Mapping[str, Summary]) -> Figure:
     """Test accuracy against trained parameters, of regimes with all of the training data."""
-    found = [place for place in places(summary) if rows_of(summary, place)]
+    summary = summaries[name]
+    found = places(summary)
     if not found:
-        raise FigureError("no row to draw; run a study of heads first")
+        raise FigureError(f"study {name!r} has no row to draw; run it first")
     columns = min(2, len(found))
     rows = -(-len(found) // columns)
     height = 1.75 + 3.5 * rows
@@ -161,9 +162,9 @@ def frontier_figure(summary: Summary, summaries: Mapping[str, Summary]) -> Figur
             axes.set_visible(False)
             continue
         place = found[number]
-        heads = whole_data(rows_of(summary, place))
-        others = [r for r in classical_rows(summaries, place) if r["trainable_params"] > 0]
-        drawn |= _frontier_panel(axes, heads, others)
+        arms = whole_data(rows_of(summary, place))
+        others = [r for r in classical_rows(summaries, name, place) if r["trainable_params"] > 0]
+        drawn |= _frontier_panel(axes, arms, others)
         panel_title(axes, place_name(place), "Up and to the left is better")
         axes.set_xlabel("Trained parameters, log scale", labelpad=4, fontsize=8)
     headline(figure, height, "What accuracy costs in parameters", "")
@@ -172,15 +173,15 @@ def frontier_figure(summary: Summary, summaries: Mapping[str, Summary]) -> Figur
         figure,
         height,
         "Mean test accuracy over all folds and seeds; bars: its corrected 95% interval. The line "
-        "joins the heads that no other beats in both.\nRegimes with less training data, and "
+        "joins the arms that no other beats in both.\nRegimes with less training data, and "
         "classical classifiers below the axis, are in the tables only.",
     )
     return figure
 
 
-def _frontier_panel(axes: Axes, heads: Sequence[Entry], others: Sequence[Entry]) -> set[str]:
+def _frontier_panel(axes: Axes, arms: Sequence[Entry], others: Sequence[Entry]) -> set[str]:
     axes.set_xscale("log")
-    line = front(heads)
+    line = front(arms)
     axes.plot(
         [row["trainable_params"] for row in line],
         [row["accuracy"] for row in line],
@@ -189,10 +190,10 @@ def _frontier_panel(axes: Axes, heads: Sequence[Entry], others: Sequence[Entry])
         ls=(0, (4, 3)),
         zorder=1,
     )
-    bounds = [value for row in heads for value in row["accuracy_ci"] or (row["accuracy"],) * 2]
+    bounds = [value for row in arms for value in row["accuracy_ci"] or (row["accuracy"],) * 2]
     low, high = min(bounds) - 0.015, max(bounds) + 0.015
     shown = [row for row in others if low <= row["accuracy"] <= high]
-    for row in (*heads, *shown):
+    for row in (*arms, *shown):
         style = ARM_STYLES[row["arm"]]
         x, y = row["trainable_params"], row["accuracy"]
         axes.plot(
@@ -214,7 +215,7 @@ def _frontier_panel(axes: Axes, heads: Sequence[Entry], others: Sequence[Entry])
     axes.margins(x=0.3)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1%}"))
     bare(axes, grid_axis="y")
-    return {row["arm"] for row in (*heads, *shown)}
+    return {row["arm"] for row in (*arms, *shown)}
 
 
 def _ends(line: Sequence[Entry]) -> list[Entry]:
@@ -260,7 +261,7 @@ def growth_figure(runs: Sequence[Run]) -> Figure:
 
 
 def kept_figure(summary: Summary) -> Figure:
-    """Share of a study's dendritic runs that kept 0, 1, 2, ... dendrites a class."""
+    """Share of a study's dendritic runs that kept 0, 1, 2, ... dendrites."""
     found = [
         (place, rows)
         for place in places(summary)
@@ -292,7 +293,9 @@ def kept_figure(summary: Summary) -> Figure:
     headline(figure, height, "How many dendrites a run kept", "")
     handles = [Patch(color=_shade(n, most), label=f"{n}") for n in range(most + 1)]
     _place_legend(figure, height, handles)
-    footer(figure, height, "Share of runs, by dendrites kept per class at the selected epoch.")
+    footer(
+        figure, height, "Share of runs, by dendrites kept per class or map at the selected epoch."
+    )
     return figure
 
 

@@ -13,11 +13,12 @@ from finsent.study.views import (
     Summary,
     answer,
     comparisons_of,
-    head_studies,
     lora_verdicts,
     place_name,
     places,
     rows_of,
+    study_names,
+    study_title,
 )
 
 _INTRODUCTION = """\
@@ -67,15 +68,15 @@ def submission_markdown(
         "## Usage instructions",
         _USAGE,
         "## Results",
-        "### Adapters: dendrites grown by PerforatedAI",
+        "### The leaderboard's runs: dendrites grown by PerforatedAI on adapters",
         _adapters(board),
         "Remaining error reduction is the share of the other arm's test errors that the dendritic "
         "arm does not make; negative: it makes more. Tied means that the paired test shows no "
         "difference, whatever the sign of the reduction.",
         "\n".join(f"- {line}" for line in lora_verdicts(board)),
     ]
-    for name in head_studies(summaries):
-        parts += _heads(name, summaries[name])
+    for name in study_names(summaries):
+        parts += _study(name, summaries[name])
     parts += [
         "## Raw results graph",
         "Drawn by the library during one of the dendritic adapter runs:",
@@ -120,11 +121,11 @@ def _adapters(board: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _heads(name: str, summary: Summary) -> list[str]:
+def _study(name: str, summary: Summary) -> list[str]:
     if not summary["comparisons"]:
         return []
     parts = [
-        f"### Heads on frozen features: study `{name}`",
+        f"### {study_title(name)}: study `{name}`",
         "\n".join(f"- {line}" for line in answer(summary["comparisons"])),
         "Every regime and recipe that was tested, none left out; remaining error reduction in "
         "percent against each arm, bold where the difference in accuracy survives correction:",
@@ -178,10 +179,10 @@ def _percentage(value: float | None) -> str:
 
 def _ties(summaries: Mapping[str, Summary], board: Mapping[str, Any]) -> str:
     pairs = [c for c in board["comparisons"] if c["b"] == "dendritic"]
-    lines = [f"- Adapters: {_counted(pairs)}."]
-    for name in head_studies(summaries):
+    lines = [f"- The leaderboard's runs: {_counted(pairs)}."]
+    for name in study_names(summaries):
         if summaries[name]["comparisons"]:
-            lines.append(f"- Heads, study `{name}`: {_counted(summaries[name]['comparisons'])}.")
+            lines.append(f"- {study_title(name)}: {_counted(summaries[name]['comparisons'])}.")
     lines.append(
         "- A tie is not proof of equality: a difference smaller than the intervals of "
         "[report.md](report.md) cannot be seen with these numbers of runs."

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from finsent.folds import FOLDS
 from finsent.runs import ArtifactError, read_json, rounded, write_json
-from finsent.study.folds import FOLDS
 from finsent.study.results import RESULTS, SUMMARY, StudyError, StudyRun, mean, read_runs
 from finsent.study.statistics import (
     PairedDifference,

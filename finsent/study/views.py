@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from finsent.folds import FOLDS
 from finsent.references import REFERENCES as PUBLISHED
 from finsent.references import Reference
-from finsent.study.folds import FOLDS
 from finsent.study.results import CLASSICAL
 from finsent.study.selection import recipe_key
 from finsent.study.summary import REFERENCES, SIGNIFICANCE
@@ -21,33 +21,45 @@ Summary = Mapping[str, Any]
 
 ARM_ORDER = ("baseline", "restart", "matched", "dendritic", CLASSICAL)
 OUTCOMES = ("better", "worse", "tied")
-REGIME_RULE = (
-    "`full` sees all frozen features and all of the training part; `pca-k` their first k principal "
-    "components, fitted on the training part; `data-p` p % of the training part."
-)
-RECIPE_RULE = (
-    "`random-k` and `refined-k` grow up to k dendrites a class, from a random start or from "
-    "candidates trained on what the head still gets wrong."
+TITLES = {
+    "heads": "Heads on frozen features",
+    "lora": "LoRA adapters, dendrites grown by PerforatedAI",
+    "finbert-split": "LoRA adapters on the split of FinBERT's repository",
+}
+"""What the registered studies are about; another goes by its name."""
+RULES = (
+    "Regimes of heads: `full` sees all frozen features and all of the training part; `pca-k` their "
+    "first k principal components, fitted on the training part; `data-p` p % of the training part.",
+    "Regimes of adapters: `r8-all` has LoRA of rank 8 in all blocks, `r8-last1` in the last one; "
+    "`-head` and `-lora` grow dendrites only there; `default` is the leaderboard's.",
+    "Recipes: `random-k` and `refined-k` grow up to k dendrites a class, from a random start or "
+    "from candidates trained on what the head still gets wrong; `grown` leaves growing to "
+    "PerforatedAI.",
 )
 ARM_RULES = {
-    "baseline": "a linear head",
+    "baseline": "a linear head, or LoRA with one",
     "restart": "the same, going back to its best state with a fresh optimizer and a lower learning "
     "rate whenever the dendritic arm grows",
-    "matched": "a hidden layer of as many parameters as the dendrites, with the same restarts",
-    "dendritic": "a linear head that grows dendrites",
+    "matched": "a hidden layer or larger LoRA ranks, of as many parameters as the dendrites, with "
+    "the same restarts",
+    "dendritic": "the baseline, growing dendrites",
 }
+ONE_SPLIT = "its authors'"
+"""Protocol of published results that a study with a single test part repeats."""
 
 _REGIME = re.compile(r"(?:full|pca-(?P<components>\d+))?-?(?:data-(?P<percent>\d+))?")
 
 
-def regime_key(name: str) -> tuple[int, int, int, str]:
-    """Sort key: everything first, then fewer features, then less data, then both."""
+def regime_key(name: str) -> tuple[Any, ...]:
+    """Sort key: everything first, then fewer features, then less data, then both, then others by
+    the numbers in their names."""
     match = _REGIME.fullmatch(name)
     if match is None:
-        return (4, 0, 0, name)
+        parts = re.findall(r"(\D*)(\d*)", name)
+        return (4, 0, 0, tuple((text, int(number or 0)) for text, number in parts))
     components, percent = match["components"], match["percent"]
     kind = 2 * (percent is not None) + (components is not None)
-    return (kind, -int(components or 0), -int(percent or 0), name)
+    return (kind, -int(components or 0), -int(percent or 0))
 
 
 def row_key(row: Entry) -> tuple[Any, ...]:
@@ -64,7 +76,7 @@ def comparison_key(comparison: Entry) -> tuple[Any, ...]:
 
 
 def places(summary: Summary) -> list[tuple[str, str]]:
-    """(data set trained on, data set tested on) of every row of a head, in the file's order."""
+    """(data set trained on, data set tested on) of every trained row, in the file's order."""
     return list(
         dict.fromkeys(
             (row["dataset"], row["test_dataset"])
@@ -75,7 +87,7 @@ def places(summary: Summary) -> list[tuple[str, str]]:
 
 
 def rows_of(summary: Summary, place: tuple[str, str]) -> list[Entry]:
-    """Rows of heads trained and tested there, in order."""
+    """Rows trained and tested there, in order, without classical ones."""
     return sorted(
         (row for row in summary["rows"] if _at(row, place) and row["arm"] != CLASSICAL),
         key=row_key,
@@ -83,35 +95,50 @@ def rows_of(summary: Summary, place: tuple[str, str]) -> list[Entry]:
 
 
 def comparisons_of(summary: Summary, place: tuple[str, str]) -> list[Entry]:
-    """Comparisons of heads trained and tested there, in order."""
+    """Comparisons of arms trained and tested there, in order."""
     return sorted((c for c in summary["comparisons"] if _at(c, place)), key=comparison_key)
 
 
-def classical_rows(summaries: Mapping[str, Summary], place: tuple[str, str]) -> list[Entry]:
-    """Rows of classical classifiers in any study, the most accurate first."""
+def classical_rows(
+    summaries: Mapping[str, Summary], study: str, place: tuple[str, str]
+) -> list[Entry]:
+    """Rows of classical classifiers on as many folds as the study's, the most accurate first."""
+    folds = _folds(summaries[study], place)
     found = [
         row
         for summary in summaries.values()
         for row in summary["rows"]
-        if row["arm"] == CLASSICAL and _at(row, place)
+        if row["arm"] == CLASSICAL and _at(row, place) and row["folds"] in folds
     ]
     return sorted(found, key=lambda row: -row["accuracy"])
 
 
-def published(place: tuple[str, str]) -> list[Reference]:
-    """Published results on the data set under a protocol of as many folds."""
+def published(summary: Summary, place: tuple[str, str]) -> list[Reference]:
+    """Published results on the data set under the study's protocol: as many folds, or the split
+    that FinBERT's authors made."""
     dataset, tested = place
+    folds = _folds(summary, place)
+    split = ONE_SPLIT if folds == {1} else f"{FOLDS}-fold" if FOLDS in folds else None
     return [
         reference
         for reference in PUBLISHED
-        if dataset == tested == reference.dataset and reference.split == f"{FOLDS}-fold"
+        if dataset == tested == reference.dataset and reference.split == split
     ]
 
 
-def head_studies(summaries: Mapping[str, Summary]) -> list[str]:
-    """Names of the studies that trained heads, the one with most runs first."""
+def _folds(summary: Summary, place: tuple[str, str]) -> set[int]:
+    return {row["folds"] for row in rows_of(summary, place)}
+
+
+def study_names(summaries: Mapping[str, Summary]) -> list[str]:
+    """Names of the studies that trained arms, the one with most runs first."""
     names = [name for name, summary in summaries.items() if places(summary)]
     return sorted(names, key=lambda name: (-summaries[name]["runs"], name))
+
+
+def study_title(name: str) -> str:
+    """What a study is about."""
+    return TITLES.get(name, f"Study {name}")
 
 
 def whole_data(rows: Sequence[Entry]) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""The Studies tab: heads over many folds, seeds and regimes, drawn from the studies' summaries.
+"""The Studies tab: arms over many folds, seeds and regimes, drawn from the studies' summaries.
 
 No number is computed here.
 """
@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from finsent.charts import ARM_STYLES, ChartError
-from finsent.study.folds import FOLDS
 from finsent.study.summary import REFERENCES, SIGNIFICANCE
 from finsent.study.views import (
     ARM_ORDER,
     ARM_RULES,
-    RECIPE_RULE,
-    REGIME_RULE,
+    RULES,
     Entry,
     Summary,
     answer,
     classical_rows,
     comparisons_of,
-    head_studies,
     places,
     published,
     regime_key,
     rows_of,
+    study_names,
+    study_title,
     whole_data,
 )
 from finsent.study_charts import forest_figure, frontier_figure
@@ -51,6 +50,8 @@ ALL = ""
 """The regime that stands for all of them."""
 _QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 _NONE = "–"
+_ANY = "any"
+"""No regime's name: the first one is taken."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,19 @@ class Shown:
 
 
 class Studies:
-    """The finished studies of heads, and what stands beside them."""
+    """The finished studies, and what stands beside them."""
 
     def __init__(self, summaries: Mapping[str, Summary]) -> None:
         self.summaries = summaries
-        self.names = head_studies(summaries)
+        self.names = study_names(summaries)
 
     def datasets(self, study: str) -> list[str]:
-        """Data sets that heads were trained on, the benchmark's main ones first."""
+        """Data sets that were trained on, the benchmark's main ones first."""
         names = dict.fromkeys(dataset for dataset, _ in places(self.summaries[study]))
         return sorted(names, key=dataset_order)
 
     def tested(self, study: str, dataset: str) -> list[str]:
-        """Data sets that those heads were tested on, their own first."""
+        """Data sets that those runs were tested on, their own first."""
         names = [tested for d, tested in places(self.summaries[study]) if d == dataset]
         return sorted(names, key=lambda name: (name != dataset, dataset_order(name), name))
 
@@ -94,7 +95,7 @@ class Studies:
         study = _one_of(self.names, study)
         dataset = _one_of(self.datasets(study), dataset)
         tested = _one_of(self.tested(study, dataset), tested)
-        regime = regime if regime in self.regimes(study, dataset, tested) else ALL
+        regime = _one_of([*self.regimes(study, dataset, tested), ALL], regime)
         return Shown(study, dataset, tested, regime)
 
     def rows(self, shown: Shown) -> list[Entry]:
@@ -118,7 +119,7 @@ def _in_regime(entries: Sequence[Entry], regime: str) -> list[Entry]:
 
 
 def answer_html(comparisons: Sequence[Entry]) -> str:
-    """What was found, counted over the settings shown."""
+    """What was found, counted over all regimes."""
     if not comparisons:
         return notice("Nothing to compare.", "No dendritic arm was tested here.")
     items = "".join(f"<li>{_coded(line)}</li>" for line in answer(comparisons))
@@ -188,7 +189,7 @@ def rows_html(rows: Sequence[Entry], caption: str) -> str:
         ],
         caption=caption,
         numeric=range(3, 13),
-        css_class="fs-arms",
+        css_class="fs-arms fs-tall",
     )  # fmt: skip
 
 
@@ -230,14 +231,15 @@ def _kept(row: Entry) -> str:
     return f'{row["dendrites"]:.1f} <span class="fs-ci">in {row["runs_with_dendrites"]} runs</span>'
 
 
-def context_html(summaries: Mapping[str, Summary], place: tuple[str, str]) -> str:
-    """What is no head: classical classifiers, and results published under as many folds."""
+def context_html(summaries: Mapping[str, Summary], study: str, place: tuple[str, str]) -> str:
+    """What was trained otherwise: classical classifiers, and results published under the same kind
+    of protocol."""
     parts = []
-    rows = classical_rows(summaries, place)
+    rows = classical_rows(summaries, study, place)
     if rows:
         parts.append(
-            "<h2>Classical classifiers</h2><p>No heads: folds made by the same rule, the whole "
-            "text or all features, all of the training part.</p>"
+            "<h2>Classical classifiers</h2><p>Folds made by the same rule; the whole text or all "
+            "features, all of the training part.</p>"
             + table(
                 ["Classifier", "Accuracy", "± sd", "Macro-F1", "NLL", "ECE", "Parameters",
                  "Training, s", "Runs"],
@@ -255,10 +257,10 @@ def context_html(summaries: Mapping[str, Summary], place: tuple[str, str]) -> st
                 css_class="fs-arms",
             )
         )  # fmt: skip
-    references = [reference.to_dict() for reference in published(place)]
+    references = [reference.to_dict() for reference in published(summaries[study], place)]
     if references:
         parts.append(
-            f"<h2>Published elsewhere, {FOLDS}-fold</h2><p>Context, not competitors: other folds, "
+            "<h2>Published elsewhere</h2><p>Context, not competitors: the same kind of protocol, "
             "other training.</p>"
             + references_table(references, f"Published on {dataset_description(place[0])}")
         )
@@ -270,7 +272,7 @@ def rules_html() -> str:
     arms = "".join(f"<li><b>{escape(arm)}</b>: {escape(rule)}</li>" for arm, rule in _rules())
     return (
         '<details class="fs-ties"><summary>Regimes, recipes and arms</summary>'
-        f"<p>{_coded(REGIME_RULE)} {_coded(RECIPE_RULE)}</p><ul>{arms}</ul></details>"
+        f"{''.join(f'<p>{_coded(rule)}</p>' for rule in RULES)}<ul>{arms}</ul></details>"
     )
 
 
@@ -286,13 +288,13 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
     rows, comparisons = studies.rows(shown), studies.comparisons(shown)
     compared = [arm for arm in REFERENCES if any(c["a"] == arm for c in comparisons)]
     costed = rows if shown.regime else whole_data(rows)
-    others = classical_rows(studies.summaries, shown.place)
+    others = classical_rows(studies.summaries, shown.study, shown.place)
     frontier = _chart(lambda: frontier_figure(costed, others))
     drawn = {trace.name for trace in frontier.data} if frontier else set()
     trained = dataset_title(shown.dataset)
     where = "" if shown.tested == shown.dataset else f", tested on {dataset_title(shown.tested)}"
     return [
-        answer_html(comparisons),
+        answer_html(studies.comparisons(replace(shown, regime=ALL))),
         verdicts_html(comparisons),
         arms_legend(compared, "filled: survives correction; bars: 95 % intervals before it"),
         _chart(lambda: forest_figure(comparisons)),
@@ -301,7 +303,7 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
         ),
         frontier,
         rows_html(rows, f"Study {shown.study}: {trained}{where}"),
-        context_html(studies.summaries, shown.place),
+        context_html(studies.summaries, shown.study, shown.place),
     ]
 
 
@@ -334,7 +336,8 @@ class _Tab:
 
     def __init__(self, studies: Studies) -> None:
         self.studies = studies
-        self.first = studies.nearest("", "", "", ALL)
+        # Not all regimes at first: of all, the charts and the table are long.
+        self.first = studies.nearest("", "", "", _ANY)
 
     def draw(self) -> None:
         """All of it, in the order of the page."""
@@ -351,7 +354,7 @@ class _Tab:
         gr.HTML("<h2>What accuracy costs in parameters</h2>")
         outputs += self._add_chart(found[4:6], "frontier")
         gr.HTML(
-            '<p class="fs-quiet">Up and to the left is better. The dashed line joins the heads '
+            '<p class="fs-quiet">Up and to the left is better. The dashed line joins the arms '
             "that none beats in both. With all regimes, only those with all of the training data; "
             "classical classifiers below the axis are in their table only.</p>"
         )
@@ -359,8 +362,8 @@ class _Tab:
         outputs.append(gr.HTML(found[6], elem_id="study-rows"))
         gr.HTML(
             '<p class="fs-quiet">Means over folds and seeds with corrected 95 % intervals. Errors '
-            "removed: against the baseline of the regime. Dendrites: kept per class. Training "
-            "time: a run’s share of the stack it was trained in.</p>" + rules_html()
+            "removed: against the baseline of the regime. Dendrites: kept per class or map. "
+            "Training time: a run’s share of the stack it was trained in.</p>" + rules_html()
         )
         outputs.append(gr.HTML(found[7], elem_id="study-context"))
         self._connect(controls, outputs)
@@ -371,7 +374,11 @@ class _Tab:
         choices = self._choices(first)
         return [
             gr.Dropdown(
-                self.studies.names, value=first.study, label="Study", elem_id="study-name", **plain
+                [(study_title(name), name) for name in self.studies.names],
+                value=first.study,
+                label="Study",
+                elem_id="study-name",
+                **plain,
             ),
             gr.Dropdown(
                 choices[0],
