@@ -157,7 +157,10 @@ def serve(artifacts: Path, options: argparse.Namespace) -> None:
 
 def fake_artifacts(root: Path) -> Path:
     from tests.artifact_factory import make_artifacts
+    from tests.study_factory import make_classical, make_study
 
+    make_study(root)
+    make_classical(root)
     return make_artifacts(
         root,
         backbones=("smollm2-135m",),

@@ -28,7 +28,7 @@ def make_study(
     datasets: Sequence[str] = ("allagree", "50agree"),
     regimes: Sequence[str] = REGIMES,
     recipes: Sequence[str] = RECIPES,
-    folds: int = 5,
+    folds: int = 10,
     seeds: int = 2,
 ) -> Path:
     """Writes root/studies/`name`: results, summary, selection, chosen. Returns the folder."""
@@ -69,7 +69,7 @@ def make_classical(root: Path, *, datasets: Sequence[str] = ("allagree", "50agre
                 [
                     _run(dataset, "full", recipe, CLASSICAL, fold, seed, accuracy, size, 0)
                     for seed in range(2)
-                    for fold in range(5)
+                    for fold in range(10)
                 ],
             )
     write_summary(folder)
