@@ -327,8 +327,10 @@ def _protocol(evidence: Evidence) -> list[str]:
         f"p < {SIGNIFICANCE} on accuracy.",
         f"- Arms: dendritic against {', '.join(f'`{arm}`' for arm in REFERENCES)}. The last two "
         "restart whenever the dendritic arm grows.",
-        "- Selection: the epoch of every run on its validation part; settings on validation parts "
-        "of a repetition that is never tested.",
+        "- Selection: the epoch of every run on its validation part; settings of heads on "
+        "validation parts of one more repetition, whose test parts are never used. Its sentences "
+        "are tested in the other repetitions, as all sentences are: no setting is chosen on data "
+        "that no test part holds, whatever the arm.",
     ]
     for name in names:
         rows = evidence.summaries[name]["rows"]

@@ -206,8 +206,8 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
     nowhere = f" No recipe removed errors in{_listed(never, recipes=False)}." if never else ""
     lower, higher = _by_nll(comparisons)
     return (
-        f"Against `{reference}`: {_joined(parts)}.{nowhere} Test NLL, corrected alike, was lower in "
-        f"{lower} of the {total} and higher in {higher}."
+        f"Against `{reference}`: {_joined(parts)}.{nowhere} Test NLL, corrected alike, was lower "
+        f"in {lower} of the {total} and higher in {higher}."
     )
 
 
