@@ -24,6 +24,7 @@ from finsent.runs import Run, read_run
 from finsent.ui.latency import BENCH_RESULTS
 from tests.app_fixtures import (
     OWNER_TOKEN,
+    SLOW,
     WITHOUT_VALIDATION,
     FakeComparer,
     running_app,
@@ -400,9 +401,9 @@ def test_a_benchmark_runs_as_its_controls_say(watched: Watched) -> None:
 def test_a_benchmark_can_be_cancelled(watched: Watched) -> None:
     page = watched.page
     open_tab(page, "Latency")
-    for size in ("32",):
-        page.locator("#latency-sizes").get_by_label(size).check()
-    page.locator("#latency-repeats input[type=number]").fill("45")
+    page.locator("#latency-seed input").click()
+    page.get_by_role("option", name=str(SLOW)).click()
+    page.locator("#latency-repeats input[type=number]").fill("50")
     page.locator("#latency-repeats input[type=number]").press("Tab")
     page.locator("#latency-start").click()
     page.locator("#latency-status progress").wait_for()
