@@ -1,6 +1,7 @@
 # `make app` and `make test` do everything on a fresh machine: environment, dependencies, run.
 PYTHON ?= python3
 PORT ?= 7860
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -44,7 +45,7 @@ check: $(VENV)/dev.stamp
 
 test: check
 	@command -v chromium > /dev/null || sh tests/install_chromium.sh
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	$(BIN)/python train_models.py verify
 
 # Every tab of the app, light and dark, at 1440 and 390 pixels, into screenshots/.

@@ -1,1 +1,1 @@
-"""A package of its own: a dependency installs another one named `tests`, which would win."""
+"""A package, so that no installed one of that name can stand in its place."""

@@ -30,10 +30,13 @@ WITHOUT_DENDRITES = 2
 """Seed whose dendritic run kept no dendrite."""
 WITHOUT_VALIDATION = 1
 """Seed whose runs kept no validation predictions."""
+SLOW = WITHOUT_DENDRITES
+"""Seed whose runs take 20 ms a text, so that there is time to cancel."""
 SEEDS = (0, 1, 2)
 OWNER_TOKEN = "a-secret-of-the-owner"
 DEVICE = "CPU, 2 threads, fp32"
-READY_SECONDS = 60
+READY_SECONDS = 240
+"""Importing gradio alone takes most of a minute on a machine that is busy elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class FakeComparer:
         for text in texts:
             if "broken" in text:
                 raise RuntimeError("the model broke")
-            time.sleep(0.02 if "slow" in text else 0.0002)
+            time.sleep(0.02 if "slow" in text or self.seed == SLOW else 0.0002)
         return np.array([self._predict(text, arm).probabilities for text in texts])
 
     def _predict(self, text: str, arm: str) -> FakePrediction:
@@ -117,7 +120,8 @@ class FakeHub:
             stream.write(json.dumps(options) + "\n")
 
 
-OWNER_EPOCHS = 6
+OWNER_EPOCHS = 500
+"""More than anybody waits for: that training is only ever cancelled."""
 
 
 def made_up_owner(artifacts: Path) -> object:
@@ -211,7 +215,11 @@ def serving(arguments: Sequence[str], log: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
 
 
 def _answers(url: str) -> bool:

@@ -43,7 +43,7 @@ from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
 TITLE = "finsent: do dendrites help?"
 STATUS_SECONDS = 0.7
 QUEUE_SIZE = 256
-SESSIONS = 512
+SESSIONS = 256
 """gradio keeps about 0.4 MB for each of so many visitors, of whom any program's call is one; its
 own limit of 10,000 would let a CPU Space run out of memory."""
 
