@@ -22,6 +22,7 @@ from finsent.config import (
     ACTIVATIONS,
     ADAPTER_PRECISIONS,
     ARMS,
+    CANDIDATES,
     PLACEMENTS,
     POOLINGS,
     PRECISIONS,
@@ -80,7 +81,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", default="smollm2-135m", help="preset, Hub id or folder (%(default)s)")
     add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
-    add("--dataset", default="allagree", help="data set name (%(default)s)")
+    add("--dataset", default="allagree", help="data set name, see docs/data.md (%(default)s)")
     add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data set")
     add(
         "--arms",
@@ -109,8 +110,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, help="default of this and the next two: the preset's")
     add("--batch-size", type=int)
     add("--learning-rate", type=float)
-    add("--label-smoothing", type=float)
-    add("--prompt-suffix", help="ends every text; default of this and the one before: the preset's")
+    add("--label-smoothing", type=float, help="default: the preset's")
+    add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     add("--activation", choices=ACTIVATIONS, default="relu")
@@ -118,6 +119,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--patience", type=int, default=2, help="epochs without improvement before growth")
     add("--grow-by", type=int, help="last epoch to add the first dendrite after (half of all)")
     add("--init-scale", type=float, default=0.1, help="standard deviation of new dendrites")
+    add("--candidates", choices=CANDIDATES, default="random", help="how new dendrites start")
     add("--growth-learning-rate-factor", type=float, default=0.5)
 
 
@@ -162,7 +164,7 @@ def _train(options: argparse.Namespace) -> int:
     import torch
 
     from finsent import runs, scheduling
-    from finsent.backbones import default_device
+    from finsent.backbones import cue, default_device, preset
     from finsent.config import DendriteConfig, LoraConfig
     from finsent.jobs import git_commit
     from finsent.retiming import retime
@@ -177,6 +179,8 @@ def _train(options: argparse.Namespace) -> int:
         )
         if getattr(options, name) is not None
     }  # fmt: skip
+    chosen = preset(options.backbone).recipe(device.type)
+    given = {"prompt_suffix": cue(chosen, options.dataset), **given}
     base = replace(
         recipe,
         dataset=options.dataset,
@@ -200,6 +204,7 @@ def _train(options: argparse.Namespace) -> int:
         # Without a plateau the dendrites still get the second half of the budget.
         grow_by=max(0, epochs // 2 - 1) if options.grow_by is None else options.grow_by,
         init_scale=options.init_scale,
+        candidates=options.candidates,
         learning_rate_factor=options.growth_learning_rate_factor,
     )
     plan = scheduling.Plan(
@@ -368,12 +373,11 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
 
 
 def _recipe_config(backbone: str, device: torch.device) -> TrainConfig:
-    """The configuration that suits a backbone on a kind of device."""
+    """The configuration that suits a backbone on a kind of device, but for the data set's cue."""
     from finsent.backbones import computes_bf16, preset
     from finsent.config import LoraConfig, TrainConfig
 
-    chosen = preset(backbone)
-    recipe = chosen.cpu if device.type == "cpu" else chosen.cuda
+    recipe = preset(backbone).recipe(device.type)
     return TrainConfig(
         backbone=backbone,
         precision=recipe.precision,
@@ -385,7 +389,6 @@ def _recipe_config(backbone: str, device: torch.device) -> TrainConfig:
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         label_smoothing=recipe.label_smoothing,
-        prompt_suffix=recipe.prompt_suffix,
     )
 
 

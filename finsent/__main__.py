@@ -39,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score.add_argument("--arm", default="dendritic", help="which arm (default: dendritic)")
     score.add_argument("--seed", type=int, default=0, help="which seed (default: 0)")
     score.add_argument(
+        "--long",
+        choices=("truncate", "windows"),
+        default="truncate",
+        help="of a text too long for the model, read the beginning, or all of it in windows of "
+        "whole sentences, answering with their mean weighted by tokens (default: truncate)",
+    )
+    score.add_argument(
         "--engine", help="torch, graphs, openvino or openvino-fp32 (default: a rule)"
     )
     options = parser.parse_args(arguments)
@@ -67,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.source,
                 options.out,
                 options.column,
-                model.predict_proba,
+                model.predict_document_proba if options.long == "windows" else model.predict_proba,
                 model.label_names,
                 encoding=options.encoding,
                 report=report,

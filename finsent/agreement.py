@@ -18,7 +18,8 @@ from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 
-from finsent.phrasebank import LEVELS, DataError, load_phrasebank
+from finsent.phrasebank import LEVELS, load_phrasebank
+from finsent.records import DataError
 from finsent.runs import write_bytes_atomically
 
 AGREEMENT_FILE = "agreement.csv"

@@ -40,7 +40,9 @@ class Answer:
     @property
     def set_words(self) -> str | None:
         """The conformal set as a phrase."""
-        return None if self.label_set is None else set_in_words(self.label_set)
+        if self.label_set is None:
+            return None
+        return set_in_words(self.label_set, len(self.label_names))
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values, with the probabilities that are shown and the raw ones."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from finsent.config import PRECISIONS, Precision
+from finsent.data import DATASETS
 from finsent.weights import Progress, ensure_embedded, ensure_tiny_phi, sha256_file, tensors_sha256
 
 
@@ -28,7 +29,7 @@ class BackboneError(RuntimeError):
 class Recipe:
     """Settings that suit a backbone on a kind of device; LOG.md says where they come from.
 
-    The names are TrainConfig's and LoraConfig's.
+    The names are TrainConfig's and LoraConfig's, but for `cued`.
     """
 
     precision: Precision
@@ -39,11 +40,8 @@ class Recipe:
     batch_size: int = 16
     epochs: int = 8
     label_smoothing: float = 0.0
-    prompt_suffix: str = ""
-
-
-CUE = "\nFor the company's share price this news is"
-"""The question Financial PhraseBank's annotators were asked, as a sentence to be completed."""
+    cued: bool = False
+    """Whether texts end with their data set's cue (DatasetEntry.cue)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,15 @@ class Preset:
     cuda: Recipe
     cpu: Recipe
     """Adapts few blocks: all of a large model would take days."""
+
+    def recipe(self, device: str) -> Recipe:
+        """What suits a type of device, "cpu" or "cuda"."""
+        return self.cpu if device == "cpu" else self.cuda
+
+
+def cue(recipe: Recipe, dataset: str) -> str:
+    """What ends every text of a data set under a recipe; nothing for one that has no entry."""
+    return DATASETS[dataset].cue if recipe.cued and dataset in DATASETS else ""
 
 
 PRESETS = {
@@ -76,14 +83,14 @@ PRESETS = {
             title="SmolLM2-135M-Instruct",
             licence="Apache-2.0",
             source=lambda progress: str(ensure_embedded(progress=progress)),
-            cuda=Recipe("fp32", epochs=6, prompt_suffix=CUE),
+            cuda=Recipe("fp32", epochs=6, cued=True),
             cpu=Recipe(
                 "fp32",
                 last_layers=6,
                 depth=24,
                 learning_rate=1e-3,
                 batch_size=32,
-                prompt_suffix=CUE,
+                cued=True,
             ),
         ),
         Preset(
@@ -139,6 +146,11 @@ class FileTokenizer:
         self._tokenizer.no_padding()
         self._end = self._tokenizer.encode(suffix, add_special_tokens=False).ids
         self._tokenizer.enable_truncation(_room(max_length, self._end, suffix))
+
+    @property
+    def suffix_length(self) -> int:
+        """Tokens of the suffix."""
+        return len(self._end)
 
     def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
         """Token ids of each text, and whether it was cut. BackboneError on no tokens."""

@@ -148,14 +148,15 @@ def conformal_threshold(probabilities: ArrayLike, labels: Sequence[int], coverag
     return 0.0 if rank > len(own) else float(own[rank - 1])
 
 
-def set_in_words(names: Sequence[str]) -> str:
-    """The labels of a set, likeliest first, as a person would say it."""
+def set_in_words(names: Sequence[str], classes: int) -> str:
+    """The labels of a set, likeliest first, as a person would say it. classes: how many there are
+    to choose from; a set of all of them tells nothing."""
     if not names:
         return "none: no label is probable enough"
     if len(names) == 1:
         return names[0]
     listed = f"{', '.join(names[:-1])} or {names[-1]}"
-    return f"{listed}: unsure" if len(names) == 2 else f"{listed}: cannot tell"
+    return f"{listed}: unsure" if len(names) < classes else f"{listed}: cannot tell"
 
 
 def _nll(probabilities: Floats, labels: Sequence[int]) -> float:

@@ -45,6 +45,7 @@ from finsent.engines import (
 )
 from finsent.latency import Conditions, LatencyStats, time_interleaved, timed
 from finsent.weights import Progress, default_cache_dir
+from finsent.windows import window_spans
 
 __all__ = [
     "ArmPrediction",
@@ -53,10 +54,13 @@ __all__ = [
     "Comparer",
     "ComparisonResult",
     "InputError",
+    "Window",
 ]
 
 WARMUP_TEXT = "Net sales rose 4 percent while operating profit stayed flat."
 BATCH_TOKENS = 4096
+WINDOWS_AT_ONCE = 512
+"""Parts of long texts in memory at a time."""
 
 TokenIds = list[int]
 Tokenize = Callable[[Sequence[str]], list[tuple[TokenIds, bool]]]
@@ -95,12 +99,25 @@ class ComparisonResult:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A part of a long text that the model reads in one piece."""
+
+    text: str
+    start: int
+    """Position of its first character in the long text."""
+    n_tokens: int
+    """Without those of the cue."""
+
+
+@dataclass(frozen=True)
 class _Base:
     """A base in memory: what answers, what it was told to be, and why."""
 
     key: tuple[object, ...]
     engine: Engine
     tokenize: Tokenize
+    suffix_length: int
+    """Tokens at the end of every text that are not the text's."""
     choice: EngineChoice
 
 
@@ -212,7 +229,8 @@ class Comparer:
         if choice.name == "graphs":
             engine = GraphEngine(backbone, config.pooling, config.max_length)
         tokenize = _backbone_tokenizer(backbone, config.max_length, config.prompt_suffix)
-        return _Base(key, engine, tokenize, choice)
+        suffix = backbone.tokenizer(config.prompt_suffix, add_special_tokens=False)["input_ids"]
+        return _Base(key, engine, tokenize, len(suffix), choice)
 
     def _choose(self, config: TrainConfig) -> tuple[EngineChoice, Path | None]:
         """The engine, and the local folder of the weights if they have one."""
@@ -261,7 +279,7 @@ class Comparer:
             quick=choice.name == "openvino",
         )
         tokenize = FileTokenizer(folder, config.max_length, config.prompt_suffix)
-        return _Base(key, engine, tokenize, choice)
+        return _Base(key, engine, tokenize, tokenize.suffix_length, choice)
 
     @property
     def _loaded(self) -> _Base:
@@ -366,10 +384,7 @@ class Comparer:
         Raises InputError naming the position of a text that is empty, KeyError for an arm that is
         not loaded.
         """
-        if isinstance(texts, str):
-            raise InputError("give a list of texts, not one string")
-        for position, text in enumerate(texts):
-            _require_text(text, position)
+        _require_texts(texts)
         result = np.empty((len(texts), len(self.label_names)))
         if not texts:
             return result
@@ -378,6 +393,42 @@ class Comparer:
             # Let go between batches: a visitor need not wait for a whole file.
             with self._lock:
                 result[batch] = _softmax(self.engine.scores(arm, [ids[i] for i in batch]))
+        return result
+
+    def windows(self, text: str) -> tuple[Window, ...]:
+        """What `predict_document_proba` reads of a text, in order. InputError for an empty one."""
+        _require_text(text)
+        base = self._loaded
+        spans = window_spans(text, lambda part: not base.tokenize([part])[0][1])
+        parts = [text[start:end] for start, end in spans]
+        lengths = [len(ids) - base.suffix_length for ids, _ in base.tokenize(parts)]
+        return tuple(
+            Window(part, start, length)
+            for part, (start, _), length in zip(parts, spans, lengths, strict=True)
+        )
+
+    def predict_document_proba(self, texts: Sequence[str], arm: str) -> NDArray[np.float64]:
+        """Probabilities (n, classes) of one arm on texts of any length, in the order of the texts.
+
+        A text that the model reads whole is answered as by `predict_proba`. A longer one is cut
+        into windows (see `finsent.windows.window_spans`), each is answered alone, and the text's
+        probabilities are their mean, weighted by the windows' tokens. The arms are trained on
+        sentences: what a long text says as a whole is more than a mean knows. Errors as
+        `predict_proba`.
+        """
+        _require_texts(texts)
+        result = np.zeros((len(texts), len(self.label_names)))
+        shares = (
+            (place, window.text, window.n_tokens / total)
+            for place, text in enumerate(texts)
+            for windows in [self.windows(text)]
+            for total in [sum(window.n_tokens for window in windows)]
+            for window in windows
+        )
+        while block := list(itertools.islice(shares, WINDOWS_AT_ONCE)):
+            places, parts, weights = zip(*block, strict=True)
+            found = self.predict_proba(parts, arm)
+            np.add.at(result, list(places), np.array(weights)[:, None] * found)
         return result
 
 
@@ -452,8 +503,21 @@ class Classifier:
         return self._comparer.label_names
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Probabilities (n, classes), columns as `label_names` (negative, neutral, positive)."""
+        """Probabilities (n, classes), columns as `label_names`. A text too long for the model is
+        cut."""
         return self._comparer.predict_proba(texts, self.arm)
+
+    def predict_document_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """As `predict_proba`, but long texts are read whole: see
+        `Comparer.predict_document_proba`."""
+        return self._comparer.predict_document_proba(texts, self.arm)
+
+
+def _require_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise InputError("give a list of texts, not one string")
+    for position, text in enumerate(texts):
+        _require_text(text, position)
 
 
 def _require_text(text: str, position: int | None = None) -> None:

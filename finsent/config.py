@@ -21,6 +21,7 @@ PRECISIONS = ("nf4", "bf16", "fp32")
 ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
 PLACEMENTS = ("lora_B", "score")
+CANDIDATES = ("random", "refined")
 POOLINGS = ("last", "mean")
 
 Precision = Literal["nf4", "bf16", "fp32"]
@@ -77,6 +78,9 @@ class DendriteConfig:
     init_scale: float = 0.1
     """Standard deviation of a new dendrite's weights V. Its output weight t starts at zero, so
     the model goes on from its best state so far, unchanged."""
+    candidates: str = "random"
+    """How V starts: `random`, as the library draws it, or `refined`, trained to follow what the map
+    gets wrong before it is inserted (see finsent.refinement)."""
     learning_rate_factor: float = 0.5
     """Multiplies the scheduled learning rate from the first growth on. Together with the return to
     the best state and a fresh optimizer it is part of what the dendritic arm does differently."""
@@ -99,6 +103,15 @@ class DendriteConfig:
         _require(
             self.grow_by is None or self.grow_by >= 0,
             f"dendrites.grow_by must be an epoch >= 0 or None, got {self.grow_by}",
+        )
+        _require(
+            self.candidates in CANDIDATES,
+            f"dendrites.candidates must be one of {CANDIDATES}, got {self.candidates!r}",
+        )
+        _require(
+            self.candidates == "random" or self.max_dendrites == 1,
+            f"refined candidates are for one dendrite a map, got {self.max_dendrites}: a second "
+            "growth would go back to a state that knows the first only as it was drawn",
         )
         _require(self.init_scale > 0, f"dendrites.init_scale must be > 0, got {self.init_scale}")
         _require(

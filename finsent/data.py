@@ -1,8 +1,9 @@
 """Data sets by name, and their splits.
 
 `load_dataset("allagree")` gives clean, labelled, twin-grouped examples; `make_split` divides them.
-A further data set is one more entry in DATASETS: a loader that returns records, and where the data
-comes from. Everything after the loader (grouping, fingerprints, splits) is shared.
+A further data set is one more entry in DATASETS: a loader that returns records, where the data
+comes from, and how its labels are shown. Everything after the loader (grouping, fingerprints,
+splits, training, pages) is shared. docs/data.md describes the data sets.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finsent import phrasebank
-from finsent.phrasebank import LABELS, DataError, Record
-from finsent.splits import FOLDS, grouped_parts, twin_groups
+from finsent import fiqa, fomc, numclaim, phrasebank, tweets
+from finsent.examples import CLAIMS, HEADLINES, STANCES, Headline
+from finsent.records import LABELS, DataError, Record
+from finsent.splits import FOLDS, grouped_parts, join_kin, twin_groups
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -54,7 +56,7 @@ class Example:
     label: int
     """Index into the data set's label_names."""
     group: int
-    """Template twins have the same number and stay on one side of every split."""
+    """Template twins and kin have the same number and stay on one side of every split."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,24 @@ class DatasetEntry:
     url: str
     ships: bool = False
     """Whether the sentences are part of the package."""
+    short_title: str = ""
+    """For drop-downs and headings; empty: the name."""
+    label_marks: tuple[str, ...] = ()
+    """A shape for each label that tells it apart without colour; empty: squares. A label that
+    several data sets have looks the same in all of them."""
+    files: str = ""
+    """What there is to download from `url`."""
+    rules: str = ""
+    """How rows became labelled sentences."""
+    cue: str = ""
+    """Ends every text for backbones that are given a sentence to complete (Recipe.cued)."""
+    examples: tuple[Headline, ...] = HEADLINES
+    """Texts to try."""
+
+
+SENTIMENT_CUE = "\nFor the company's share price this news is"
+"""The question Financial PhraseBank's annotators were asked, as a sentence to be completed."""
+SENTIMENT_MARKS = ("▼", "●", "▲")
 
 
 def _load_sample(data_dir: Path | None) -> list[Record]:
@@ -102,7 +122,7 @@ def _load_sample(data_dir: Path | None) -> list[Record]:
     return [Record(row["id"], row["text"], row["label"]) for row in rows]
 
 
-def _phrasebank_entry(level: str, agreement: str) -> DatasetEntry:
+def _phrasebank_entry(level: str, short_title: str, agreement: str) -> DatasetEntry:
     return DatasetEntry(
         name=level,
         title=f"Financial PhraseBank, {agreement}",
@@ -115,17 +135,100 @@ def _phrasebank_entry(level: str, agreement: str) -> DatasetEntry:
             "Information Science and Technology 65(4), 782-796, 2014"
         ),
         url=phrasebank.PAGE,
+        short_title=short_title,
+        label_marks=SENTIMENT_MARKS,
+        files=phrasebank.ZIP_NAME,
+        rules="mojibake repaired; copies with different labels take the label that more annotators "
+        "agreed on, else neutral",
+        cue=SENTIMENT_CUE,
     )
 
+
+_MAJORITY = "copies with different labels take the most frequent one, a tie is left out"
 
 DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
     {
         entry.name: entry
         for entry in (
-            _phrasebank_entry("allagree", "all annotators agree"),
-            _phrasebank_entry("75agree", "at least 75 % of annotators agree"),
-            _phrasebank_entry("66agree", "at least 66 % of annotators agree"),
-            _phrasebank_entry("50agree", "at least 50 % of annotators agree"),
+            _phrasebank_entry("allagree", "AllAgree", "all annotators agree"),
+            _phrasebank_entry("75agree", "75Agree", "at least 75 % of annotators agree"),
+            _phrasebank_entry("66agree", "66Agree", "at least 66 % of annotators agree"),
+            _phrasebank_entry("50agree", "50Agree", "at least 50 % of annotators agree"),
+            DatasetEntry(
+                name="fiqa",
+                title="FiQA-2018 task 1, headlines and microblogs, mean score cut at \u00b10.1",
+                loader=fiqa.load_fiqa,
+                label_names=LABELS,
+                licence="none stated: data of a research challenge",
+                citation=(
+                    "M. Maia, S. Handschuh, A. Freitas, B. Davis, R. McDermott, M. Zarrouk, "
+                    "A. Balahur: WWW'18 open challenge: Financial opinion mining and question "
+                    "answering. Companion of The Web Conference 2018, 1941-1942, 2018"
+                ),
+                url=fiqa.FILES.page,
+                short_title="FiQA",
+                label_marks=SENTIMENT_MARKS,
+                files="the four files task1_*.json",
+                rules="mean of a sentence's scores: above 0.1 positive, below -0.1 negative, else "
+                "neutral; left out when one score is above 0.1 and another below -0.1; web "
+                f"addresses removed; {_MAJORITY}",
+                cue=SENTIMENT_CUE,
+            ),
+            DatasetEntry(
+                name="twitter",
+                title="Twitter Financial News Sentiment, train and validation parts",
+                loader=tweets.load_tweets,
+                label_names=LABELS,
+                licence="MIT, by its page",
+                citation=f"Twitter Financial News Sentiment, version 1.0.0. {tweets.FILES.page}",
+                url=tweets.FILES.page,
+                short_title="Twitter",
+                label_marks=SENTIMENT_MARKS,
+                files="sent_train.csv and sent_valid.csv",
+                rules="bearish is negative, bullish is positive; web addresses removed, a tweet "
+                f"without other words left out; {_MAJORITY}",
+                cue=SENTIMENT_CUE,
+            ),
+            DatasetEntry(
+                name="fomc",
+                title="FOMC monetary-policy stance, split sentences, all sources",
+                loader=fomc.load_fomc,
+                label_names=fomc.LABELS,
+                licence="CC BY-NC 4.0",
+                citation=(
+                    "A. Shah, S. Paturi, S. Chava: Trillion dollar words: A new financial dataset, "
+                    "task & market analysis. Proceedings of the 61st Annual Meeting of the "
+                    "Association for Computational Linguistics, 6664-6679, 2023"
+                ),
+                url=fomc.FILES.page,
+                short_title="FOMC stance",
+                label_marks=("▽", "●", "△"),
+                files=" and ".join(fomc.FILES.sha256),
+                rules="train and test of one published seed, which hold the same sentences as the "
+                f"other two seeds; pieces of one sentence stay on one side; {_MAJORITY}",
+                cue="\nFor interest rates this sentence is",
+                examples=STANCES,
+            ),
+            DatasetEntry(
+                name="numclaim",
+                title="Numerical claims in analysts' reports and earnings calls",
+                loader=numclaim.load_numclaim,
+                label_names=numclaim.LABELS,
+                licence="CC BY-NC 4.0",
+                citation=(
+                    "A. Shah, A. Hiray, P. Shah, A. Banerjee, A. Singh, D. Eidnani, S. Chava, "
+                    "B. Chaudhury, S. Chava: Numerical claim detection in finance: A new financial "
+                    "dataset, weak-supervision model, and market analysis. arXiv 2402.11728, 2024"
+                ),
+                url=numclaim.FILES.page,
+                short_title="Numerical claims",
+                label_marks=("◇", "◆"),
+                files="gold_{arpts,ec}_numclaim-{train,test}-5768.xlsx",
+                rules="train and test of one published seed, which hold the same sentences as the "
+                f"other two seeds; reports and calls as one set; {_MAJORITY}",
+                cue="\nThe number in this sentence is",
+                examples=CLAIMS,
+            ),
             DatasetEntry(
                 name="sample",
                 title="Sample headlines, invented for this project",
@@ -135,6 +238,11 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
                 citation="Written for this project; companies and figures are invented",
                 url="",
                 ships=True,
+                short_title="Sample",
+                label_marks=SENTIMENT_MARKS,
+                files="nothing: part of the package",
+                rules="written one by one",
+                cue=SENTIMENT_CUE,
             ),
         )
     }
@@ -182,7 +290,8 @@ def load_dataset(
     entry = registry[name]
     records = entry.loader(data_dir)
     _check_records(entry, records)
-    groups = twin_groups([record.text for record in records]).tolist()
+    twins = twin_groups([record.text for record in records])
+    groups = join_kin(twins, [record.kin for record in records]).tolist()
     examples = tuple(
         Example(record.id, record.text, entry.label_names.index(record.label), group)
         for record, group in zip(records, groups, strict=True)

@@ -1,4 +1,4 @@
-"""Headlines to try, written for this project: one for each way such a text can be easy or hard."""
+"""Texts to try, written for this project: one for each way such a text can be easy or hard."""
 
 from __future__ import annotations
 
@@ -40,4 +40,33 @@ HEADLINES = (
         "EBITDA-to-capex conversion normalised after the covenant reset on the revolving facility.",
     ),
     Headline("Not finance", "The lighthouse keeper painted his door green and fed the cat."),
+)
+
+STANCES = (
+    Headline(
+        "Clear tightening",
+        "Further increases in the policy rate are warranted, since inflation is well above target.",
+    ),
+    Headline(
+        "Clear easing",
+        "With demand weakening, members saw good reasons to lower the policy rate in the spring.",
+    ),
+    Headline("Neutral", "Staff presented the usual review of conditions in short-term markets."),
+    Headline(
+        "Mixed",
+        "Hiring stayed brisk, although several members noted that prices had begun to soften.",
+    ),
+    Headline(
+        "Negated",
+        "It would not be appropriate to reduce the pace of purchases before growth is secure.",
+    ),
+    Headline("Numbers only", "Core prices rose 2.4 percent over the twelve months to June."),
+)
+
+CLAIMS = (
+    Headline("Forecast", "We expect revenue of $41 million to $43 million in the next quarter."),
+    Headline("Report", "Revenue of the cooling segment was $41 million, up 6 % from a year ago."),
+    Headline("Hedged", "Margins could well return to 12 % once the new plant is running."),
+    Headline("Target of old", "Last year's goal of 500 branches was met in the third quarter."),
+    Headline("Estimate", "Our price target of $58 implies 21 times the earnings of next year."),
 )

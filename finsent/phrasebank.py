@@ -7,21 +7,19 @@ parsed, so two people who load the same level train on the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-LABELS = ("negative", "neutral", "positive")
-"""Class order of every probability vector, confusion matrix and integer label in the project."""
+from finsent.datafiles import checked, from_hub, named_folder
+from finsent.records import LABELS, DataError, Record, text_id
 
 HUB_REPO = "takala/financial_phrasebank"
 HUB_FILE = "data/FinancialPhraseBank-v1.0.zip"
 PAGE = f"https://huggingface.co/datasets/{HUB_REPO}"
 ZIP_NAME = "FinancialPhraseBank-v1.0.zip"
+_AGAIN = f"download {ZIP_NAME} again from {PAGE} and use it as it is"
 ZIP_SHA256 = "0e1a06c4900fdae46091d031068601e3773ba067c7cecb5b0da1dcba5ce989a6"
 FOLDERS = (".", "financial_phrasebank", "FinancialPhraseBank-v1.0")
 """Where the files may lie below a data folder, in the order they are looked for."""
@@ -42,30 +40,7 @@ FILE_SHA256 = {
 }
 
 
-class DataError(ValueError):
-    """Data that is missing, is not the published file, or cannot be used as asked."""
-
-
-class Record(NamedTuple):
-    """One labelled sentence as a loader returns it."""
-
-    id: str
-    text: str
-    label: str
-
-
 # --- finding and checking the files -------------------------------------------------------------
-
-
-def _checked(content: bytes, expected: str, source: str) -> bytes:
-    got = hashlib.sha256(content).hexdigest()
-    if got != expected:
-        raise DataError(
-            f"{source} is not the published file: sha256 is {got}, expected {expected}. An editor, "
-            "a conversion to UTF-8 or changed line ends may have altered it; download "
-            f"{ZIP_NAME} again from {PAGE} and use it as it is"
-        )
-    return content
 
 
 def _read_zip(path: Path, name: str) -> bytes:
@@ -110,18 +85,13 @@ def _read_local(location: Path, name: str) -> tuple[bytes, str]:
 
 def _download_zip() -> Path:
     """The canonical zip out of the Hub's cache, downloaded the first time."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(HUB_REPO, HUB_FILE, repo_type="dataset"))
-    except Exception as error:  # the Hub client's transport, and so its errors, vary by release
-        reason = (str(error).splitlines() or [""])[0]
-        raise DataError(
-            f"cannot download {HUB_FILE} of {HUB_REPO} from the Hub ({type(error).__name__}: "
-            f"{reason}); get {ZIP_NAME} from {PAGE} and set FINSENT_DATA_DIR or --data-dir to it, "
-            "or use --dataset sample, which needs no download"
-        ) from error
-    _checked(path.read_bytes(), ZIP_SHA256, str(path))
+    path = from_hub(
+        HUB_REPO,
+        HUB_FILE,
+        f"get {ZIP_NAME} from {PAGE} and set FINSENT_DATA_DIR or --data-dir to it, "
+        "or use --dataset sample, which needs no download",
+    )
+    checked(path.read_bytes(), ZIP_SHA256, str(path), _AGAIN)
     return path
 
 
@@ -133,10 +103,8 @@ def read_level(level: str, data_dir: Path | None = None) -> tuple[bytes, str]:
     Raises DataError when the file is missing or its sha256 is not the published one.
     """
     name = LEVELS[level]
-    if data_dir is None and os.environ.get("FINSENT_DATA_DIR"):
-        data_dir = Path(os.environ["FINSENT_DATA_DIR"])
-    content, source = _read_local(_download_zip() if data_dir is None else Path(data_dir), name)
-    return _checked(content, FILE_SHA256[name], source), source
+    content, source = _read_local(named_folder(data_dir) or _download_zip(), name)
+    return checked(content, FILE_SHA256[name], source, _AGAIN), source
 
 
 # --- parsing and repairing ----------------------------------------------------------------------
@@ -221,7 +189,7 @@ Rows = Sequence[tuple[str, str]]
 
 def record_id(text: str) -> str:
     """Id of a cleaned sentence, the same at every level."""
-    return "fpb-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text_id("fpb", text)
 
 
 def merge_duplicates(rows: Rows, stricter: Callable[[], Sequence[Rows]]) -> list[Record]:

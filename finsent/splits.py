@@ -52,6 +52,24 @@ def twin_groups(texts: Sequence[str]) -> np.ndarray:
     return np.asarray(groups)
 
 
+def join_kin(groups: np.ndarray, kin: Sequence[Sequence[str]]) -> np.ndarray:
+    """`groups` (n,) with those made one whose rows share a value in `kin`; numbered as before."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    values = {value: place for place, value in enumerate(dict.fromkeys(v for k in kin for v in k))}
+    rows = [row for row, shared in enumerate(kin) for _ in shared]
+    n = len(groups)
+    # One more node for every group and every value, to which its rows are tied.
+    columns = [n + int(group) for group in groups]
+    columns += [2 * n + values[value] for shared in kin for value in shared]
+    links = (np.ones(len(columns), bool), ([*range(n), *rows], columns))
+    size = 2 * n + len(values)
+    _, joined = connected_components(coo_array(links, (size, size)), directed=False)
+    number: dict[int, int] = {}
+    return np.array([number.setdefault(int(node), len(number)) for node in joined[:n]])
+
+
 def grouped_parts(
     labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

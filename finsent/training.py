@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ from finsent.checkpoints import (
 )
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.dendrites import DendriteGrower, GrowthError
+from finsent.dendritic_linear import DendriticLinear
+from finsent.lora_refinement import BATCHES, CHOOSING_BATCHES, refine_new_dendrites
 from finsent.progress import EpochRecord, Progress, State, Validation
 from finsent.stepping import StepRunner
 
@@ -270,13 +272,16 @@ def train(
         parameters = model.parameters()
         loss_sum = torch.zeros((), device=device, dtype=torch.float64)
 
-        def one_step(where: Tensor, longest: int) -> None:
+        def loss_of(where: Tensor, longest: int) -> Tensor:
             hidden, last = states.batch(where, longest)
             with _autocast(config, device):
                 pooled = model.pooled(hidden, last)
             # Head and loss in fp32, outside autocast.
             logits = model.head(pooled)
-            loss = weighted_loss(logits, device_labels[where], weights, config.label_smoothing)
+            return weighted_loss(logits, device_labels[where], weights, config.label_smoothing)
+
+        def one_step(where: Tensor, longest: int) -> None:
+            loss = loss_of(where, longest)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -328,6 +333,16 @@ def train(
                     # did not grow go back with them, or the model would be of two epochs.
                     assert progress.best_of_all is not None
                     model.restore(progress.best_of_all.tensors, only_ungrown=True)
+                    if grower.config.candidates == "refined":
+                        _refine(
+                            grower.modules,
+                            loss_of,
+                            config,
+                            epoch,
+                            lengths,
+                            train_indices,
+                            validation_indices,
+                        )
                     progress.grown(grown.dendrites, grower.config.learning_rate_factor)
                     optimizer = new_optimizer(model, config, device)
                     parameters = model.parameters()
@@ -379,6 +394,31 @@ def train(
         train_seconds=progress.seconds,
         peak_memory_mb=_peak_memory_mb(device),
     )
+
+
+def _refine(
+    maps: Mapping[str, DendriticLinear],
+    loss_of: Callable[[Tensor, int], Tensor],
+    config: TrainConfig,
+    epoch: int,
+    lengths: Sequence[int],
+    train_indices: Sequence[int],
+    validation_indices: Sequence[int],
+) -> None:
+    """Refine the dendrites just grown, on batches as the next epoch would make them."""
+    device = next(iter(maps.values())).weight.device
+
+    def loss(batch: Sequence[int]) -> Tensor:
+        return loss_of(torch.tensor(batch, device=device), max(lengths[i] for i in batch))
+
+    fit, choose = (
+        epoch_batches(indices, lengths, config.batch_size, config.seed, epoch + 1)[:count]
+        for indices, count in (
+            (train_indices, BATCHES),
+            (validation_indices, CHOOSING_BATCHES),
+        )
+    )
+    refine_new_dendrites(maps, loss, fit, choose, config.seed)
 
 
 def _start_or_resume(

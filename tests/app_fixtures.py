@@ -24,8 +24,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finsent.data import DATASETS
+
 ROOT = Path(__file__).resolve().parents[1]
 LABEL_NAMES = ("negative", "neutral", "positive")
+"""Of Financial PhraseBank."""
 WITHOUT_DENDRITES = 2
 """Seed whose dendritic run kept no dendrite."""
 WITHOUT_VALIDATION = 1
@@ -70,6 +73,7 @@ class FakeComparer:
         missing = [arm for arm in arms if not (folder / arm / f"seed-{seed}").is_dir()]
         assert not missing, f"no such runs in {folder}: {missing}"
         self.seed, self.arms = seed, tuple(arms)
+        self.label_names = DATASETS[folder.name].label_names
 
     def compare(self, text: str, /) -> FakeResult:
         tokens = len(text.split())
@@ -78,6 +82,7 @@ class FakeComparer:
             min(tokens, 128),
             tokens > 128,
             tuple(self._predict(text, arm) for arm in self.arms),
+            self.label_names,
         )
 
     def predict_proba(self, texts: Sequence[str], arm: str, /) -> np.ndarray:
@@ -89,15 +94,18 @@ class FakeComparer:
 
     def _predict(self, text: str, arm: str) -> FakePrediction:
         digest = hashlib.sha256(f"{text}|{self.seed}".encode()).digest()
-        top = digest[0] % 3
+        k = len(self.label_names)
+        top = digest[0] % k
         if text.startswith("profit"):
-            top = 2
+            top = k - 1
         if "split" in text and arm == "dendritic":
-            top = (top + 1) % 3
+            top = (top + 1) % k
         high = 0.82 + 0.1 * digest[1] / 255 + {"dendritic": 0.011}.get(arm, 0.0)
         rest = 1 - high
-        values = [0.0, 0.0, 0.0]
-        values[top], values[(top + 1) % 3], values[(top + 2) % 3] = high, 0.7 * rest, 0.3 * rest
+        others = (0.7, 0.3) if k == 3 else (1.0,)
+        values = [0.0] * k
+        for step, share in enumerate((high, *(rest * part for part in others))):
+            values[(top + step) % k] = share
         return FakePrediction(arm, tuple(values), 40 + digest[2] / 50 + 3 * (arm == "dendritic"))
 
 

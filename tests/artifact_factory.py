@@ -34,11 +34,16 @@ from finsent.data import DATASETS
 from finsent.phrasebank import LEVELS
 
 LABEL_NAMES = ("negative", "neutral", "positive")
-CLASS_SHARES = (0.15, 0.60, 0.25)
+"""Of the data sets that are not in the registry."""
+CLASS_SHARES = {2: (0.8, 0.2), 3: (0.15, 0.60, 0.25)}
 POOL = 4
 """The imaginary data set is this many times as large as a test set, so seeds overlap."""
 HIDDEN, LAYERS = 16, 8
 EPOCHS, GROWTH_EPOCH = 8, 3
+
+
+def label_names_of(dataset: str) -> tuple[str, ...]:
+    return DATASETS[dataset].label_names if dataset in DATASETS else LABEL_NAMES
 
 
 def make_artifacts(
@@ -89,7 +94,8 @@ def make_run(
     base = TrainConfig(
         backbone=backbone, dataset=dataset, seed=seed, epochs=EPOCHS, lora=LoraConfig(r=8)
     )
-    grown = _adapter("dendritic", dendrites)
+    k = len(label_names_of(dataset))
+    grown = _adapter("dendritic", k, dendrites)
     target = sum(tensor.size for tensor in grown.values())
     treatment: Treatment = None
     if arm == "dendritic":
@@ -98,14 +104,15 @@ def make_run(
         treatment = MatchedCapacity(trainable_params=target)
     config = arm_config(base, arm, treatment)
     kept = dendrites if arm == "dendritic" else 0
-    tensors = _adapter(arm, kept, target)
+    tensors = _adapter(arm, k, kept, target)
     parameters = sum(tensor.size for tensor in tensors.values())
     predictions = _predictions(backbone, dataset, arm, seed, n_test, effect)
     validation = _predictions(backbone, dataset, arm, seed, n_test, effect, part="validation")
     nll = evaluation.score(
         validation.label_indices, validation.probabilities, validation.label_names
     )["nll"]
-    history = _history(arm, kept, seed, parameters, nll)
+    small = sum(tensor.size for tensor in _adapter("baseline", k, 0).values())
+    history = _history(arm, kept, seed, parameters, small, nll)
     folder = runs.run_folder(root, backbone, dataset, arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter.safetensors")
@@ -120,9 +127,8 @@ def make_run(
     return folder
 
 
-def _adapter(arm: str, dendrites: int, target: int = 0) -> dict[str, np.ndarray]:
-    """Tensors named as the real adapters are; values do not matter here."""
-    k = len(LABEL_NAMES)
+def _adapter(arm: str, k: int, dendrites: int, target: int = 0) -> dict[str, np.ndarray]:
+    """Tensors named as the real adapters are, for k classes; values do not matter here."""
     ranks = [8] * LAYERS
     if arm == "matched":
         total = round((target - k * HIDDEN) / (2 * HIDDEN))
@@ -162,10 +168,11 @@ def _predictions(
     effect: float,
     part: str = "test",
 ) -> runs.Predictions:
-    k = len(LABEL_NAMES)
+    label_names = label_names_of(dataset)
+    k = len(label_names)
     pool = POOL * n_test
     shared = _random(dataset)
-    labels = shared.choice(k, size=pool, p=CLASS_SHARES)
+    labels = shared.choice(k, size=pool, p=CLASS_SHARES[k])
     easiness = shared.normal(2.6, 1.5, size=pool) + (0.8 if backbone != "tiny-phi" else 0.0)
     names = _ids(dataset, pool)
     chosen = np.sort(_random(dataset, seed).choice(pool, size=n_test, replace=False))
@@ -182,9 +189,9 @@ def _predictions(
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     return runs.Predictions(
         ids=tuple(names[index] for index in chosen),
-        labels=tuple(LABEL_NAMES[label] for label in labels[chosen]),
+        labels=tuple(label_names[label] for label in labels[chosen]),
         probabilities=tuple(tuple(row) for row in probabilities.tolist()),
-        label_names=LABEL_NAMES,
+        label_names=label_names,
     )
 
 
@@ -200,11 +207,13 @@ def _ids(dataset: str, pool: int) -> list[str]:
     return found[:pool]
 
 
-def _history(arm: str, kept: int, seed: int, parameters: int, nll: float) -> list[dict[str, Any]]:
-    """nll: what the selected epoch reached on validation, to which the losses are shifted."""
+def _history(
+    arm: str, kept: int, seed: int, parameters: int, small: int, nll: float
+) -> list[dict[str, Any]]:
+    """small: parameters before growth. nll: what the selected epoch reached on validation, to
+    which the losses are shifted."""
     before = _random("history", seed).normal(0, 0.008, size=EPOCHS)
     after = _random("history", seed, arm).normal(0, 0.008, size=EPOCHS)
-    small = sum(tensor.size for tensor in _adapter("baseline", 0).values())
     lines = []
     for epoch in range(EPOCHS):
         grown = bool(kept) and epoch > GROWTH_EPOCH
@@ -283,7 +292,7 @@ def _config(config: TrainConfig, dataset: str, seed: int) -> dict[str, Any]:
         "dataset_sha256": _digest("dataset", dataset),
         "split_sha256": _digest("split", dataset, seed),
         "backbone_sha256": _digest("backbone", config.backbone),
-        "label_names": list(LABEL_NAMES),
+        "label_names": list(label_names_of(dataset)),
         "adapter": {"format": "safetensors"},
         "finished_at": "2025-01-01T00:00:00+00:00",
     }

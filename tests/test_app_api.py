@@ -135,8 +135,8 @@ def test_nothing_else_is_published_and_what_is_is_documented(client: Client) -> 
         for name, endpoint in api["named_endpoints"].items()
     }
     assert parameters == {
-        "/compare": ["text"],
-        "/score": ["texts", "arm"],
+        "/compare": ["text", "dataset"],
+        "/score": ["texts", "arm", "dataset"],
         "/leaderboard": ["dataset"],
     }
     assert not api["unnamed_endpoints"]

@@ -93,7 +93,7 @@ def test_answers_are_calibrated_and_sets_come_with_their_coverage(
         shown = tuple(calibration.calibrate(raw))
         region = card(watched.page, arm)
         assert bars(region) == percents(shown)
-        words = set_in_words([NAMES[i] for i in calibration.label_set(shown)])
+        words = set_in_words([NAMES[i] for i in calibration.label_set(shown)], len(NAMES))
         expect(region.locator(".fs-set b")).to_have_text(words)
         expect(region.locator(".fs-set")).to_contain_text(
             re.compile(rf"{100 * calibration.coverage_measured:.1f}\s*% of 340 test sentences")

@@ -180,6 +180,7 @@ def test_html_of_an_answer_is_escaped_and_says_when_it_was_cut(catalog: state.Ca
     assert "<cpu>" not in html
     assert "&lt;img src=x" in html
     assert "the first 128 tokens" in html
+    assert "score --long windows” reads long texts whole" in html
 
 
 def test_run_without_dendrites_is_announced(catalog: state.Catalog) -> None:

@@ -88,7 +88,13 @@ def test_a_set_holds_the_labels_that_reach_the_threshold_likeliest_first() -> No
     ],
 )
 def test_sets_in_words(names: tuple[str, ...], words: str) -> None:
-    assert calibration.set_in_words(names) == words
+    assert calibration.set_in_words(names, 3) == words
+
+
+def test_a_set_of_both_of_two_classes_tells_nothing() -> None:
+    names = ("in-claim", "out-of-claim")
+    assert calibration.set_in_words(names, 2) == "in-claim or out-of-claim: cannot tell"
+    assert calibration.set_in_words(names[:1], 2) == "in-claim"
 
 
 def test_a_runs_calibration_comes_from_its_two_files(tmp_path: Path) -> None:

@@ -336,14 +336,21 @@ def test_an_unreachable_hub_says_what_to_do_in_one_line(monkeypatch: pytest.Monk
 
 
 def test_the_registry_describes_every_data_set() -> None:
-    assert list(DATASETS) == ["allagree", "75agree", "66agree", "50agree", "sample"]
+    sentiment = ["allagree", "75agree", "66agree", "50agree", "fiqa", "twitter", "sample"]
+    assert set(DATASETS) == {*sentiment, "fomc", "numclaim"}
+    marks: dict[str, str] = {}
     for name, known in DATASETS.items():
         assert known.name == name
-        assert known.label_names == LABELS
-        assert known.title
-        assert known.licence
-        assert known.citation
+        assert (known.label_names == LABELS) == (name in sentiment)
+        for text in ("title", "short_title", "licence", "citation", "files", "rules", "cue"):
+            assert getattr(known, text), f"{name} has no {text}"
+        assert known.ships or known.url.startswith("https://")
+        assert len(set(known.label_marks)) == len(known.label_names)
+        for label, mark in zip(known.label_names, known.label_marks, strict=True):
+            assert marks.setdefault(label, mark) == mark, f"{label} has two marks"
     assert DATASETS["allagree"].licence == "CC BY-NC-SA 3.0"
+    assert DATASETS["fomc"].label_names == ("dovish", "neutral", "hawkish")
+    assert DATASETS["numclaim"].label_names == ("out-of-claim", "in-claim")
 
 
 def test_a_new_data_set_is_one_entry() -> None:

@@ -199,7 +199,8 @@ def test_a_broken_copy_of_the_data_is_said(
 def test_scores_on_screen_are_the_boards(board: dict[str, Any]) -> None:
     arms = [arm for arm in board["arms"] if arm["dataset"] == "50agree"]
     confusion = differ.confusions_html(arms, ("negative", "neutral", "positive"))
-    classes, bands = differ.per_class_html(arms), differ.by_agreement_html(arms)
+    names = ("negative", "neutral", "positive")
+    classes, bands = differ.per_class_html(arms, names), differ.by_agreement_html(arms)
     for arm in arms:
         for row in arm["confusion"]:
             for cell in row:

@@ -283,14 +283,22 @@ def test_a_study_chooses_then_tests_and_goes_on_where_it_stopped(
 def test_heads_are_tested_on_other_data_sets_of_the_same_classes(
     runner: HeadStudyRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = replace(SMALL, regimes=(Regime("full", test_datasets=("elsewhere",)),), seeds=(0,))
+    study = replace(
+        SMALL,
+        name="crossing",
+        regimes=(Regime("full", test_datasets=("elsewhere",)),),
+        seeds=(0,),
+        settings_from="small",
+    )
     sample = load_dataset("sample")
     other = replace(sample, name="elsewhere", examples=sample.examples[:50])
     monkeypatch.setattr(
         head_runner, "load_dataset", lambda name, _: other if name == "elsewhere" else sample
     )
-    crossing = HeadStudyRunner(study, runner.folder)
-    crossing.select()
+    crossing = HeadStudyRunner(study, runner.folder.with_name("crossing"))
+    with pytest.raises(StudyError, match="uses the settings of 'small': choose those"):
+        crossing.select()
+    runner.select()
     results = read_runs(crossing.run())
     away = [run for run in results if run.test_dataset == "elsewhere"]
     assert len(away) == len(results) / 2
@@ -299,9 +307,9 @@ def test_heads_are_tested_on_other_data_sets_of_the_same_classes(
     monkeypatch.setattr(
         head_runner, "load_dataset", lambda name, _: odd if name == "elsewhere" else sample
     )
-    (runner.folder / RESULTS).unlink()
+    (crossing.folder / RESULTS).unlink()
     with pytest.raises(StudyError, match="cannot be tested on the other"):
-        HeadStudyRunner(study, runner.folder).run()
+        HeadStudyRunner(study, crossing.folder).run()
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -311,9 +319,9 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str], tmp_path:
         HEADS.regime("tiny")
     with pytest.raises(StudyError, match="fraction must be one of"):
         Regime("odd", fraction=0.2)
-    for study in STUDIES.values():
-        for regime in study.regimes:
-            assert study.regime(regime.settings_of or regime.name).settings_of is None
+    for regime in HEADS.regimes:
+        assert HEADS.regime(regime.settings_of or regime.name).settings_of is None
+    assert all(name == study.name for name, study in STUDIES.items())
 
 
 # ------------------------------------------------------------------------ features and classical

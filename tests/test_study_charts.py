@@ -173,3 +173,21 @@ def test_a_study_without_dendrites_still_shows_its_rows(tmp_path: Path) -> None:
     assert (verdicts, forest) == ("", None)
     assert frontier is not None
     assert table.count("<tr") == 2
+
+
+def test_heads_tested_elsewhere_have_a_place_of_their_own(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, datasets=("allagree",), regimes=("full",))
+    path = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text())
+    for kind in ("rows", "comparisons"):
+        summary[kind] += [{**entry, "test_dataset": "fiqa"} for entry in summary[kind]]
+    path.write_text(json.dumps(summary))
+    found = studies.Studies(Catalog.read(tmp_path).studies)
+    assert found.tested("heads", "allagree") == ["allagree", "fiqa"]
+    shown = found.nearest("heads", "allagree", "fiqa", "full")
+    assert {row["test_dataset"] for row in found.rows(shown)} == {"fiqa"}
+    assert len(found.rows(shown)) == 7
+    *_, table, _ = studies.contents(found, shown)
+    assert ", tested on " in table
+    said = views.answer(found.comparisons(shown))[1]
+    assert "No recipe removed errors in allagree, tested on fiqa: full" in said

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finsent.backbones import Backbone, load_backbone, pool, preset, token_batches
+from finsent.backbones import Backbone, cue, load_backbone, pool, preset, token_batches
 from finsent.config import POOLINGS
 from finsent.data import Dataset
 from finsent.runs import slug
@@ -52,7 +52,7 @@ def frozen_features(
     folder: a local model folder that replaces the preset's source. cache: default, the folder of
     the weights. Raises BackboneError when the backbone cannot be loaded.
     """
-    suffix = preset(backbone).cpu.prompt_suffix
+    suffix = cue(preset(backbone).cpu, dataset.name)
     about = {
         "backbone": backbone,
         "folder": None if folder is None else str(folder),

@@ -87,27 +87,32 @@ class HeadStudyRunner:
 
         choosing: without regimes that use the settings of another.
         """
-        found = []
-        for dataset in self.study.datasets:
-            for regime in self.study.regimes:
-                if choosing and regime.settings_of is not None:
-                    continue
-                found.append(Cell(dataset, regime.name, SHARED, "baseline"))
-                found += [
-                    Cell(dataset, regime.name, recipe, arm)
-                    for recipe in self.study.recipes
-                    for arm in HEAD_ARMS
-                    if arm != "baseline"
-                ]
-        return found
+        return [
+            Cell(dataset, regime.name, recipe, arm)
+            for regime in self.study.regimes
+            if regime.settings_of is None or not choosing
+            for dataset in self.study.datasets
+            for recipe, arm in self._recipes_and_arms()
+        ]
+
+    def _recipes_and_arms(self) -> list[tuple[str, str]]:
+        grown = [arm for arm in HEAD_ARMS if arm != "baseline"]
+        pairs = [(recipe, arm) for recipe in self.study.recipes for arm in grown]
+        return [(SHARED, "baseline"), *pairs]
 
     # ------------------------------------------------------------------------ selection
 
     def select(self) -> Path:
         """Choose settings for every cell on validation and compare the variants there.
 
-        Returns the path of chosen.json. Nothing here looks at a test part.
+        Returns the path of chosen.json. Nothing here looks at a test part. Raises StudyError for a
+        study that uses the settings of another.
         """
+        if self.study.settings_from is not None:
+            raise StudyError(
+                f"study {self.study.name!r} uses the settings of {self.study.settings_from!r}: "
+                "choose those"
+            )
         path = self.folder / SELECTION
         done = read_selection(path)
         cells = self.cells(choosing=True)
@@ -209,11 +214,12 @@ class HeadStudyRunner:
 
         Raises StudyError when settings have not been chosen.
         """
-        chosen_path = self.folder / CHOSEN
+        study = self.study.settings_from or self.study.name
+        chosen_path = self.folder.with_name(study) / CHOSEN
         if not chosen_path.is_file():
             raise StudyError(
                 f"{chosen_path} is missing: choose settings on validation first, with "
-                f"`python train_models.py study {self.study.name} --select`"
+                f"`python train_models.py study {study} --select`"
             )
         chosen = {label: Settings(**values) for label, values in read_json(chosen_path).items()}
         path = self.folder / RESULTS

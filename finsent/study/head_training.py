@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finsent.config import ACTIVATIONS
+from finsent.config import ACTIVATIONS, CANDIDATES
 from finsent.folds import Fold
 from finsent.study.candidates import Part, nll, random_candidate, refined_candidate
 from finsent.study.heads import HeadStack, choose, matching_hidden_units
@@ -21,7 +21,6 @@ HEAD_ARMS = ("baseline", "restart", "dendritic", "matched")
 """`baseline`: a linear head. `restart`: the same, going back to its best state with a fresh
 optimizer and a lower learning rate whenever the dendritic arm grows. `dendritic`: grows there.
 `matched`: a hidden layer of as many parameters beside the linear path, with the same restarts."""
-CANDIDATES = ("random", "refined")
 SCORES = ("nll", "accuracy")
 
 

@@ -13,15 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from finsent import runs
+from finsent.backbones import cue, preset
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.data import Dataset, load_dataset
 from finsent.folds import part_examples
 from finsent.scheduling import Plan, execute_all
-from finsent.study.plans import LoraRegime, LoraStudy
+from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.results import RESULTS, StudyRun, append_runs, read_runs
-
-RECIPE = "grown"
-"""The trainer's own way of growing: PerforatedAI, random candidates, when validation plateaus."""
 
 
 @dataclass(frozen=True)
@@ -54,35 +52,43 @@ class LoraStudyRunner:
         failed: list[str] = []
         for dataset in self.study.datasets:
             for regime in self.study.regimes:
-                done = {run.key for run in read_runs(path)}
-                missing = [
-                    plan
-                    for split in self.study.splits
-                    if (plan := self._plan(dataset, regime, split, done)) is not None
-                ]
-                if not missing:
-                    print(f"{dataset} {regime.name}: all runs are in {path}")
-                    continue
-                lost = execute_all(missing)
-                for plan in missing:
-                    found = [r for r in self._rows(plan, regime) if r.key not in done]
-                    append_runs(path, found)
-                # Runs that failed stay in their folder: their checkpoints are gone on with.
-                if not lost:
-                    shutil.rmtree(self._work / dataset / regime.name)
-                failed += lost
+                for recipe in self.study.recipes:
+                    failed += self._make(path, dataset, regime, recipe)
+        return failed
+
+    def _make(self, path: Path, dataset: str, regime: LoraRegime, recipe: str) -> list[str]:
+        done = {run.key for run in read_runs(path)}
+        missing = [
+            plan
+            for split in self.study.splits
+            if (plan := self._plan(dataset, regime, recipe, split, done)) is not None
+        ]
+        if not missing:
+            print(f"{dataset} {regime.name} {recipe}: all runs are in {path}")
+            return []
+        failed = execute_all(missing)
+        for plan in missing:
+            append_runs(path, [r for r in self._rows(plan, regime, recipe) if r.key not in done])
+        # Runs that failed stay in their folder: their checkpoints are gone on with.
+        if not failed:
+            shutil.rmtree(self._work / dataset / regime.name / recipe)
         return failed
 
     def _plan(
-        self, dataset: str, regime: LoraRegime, split: str, done: set[tuple[str | int, ...]]
+        self,
+        dataset: str,
+        regime: LoraRegime,
+        recipe: str,
+        split: str,
+        done: set[tuple[str | int, ...]],
     ) -> Plan | None:
         """Seeds of a fold of which an arm is missing; None when there is none."""
+        first = recipe == self.study.recipes[0]
+        arms = tuple(arm for arm in self.study.arms if first or arm != "baseline")
         seeds = tuple(
             seed
             for seed in self.study.seeds
-            if not all(
-                self._key(dataset, regime, arm, split, seed) in done for arm in self.study.arms
-            )
+            if not all(self._key(dataset, regime, recipe, arm, split, seed) in done for arm in arms)
         )
         if not seeds:
             return None
@@ -96,6 +102,9 @@ class LoraStudyRunner:
                 split=split,
                 train_fraction=regime.fraction,
                 epochs=epochs,
+                prompt_suffix=cue(
+                    preset(self.study.backbone).recipe(self.resources.device), dataset
+                ),
                 lora=replace(
                     base.lora, r=regime.r, alpha=2.0 * regime.r, last_layers=regime.last_layers
                 ),
@@ -103,11 +112,12 @@ class LoraStudyRunner:
             dendrites=DendriteConfig(
                 placement=regime.placement,
                 max_dendrites=self.study.max_dendrites,
+                candidates=LORA_RECIPES[recipe],
                 grow_by=max(0, epochs // 2 - 1),
             ),
-            arms=self.study.arms,
+            arms=arms,
             seeds=seeds,
-            artifacts=self._work / dataset / regime.name / split,
+            artifacts=self._work / dataset / regime.name / recipe / split,
             device=self.resources.device,
             gpus=self.resources.gpus,
             workers=self.resources.workers,
@@ -120,20 +130,22 @@ class LoraStudyRunner:
         )
 
     def _key(
-        self, dataset: str, regime: LoraRegime, arm: str, split: str, seed: int
+        self, dataset: str, regime: LoraRegime, recipe: str, arm: str, split: str, seed: int
     ) -> tuple[str | int, ...]:
-        return (self.study.backbone, dataset, regime.name, RECIPE, arm, _fold(split), seed, dataset)
+        backbone, fold = self.study.backbone, _fold(split)
+        return (backbone, dataset, regime.name, recipe, arm, fold, seed, dataset)
 
-    def _rows(self, plan: Plan, regime: LoraRegime) -> Iterator[StudyRun]:
+    def _rows(self, plan: Plan, regime: LoraRegime, recipe: str) -> Iterator[StudyRun]:
         dataset = self._dataset(plan.base.dataset)
+        split = plan.base.split
         for run in runs.find_runs(plan.artifacts):
-            split = part_examples(
-                dataset, plan.base.split, run.seed, regime.fraction, plan.data_dir
-            )
-            yield study_run(run, dataset, regime.name, plan.base.split, len(split.train))
+            parts = part_examples(dataset, split, run.seed, regime.fraction, plan.data_dir)
+            yield study_run(run, dataset, regime.name, recipe, split, len(parts.train))
 
 
-def study_run(run: runs.Run, dataset: Dataset, regime: str, split: str, n_train: int) -> StudyRun:
+def study_run(
+    run: runs.Run, dataset: Dataset, regime: str, recipe: str, split: str, n_train: int
+) -> StudyRun:
     """A run of the trainer as a line of a study."""
     m: Mapping[str, float] = run.metrics
     validation: Mapping[str, float] = run.metrics["validation"]
@@ -141,7 +153,7 @@ def study_run(run: runs.Run, dataset: Dataset, regime: str, split: str, n_train:
         backbone=run.backbone,
         dataset=run.dataset,
         regime=regime,
-        recipe=RECIPE,
+        recipe=recipe,
         arm=run.arm,
         fold=_fold(split),
         seed=run.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
 from typing import TypeVar
@@ -65,6 +65,8 @@ class HeadStudy:
     backbone: str = "smollm2-135m"
     folds: int = FOLDS
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    settings_from: str | None = None
+    """A study whose chosen settings are used, for regimes of the same names (None: its own)."""
 
     def regime(self, name: str) -> Regime:
         """The regime of that name. StudyError for an unknown one."""
@@ -140,6 +142,10 @@ class LoraRegime:
     """Share of the training part."""
 
 
+LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
+"""Recipe of a LoRA study -> how its dendrites start (DendriteConfig.candidates)."""
+
+
 @dataclass(frozen=True)
 class LoraStudy:
     """Fine-tuning: data sets x regimes x arms x folds x seeds, each a run of the trainer.
@@ -154,6 +160,8 @@ class LoraStudy:
     """Values of TrainConfig.split."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     arms: tuple[str, ...] = STUDY_ARMS
+    recipes: tuple[str, ...] = ("grown",)
+    """Keys of LORA_RECIPES. All share the baseline."""
     epochs: int | None = None
     """None: the recipe's."""
     backbone: str = "smollm2-135m"
@@ -177,6 +185,7 @@ def _named(regimes: tuple[R, ...], name: str, study: str) -> R:
 
 LORA = LoraStudy(
     name="lora",
+    recipes=tuple(LORA_RECIPES),
     datasets=("allagree", "50agree"),
     regimes=(
         LoraRegime("r8-all"),
@@ -200,6 +209,17 @@ FINBERT_SPLIT = LoraStudy(
     splits=("finbert",),
 )
 
+ELSEWHERE = ("fiqa", "twitter")
+CROSS_DOMAIN = replace(
+    HEADS,
+    name="cross-domain",
+    regimes=tuple(
+        replace(HEADS.regime(name), test_datasets=ELSEWHERE) for name in ("full", "pca-32")
+    ),
+    settings_from=HEADS.name,
+)
+"""Heads trained on Financial PhraseBank, tested on headlines, microblogs and tweets."""
+
 STUDIES: Mapping[str, HeadStudy | LoraStudy] = MappingProxyType(
-    {study.name: study for study in (HEADS, LORA, FINBERT_SPLIT)}
+    {study.name: study for study in (HEADS, CROSS_DOMAIN, LORA, FINBERT_SPLIT)}
 )

@@ -23,6 +23,7 @@ ARM_ORDER = ("baseline", "restart", "matched", "dendritic", CLASSICAL)
 OUTCOMES = ("better", "worse", "tied")
 TITLES = {
     "heads": "Heads on frozen features",
+    "cross-domain": "Heads tested on other data sets",
     "lora": "LoRA adapters, dendrites grown by PerforatedAI",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
 }
@@ -33,8 +34,8 @@ RULES = (
     "Regimes of adapters: `r8-all` has LoRA of rank 8 in all blocks, `r8-last1` in the last one; "
     "`-head` and `-lora` grow dendrites only there; `default` is the leaderboard's.",
     "Recipes: `random-k` and `refined-k` grow up to k dendrites a class, from a random start or "
-    "from candidates trained on what the head still gets wrong; `grown` leaves growing to "
-    "PerforatedAI.",
+    "from candidates trained on what the head still gets wrong; `grown` and `grown-refined` "
+    "leave growing to PerforatedAI, from the same two starts.",
 )
 ARM_RULES = {
     "baseline": "a linear head, or LoRA with one",

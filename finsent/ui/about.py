@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from finsent.citations import CITATIONS, bibtex
+from finsent.data import DATASETS
 from finsent.runs import MANIFEST, ArtifactError, Run, read_manifest, sha256_file, slug
 from finsent.ui.markup import table
 from finsent.ui.state import (
@@ -137,7 +138,7 @@ def about_html(catalog: Catalog) -> str:
         f'<div class="fs-prose">{_QUESTION}{_PROTOCOL}'
         f"<section><h2>Settings of the runs here</h2>{_settings(catalog)}</section>"
         f"{_limits(catalog)}"
-        f"<section><h2>Licences</h2>{_licences()}</section>"
+        f"<section><h2>Licences</h2>{_licences(catalog)}</section>"
         f"<section><h2>Reproduce</h2>{_reproduce(catalog)}</section>"
         f"<section><h2>Versions</h2>{_versions(catalog.runs)}</section>"
         f"<section><h2>Hashes</h2>{_hashes(catalog)}</section>"
@@ -145,10 +146,17 @@ def about_html(catalog: Catalog) -> str:
     )
 
 
-def _licences() -> str:
+def _licences(catalog: Catalog) -> str:
+    first, *rest = _LICENCES
+    used = (DATASETS[name] for name in catalog.all_datasets() if name in DATASETS)
+    others = [
+        (entry.title, entry.licence, "training and test sentences; none is part of this page")
+        for entry in used
+        if not entry.ships and entry.url != DATASETS["allagree"].url
+    ]
     return table(
         ["What", "Licence", "Where it is used"],
-        [[escape(cell) for cell in row] for row in _LICENCES],
+        [[escape(cell) for cell in row] for row in (first, *others, *rest)],
         caption="Licences of data, weights and code",
     )
 

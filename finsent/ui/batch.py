@@ -18,7 +18,7 @@ from finsent.charts import ARM_STYLES
 from finsent.live_charts import distribution_figure
 from finsent.spreadsheet import MAX_BYTES, MAX_ROWS, TableError, read_csv
 from finsent.ui.compare import MAX_CHARACTERS, text_problem
-from finsent.ui.markup import LABEL_MARKS, notice, percent
+from finsent.ui.markup import label_mark, notice, percent
 from finsent.ui.selectors import RunSelectors, add_run_selectors
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError
 
@@ -66,8 +66,9 @@ def result_rows(scored: Sequence[Scored], arms: Sequence[str]) -> list[list[str]
         else:
             cells.append("differ" if row.differ else "agree")
             for answer in row.answers:
-                mark = LABEL_MARKS.get(answer.label, "■")
-                cells.append(f"{mark} {answer.label} {percent(max(answer.shown))}")
+                cells.append(
+                    f"{label_mark(answer.label)} {answer.label} {percent(max(answer.shown))}"
+                )
                 cells.append(answer.set_words or "–")
         rows.append(cells)
     return rows

@@ -11,8 +11,8 @@ from finsent.calibration import NOT_CALIBRATED
 from finsent.charts import ARM_STYLES
 from finsent.runs import Run
 from finsent.ui.markup import (
-    LABEL_MARKS,
     count,
+    label_mark,
     milliseconds,
     notice,
     percent,
@@ -76,7 +76,9 @@ def banner_html(catalog: Catalog, outcome: Outcome) -> str:
     cut = (
         notice(
             "Cut.",
-            f"The models read the first {tokens} of this text; the rest did not count.",
+            f"The models read the first {tokens} of this text; the rest did not count. Batch "
+            "takes it as one sentence a line; “python -m finsent score --long windows” reads long "
+            "texts whole.",
             tone="warning",
         )
         if result.truncated
@@ -220,7 +222,8 @@ def answer_html(answer: Answer) -> str:
     label = answer.label
     return (
         f'<p class="fs-answer" data-label="{escape(label)}">'
-        f'<span aria-hidden="true">{LABEL_MARKS.get(label, "■")}</span> {escape(label)}</p>'
+        f'<span aria-hidden="true">{label_mark(label)}</span> '
+        f"{escape(label[:1].upper() + label[1:])}</p>"
         f"{_set(answer)}{_bars(answer.label_names, answer.shown, label)}{_raw(answer)}"
     )
 
@@ -290,7 +293,8 @@ def _bars(
             f'<dd><span class="fs-track" aria-hidden="true"><i style="width:{width:.2f}%"></i>'
             f"</span><b>{'–' if value is None else percent(value)}</b></dd></div>"
         )
-    return f'<dl class="fs-bars">{rows}</dl>'
+    longest = max(map(len, label_names))
+    return f'<dl class="fs-bars" style="--letters:{longest}">{rows}</dl>'
 
 
 def _evidence(run: Run) -> str:

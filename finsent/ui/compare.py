@@ -8,13 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from finsent.examples import HEADLINES
+from finsent.data import DATASETS
 from finsent.ui.cards import banner_html, cards_html, idle_html, verdict_html, waiting_html
 from finsent.ui.markup import notice
 from finsent.ui.recorded import RECORDED_HINT, add_recorded
 from finsent.ui.selectors import RunSelectors, add_run_selectors
 from finsent.ui.share import COPY_ADDRESS_JS, keep_in_address
-from finsent.ui.state import Catalog, ModelService, Selection, ServiceError
+from finsent.ui.state import Catalog, ModelService, Selection, ServiceError, dataset_examples
 from finsent.ui.words import explain_words, words_html
 
 MAX_CHARACTERS = 2000
@@ -23,6 +23,7 @@ VISITORS_AT_ONCE = 64
 """Who waits, waits for the model inside the service, which measures it; gradio's own queue would
 hide the wait. Model times stay clean: the model answers one question at a time."""
 POLL_SECONDS = 0.5
+CHIPS = max(len(entry.examples) for entry in DATASETS.values())
 _UNCHANGED = (gr.skip(), gr.skip(), gr.skip())
 
 
@@ -71,8 +72,8 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
     with gr.Row(elem_classes="fs-chips"):
         gr.HTML("<span>Try</span>", elem_classes="fs-chips-lead")
         chips = [
-            gr.Button(example.kind, size="sm", elem_classes="fs-chip", min_width=0)
-            for example in HEADLINES
+            gr.Button(**settings, size="sm", elem_classes="fs-chip", min_width=0)
+            for settings in _chips(first.dataset)
         ]
     banner = gr.HTML(idle_html(), elem_id="banner")
     cards = gr.HTML(cards_html(catalog, first), elem_id="cards")
@@ -147,11 +148,23 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
     again = {**asked, "fn": answer_again}
     for event in (button.click(**asked, validator=check), text.submit(**asked, validator=check)):
         keep_in_address(event, inputs)
-    for chip, example in zip(chips, HEADLINES, strict=True):
+    for place, chip in enumerate(chips):
         event = chip.click(
-            lambda value=example.text: value, outputs=text, queue=False, api_visibility="private"
+            lambda dataset, place=place: dataset_examples(dataset)[place].text,
+            inputs=selectors.dataset,
+            outputs=text,
+            queue=False,
+            api_visibility="private",
         ).then(**asked)
         keep_in_address(event, inputs)
+    selectors.dataset.change(
+        lambda dataset: [gr.update(**settings) for settings in _chips(dataset)],
+        inputs=selectors.dataset,
+        outputs=chips,
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
     explain.click(
         explanation,
         inputs=inputs,
@@ -172,6 +185,13 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
         api_visibility="private",
     ).then(**again)
     return CompareTab(selectors, text, matched, again)
+
+
+def _chips(dataset: str) -> list[dict[str, Any]]:
+    """Caption and visibility of each example button."""
+    kinds = [example.kind for example in dataset_examples(dataset)]
+    shown = [{"value": kind, "visible": True} for kind in kinds]
+    return shown + [{"value": "", "visible": False}] * (CHIPS - len(kinds))
 
 
 def _explanation(text: str, wanted: Selection, catalog: Catalog, service: ModelService) -> str:

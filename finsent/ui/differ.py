@@ -28,9 +28,9 @@ from finsent.disagreements import (
 )
 from finsent.ui.events import interactive_html, sent
 from finsent.ui.markup import (
-    LABEL_MARKS,
     arms_legend,
     count,
+    label_mark,
     notice,
     percent,
     percent_interval,
@@ -65,7 +65,7 @@ def texts_of(dataset: str) -> tuple[Mapping[str, str] | None, str]:
         )
     return None, (
         "Sentences are not part of this page: they are shown by id. Download "
-        f"FinancialPhraseBank-v1.0.zip from {DATASETS[dataset].url}, set FINSENT_DATA_DIR to its "
+        f"{DATASETS[dataset].files} from {DATASETS[dataset].url}, set FINSENT_DATA_DIR to the "
         "folder and start the app again to read them."
     )
 
@@ -142,7 +142,7 @@ def _answer(case: Case, arm: str) -> str:
 
 
 def _mark(label: str) -> str:
-    return f'<span aria-hidden="true">{LABEL_MARKS.get(label, "■")}</span>'
+    return f'<span aria-hidden="true">{label_mark(label)}</span>'
 
 
 def case_key(case: Case) -> str:
@@ -191,10 +191,10 @@ def _confusion(arm: Entry, names: Sequence[str]) -> str:
     )
 
 
-def per_class_html(arms: Sequence[Entry]) -> str:
+def per_class_html(arms: Sequence[Entry], label_names: Sequence[str]) -> str:
     """Precision, recall and F1 of every class and arm."""
     rows = []
-    for name in arms[0]["per_class"]:
+    for name in label_names:
         for arm in arms:
             entry = arm["per_class"][name]
             spread = "" if entry["f1_sd"] is None else f" ± {100 * entry['f1_sd']:.1f}"
@@ -485,6 +485,6 @@ class DifferTab:
                 "below the dashed line: overconfident; bars: answers in the bin",
             ),
             reliability_figure(arms),
-            per_class_html(arms),
+            per_class_html(arms, runs[0].label_names),
             by_agreement_html(arms),
         )

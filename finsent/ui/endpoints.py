@@ -10,7 +10,7 @@ import gradio as gr
 from finsent.answers import answers
 from finsent.ui.cards import result_dict
 from finsent.ui.compare import MODEL_QUEUE, text_problem
-from finsent.ui.state import ModelService, ServiceError
+from finsent.ui.state import ModelService, Selection, ServiceError
 
 MAX_SCORED = 64
 """Texts per call of /score: about as many as the model reads in a few seconds."""
@@ -20,11 +20,19 @@ def add_endpoints(service: ModelService) -> None:
     """Publishes them inside the current gr.Blocks. They answer from the newest runs: a program's
     connection may outlive many."""
 
-    def compare(text: str) -> dict[str, Any]:
-        """Sentiment of a financial text according to each arm.
+    def selected(dataset: str) -> Selection:
+        chosen, catalog = service.default_selection(), service.catalog
+        known = catalog.datasets(chosen.backbone)
+        if dataset and dataset not in known:
+            raise _refused(f"no runs on {dataset!r}; there are {', '.join(known)}")
+        return catalog.select(chosen.backbone, dataset or None)
+
+    def compare(text: str, dataset: str = "") -> dict[str, Any]:
+        """Sentiment of a financial text, or its class on another task, by each arm.
 
         Args:
             text: one headline or sentence, at most 2,000 characters.
+            dataset: which data set's runs answer; empty for the first.
 
         Returns:
             The text, each arm's label, calibrated and raw probabilities by label, 90 % label set
@@ -37,17 +45,17 @@ def add_endpoints(service: ModelService) -> None:
             raise _refused(problem)
         service.start()
         try:
-            wanted = service.default_selection()
-            return result_dict(service.catalog, service.compare(text, wanted))
+            return result_dict(service.catalog, service.compare(text, selected(dataset)))
         except (ServiceError, ValueError) as error:
             raise _refused(str(error)) from error
 
-    def score(texts: list[str], arm: str = "dendritic") -> list[dict[str, Any]]:
-        """Sentiment of several financial texts according to one arm.
+    def score(texts: list[str], arm: str = "dendritic", dataset: str = "") -> list[dict[str, Any]]:
+        """Sentiment of several financial texts, or their classes on another task, by one arm.
 
         Args:
             texts: at most 64 headlines or sentences of at most 2,000 characters each.
             arm: baseline, dendritic or matched.
+            dataset: which data set's runs answer; empty for the first.
 
         Returns:
             For each text, in order: the text, its label, calibrated and raw probabilities by
@@ -57,7 +65,7 @@ def add_endpoints(service: ModelService) -> None:
         service.start()
         catalog = service.catalog
         try:
-            selection = service.default_selection()
+            selection = selected(dataset)
             seeds_arms = catalog.arms(selection.backbone, selection.dataset, selection.seed)
             if arm not in seeds_arms:
                 raise _refused(f"no arm {arm!r} here; there are {', '.join(seeds_arms)}")

@@ -7,9 +7,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from finsent.charts import ARM_STYLES, GROWTH_SYMBOL
+from finsent.data import DATASETS
 
-LABEL_MARKS = {"negative": "▼", "neutral": "●", "positive": "▲"}
-"""Shapes that say the sentiment without colour; the label's name always stands beside them."""
+_LABEL_MARKS = {
+    label: mark
+    for entry in DATASETS.values()
+    for label, mark in zip(entry.label_names, entry.label_marks, strict=False)
+}
 
 _SYMBOLS = {
     "circle": '<circle cx="13" cy="6" r="3.4"/>',
@@ -20,6 +24,11 @@ _SYMBOLS = {
     GROWTH_SYMBOL: '<path d="m13 0 1.6 4.1 4.4.2-3.4 2.8 1.1 4.3-3.7-2.4-3.7 2.4 1.1-4.3L7 4.3'
     'l4.4-.2z"/>',
 }
+
+
+def label_mark(label: str) -> str:
+    """A shape that says the label without colour; the label's name always stands beside it."""
+    return _LABEL_MARKS.get(label, "■")
 
 
 def percent(value: float, digits: int = 1) -> str:

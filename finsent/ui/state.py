@@ -22,6 +22,7 @@ from finsent.batching import BusyError
 from finsent.calibration import Calibration, calibration_of
 from finsent.config import ARMS
 from finsent.data import DATASETS
+from finsent.examples import HEADLINES, Headline
 from finsent.latency import LatencyStats, RollingWindow, interleaved_times
 from finsent.runs import ArtifactError, Run, find_runs, read_json, slug
 from finsent.study.summary import read_summaries
@@ -37,13 +38,6 @@ _BACKBONE_TITLES = {
     "phi-2": "Phi-2",
     "smollm2-135m": "SmolLM2-135M",
     "tiny-phi": "Tiny Phi (random weights, for tests)",
-}
-_DATASET_TITLES = {
-    "allagree": "AllAgree",
-    "75agree": "75Agree",
-    "66agree": "66Agree",
-    "50agree": "50Agree",
-    "sample": "Sample",
 }
 
 
@@ -269,8 +263,9 @@ def _read_board(path: Path) -> dict[str, Any]:
 
 
 def dataset_order(name: str) -> int:
-    """Sort key: the data sets that the project is about come first."""
-    return FIRST_DATASETS.index(name) if name in FIRST_DATASETS else len(FIRST_DATASETS)
+    """Sort key: the data sets that the project is about come first, then the registry's order."""
+    order = list(dict.fromkeys([*FIRST_DATASETS, *DATASETS]))
+    return order.index(name) if name in order else len(order)
 
 
 def backbone_title(name: str) -> str:
@@ -280,12 +275,17 @@ def backbone_title(name: str) -> str:
 
 def dataset_title(name: str) -> str:
     """A data set's short name for people."""
-    return _DATASET_TITLES.get(name, name)
+    return (DATASETS[name].short_title or name) if name in DATASETS else name
 
 
 def dataset_description(name: str) -> str:
     """A data set's full title, or its name when the registry does not know it."""
     return DATASETS[name].title if name in DATASETS else name
+
+
+def dataset_examples(name: str) -> tuple[Headline, ...]:
+    """Texts to try on models of a data set."""
+    return DATASETS[name].examples if name in DATASETS else HEADLINES
 
 
 # -------------------------------------------------------------------------------------------- model
