@@ -1,10 +1,11 @@
 # `make app` and `make test` do everything on a fresh machine: environment, dependencies, run.
 PYTHON ?= python3
 PORT ?= 7860
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: app train test check figures leaderboard verify screenshots readme clean
+.PHONY: app train test check figures leaderboard verify screenshots readme report clean
 
 # Stamps: an environment is made again when what it should hold has changed.
 $(VENV)/app.stamp: requirements.txt
@@ -33,6 +34,10 @@ figures leaderboard verify: $(VENV)/app.stamp
 readme: $(VENV)/app.stamp
 	$(BIN)/python -m finsent.readme
 
+# docs/report.md and docs/submission.md with their figures, from artifacts/.
+report: $(VENV)/app.stamp
+	$(BIN)/python -m finsent.study.report
+
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,7 +45,7 @@ check: $(VENV)/dev.stamp
 
 test: check
 	@command -v chromium > /dev/null || sh tests/install_chromium.sh
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	$(BIN)/python train_models.py verify
 
 # Every tab of the app, light and dark, at 1440 and 390 pixels, into screenshots/.

@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--mcp", action="store_true", help="serve the endpoints as MCP tools too (gradio[mcp])"
     )
     options = parser.parse_args(arguments)
-    demo = build_demo(options.artifacts, owner=owner_from_environment(options.artifacts))
-    launch(demo, host=options.host, port=options.port, mcp=options.mcp)
+    page = build_demo(options.artifacts, owner=owner_from_environment(options.artifacts))
+    launch(page, host=options.host, port=options.port, mcp=options.mcp)
 
 
 if __name__ == "__main__":

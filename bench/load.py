@@ -1,11 +1,14 @@
-"""Many users at once on one model: throughput, wrong or mixed-up answers, memory.
+"""Many users at once: throughput, wrong or mixed-up answers, memory.
 
-    python bench/load.py [--users 1 8 64] [--seconds 20] [--memory-requests 10000]
-    python bench/load.py --url http://127.0.0.1:7860   # through a running app instead
+    python bench/load.py model              # the model alone, in this process: 1, 8 and 64 users
+    python bench/load.py app                # the running app, asked by gradio_client: 1 and 64
+    python bench/load.py memory             # 10,000 requests through the app, with a tiny model
 
 Every user asks for a comparison of both arms, waits for the answer, and asks the next one. Texts
 are the project's own sample sentences, each with a number of its own so that no two are equal.
-Every answer is held against the one that the model gave for that text alone. Loopback only.
+Every answer is held against the one that was given for that text alone. The last one is about what
+the page and its queue keep of each call, not about the model, hence the tiny one, trained for it
+in a minute. Loopback only.
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ import argparse
 import importlib.metadata
 import itertools
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import psutil
+from gradio_client import Client
 
+from bench.screenshots import own_app
 from finsent.batching import BusyError
 from finsent.data import load_dataset
 from finsent.jobs import git_commit
@@ -51,9 +59,9 @@ def texts(n: int) -> list[str]:
 
 
 def closed_loop(
-    ask: Ask, questions: Sequence[str], users: int, seconds: float, limit: int | None = None
+    asks: Sequence[Ask], questions: Sequence[str], seconds: float, limit: int | None = None
 ) -> dict[str, Any]:
-    """`users` threads asking one question after the other until the time or the limit is over."""
+    """A thread for each of `asks`, one question after the other until time or limit is over."""
     order = itertools.count()
     answers: list[tuple[int, dict[str, list[float]]]] = []
     waits: list[float] = []
@@ -61,7 +69,7 @@ def closed_loop(
     errors: list[str] = []
     started = time.perf_counter()
 
-    def user() -> None:
+    def user(ask: Ask) -> None:
         while time.perf_counter() - started < seconds:
             number = next(order)
             if limit is not None and number >= limit:
@@ -76,14 +84,14 @@ def closed_loop(
                 # Counted and reported: an error is what this script looks for.
                 errors.append(f"{type(error).__name__}: {error}")
 
-    threads = [threading.Thread(target=user) for _ in range(users)]
+    threads = [threading.Thread(target=user, args=(ask,)) for ask in asks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     elapsed = time.perf_counter() - started
     return {
-        "users": users,
+        "users": len(asks),
         "answers": answers,
         "busy": len(busy),
         "errors": errors,
@@ -119,11 +127,29 @@ def model_ask() -> tuple[Ask, str]:
     return ask, comparer.device_name
 
 
-def app_ask(url: str) -> Ask:
-    """A running app's /compare endpoint."""
-    host = urllib.parse.urlsplit(url).hostname
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        raise SystemExit(f"{url} is not this machine; this script loads nothing else")
+def app_asks(url: str, users: int) -> list[Ask]:
+    """A gradio_client for each user of a running app's /compare endpoint."""
+    with ThreadPoolExecutor(8) as pool:
+        clients = list(pool.map(lambda _: Client(url, verbose=False), range(users)))
+
+    def ask(client: Client, text: str) -> dict[str, list[float]]:
+        try:
+            answer = client.predict(text, api_name="/compare")
+        except Exception as error:
+            if "full" in str(error).lower() or "busy" in str(error).lower():
+                raise BusyError(str(error)) from error
+            raise
+        return {
+            arm: [float(p) for p in said["raw_probabilities"].values()]
+            for arm, said in answer["predictions"].items()
+        }
+
+    return [lambda text, client=client: ask(client, text) for client in clients]  # type: ignore[misc]
+
+
+def plain_ask(url: str) -> Ask:
+    """The same endpoint over plain HTTP: gradio_client takes more of a small machine than the app
+    does. Each call is a new session to the app, as from a program that comes once."""
 
     def ask(text: str) -> dict[str, list[float]]:
         call = urllib.request.Request(
@@ -133,86 +159,99 @@ def app_ask(url: str) -> Ask:
         )
         with urllib.request.urlopen(call, timeout=120) as response:
             event = json.load(response)["event_id"]
-        with urllib.request.urlopen(
-            f"{url}/gradio_api/call/compare/{event}", timeout=120
-        ) as response:
-            lines = response.read().decode().splitlines()
-        kind, data = lines[-3] if len(lines) > 2 else lines[0], lines[-2]
-        if "complete" not in kind:
-            if "full" in data.lower() or "busy" in data.lower():
-                raise BusyError(data)
-            raise RuntimeError(f"{kind} {data}")
-        answer = json.loads(data.removeprefix("data: "))[0]
-        return {
-            arm: [float(p) for p in said["raw_probabilities"].values()]
-            for arm, said in answer["predictions"].items()
-        }
+        with urllib.request.urlopen(f"{call.full_url}/{event}", timeout=120) as response:
+            said = response.read().decode()
+        if "event: complete" not in said:
+            raise RuntimeError(said)
+        return {}
 
     return ask
 
 
-def measure(ask: Ask, users: Sequence[int], seconds: float) -> dict[str, Any]:
+def measure(
+    asks_of: Callable[[int], Sequence[Ask]], users: Sequence[int], seconds: float, n_texts: int
+) -> dict[str, Any]:
     """Throughput by number of users, every answer checked."""
-    questions = texts(512)
-    expected = [ask(text) for text in questions]
+    questions = texts(n_texts)
+    (alone,) = asks_of(1)
+    expected = [alone(text) for text in questions]
     result: dict[str, Any] = {}
     for n in users:
-        found = closed_loop(ask, questions, n, seconds)
+        found = closed_loop(asks_of(n), questions, seconds)
         answers = found.pop("answers")
         found["answered"] = len(answers)
         found["wrong"], found["largest_difference"] = wrong(answers, expected, len(questions))
         found["errors"] = sorted(set(found["errors"]))
-        result[str(n)] = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
-        print(n, result[str(n)], flush=True)
+        result[f"users_{n}"] = {
+            k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()
+        }
+        print(n, result[f"users_{n}"], flush=True)
     return result
 
 
-def memory(ask: Ask, requests: int, users: int = 64) -> dict[str, Any]:
-    """Resident memory after each tenth of many requests; the first tenth warms up.
-
-    The first six words of each text: what could leak does not depend on length, the time does.
-    """
+def memory(requests: int, users: int) -> dict[str, Any]:
+    """Resident memory of the app's process after each tenth of many requests, and the number of
+    answers and of errors."""
     questions = [" ".join(text.split()[:6]) for text in texts(512)]
-    process = psutil.Process()
-    sizes = []
-    for _ in range(10):
-        closed_loop(ask, questions, users, 1e9, requests // 10)
-        sizes.append(round(process.memory_info().rss / 2**20, 1))
-        print(f"{len(sizes)}0 %: {sizes[-1]} MiB", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train_models.py", "train", "--backbone", "tiny-phi"]
+        command += ["--dataset", "sample", "--epochs", "2", "--arms", *ARMS]
+        subprocess.run([*command, "--artifacts", folder], cwd=ROOT, check=True)
+        with own_app(Path(folder)) as url:
+            (server,) = psutil.Process().children()
+            sizes, answered, errors = [], 0, set()
+            for tenth in range(1, 11):
+                asks = [plain_ask(url)] * users
+                found = closed_loop(asks, questions, 1e9, requests // 10)
+                answered += len(found["answers"])
+                errors |= set(found["errors"])
+                sizes.append(round(server.memory_info().rss / 2**20, 1))
+                print(f"{tenth * requests // 10}: {sizes[-1]} MiB", flush=True)
     return {
         "requests": requests,
+        "answered": answered,
+        "errors": sorted(errors),
         "users": users,
-        "rss_mib": sizes,
-        "growth_mib": sizes[-1] - sizes[0],
+        "model": "tiny-phi",
+        "rss_mib": {f"after_{(i + 1) * requests // 10}": size for i, size in enumerate(sizes)},
+        "growth_mib_last_half": round(sizes[-1] - sizes[4], 1),
     }
 
 
 def main() -> None:
     """Runs what was asked for and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("what", choices=("model", "app", "memory"))
+    parser.add_argument("--users", type=int, nargs="+")
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--memory-requests", type=int, default=0)
-    parser.add_argument("--url", help="of a running app on this machine")
+    parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/load.json")
     options = parser.parse_args()
     result = json.loads(options.out.read_text()) if options.out.exists() else {}
-    if options.url:
-        found = measure(app_ask(options.url), options.users, options.seconds)
-        result["through_the_app"] = found
+    load = round(os.getloadavg()[0], 2)
+    if options.what == "model":
+        ask, result["device"] = model_ask()
+        found = measure(lambda n: [ask] * n, options.users or [1, 8, 64], options.seconds, 512)
+        result["in_process"] = found
+        if {"users_1", "users_64"} <= set(found):
+            ratio = found["users_64"]["per_second"] / found["users_1"]["per_second"]
+            result["throughput_ratio_64_users"] = round(ratio, 3)
+    elif options.what == "app":
+        with own_app(None) as url:
+            found = measure(
+                lambda n: app_asks(url, n), options.users or [1, 64], options.seconds, 128
+            )
+        result["through_the_app"] = found | {"load_before": load}
     else:
-        ask, device = model_ask()
-        result["device"] = device
-        if options.memory_requests:
-            result["memory"] = memory(ask, options.memory_requests)
-        else:
-            result["in_process"] = found = measure(ask, options.users, options.seconds)
-            if {"1", "64"} <= set(found):
-                ratio = found["64"]["per_second"] / found["1"]["per_second"]
-                result["throughput_ratio_64_users"] = round(ratio, 3)
-    result["n"] = sum(v["answered"] for v in result.get("in_process", {}).values())
+        result["memory"] = memory(options.requests, (options.users or [8])[0])
+    result["n"] = sum(
+        of_users["answered"]
+        for kind in ("in_process", "through_the_app")
+        for of_users in result.get(kind, {}).values()
+        if isinstance(of_users, dict)
+    )
     result["versions"] = {n: importlib.metadata.version(n) for n in ("openvino", "torch", "gradio")}
-    result["command"] = "python bench/load.py; python bench/load.py --memory-requests 10000"
+    result["command"] = "python bench/load.py {model,app,memory}"
     result["commit"] = git_commit(ROOT)
     write_json(options.out, result)
 

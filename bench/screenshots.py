@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120
@@ -30,6 +30,7 @@ TABS = (
     "Batch",
     "Training curves",
     "Leaderboard",
+    "Studies",
     "Where they differ",
     "Latency",
     "About",
@@ -104,14 +105,23 @@ def open_tab(page: Page, name: str) -> float:
 
     Returns seconds from the click until its contents have a place on the page, by the page's clock.
     """
+    seconds = tab_button(page, name).evaluate(OPEN_AND_TIME, panel_of(name))
+    page.locator(panel_of(name)).wait_for(state="visible")
+    return float(seconds)
+
+
+def tab_button(page: Page, name: str) -> Locator:
+    """What opens a tab; opens the overflow menu where it is there."""
     tab = page.get_by_role("tab", name=name)
     if not tab.is_visible():
         page.locator(".overflow-menu > button").click()
         tab = page.locator(".overflow-dropdown button", has_text=name)
-    panel = f"#tab-{name.split()[-1].lower()}"
-    seconds = tab.evaluate(OPEN_AND_TIME, panel)
-    page.locator(panel).wait_for(state="visible")
-    return float(seconds)
+    return tab
+
+
+def panel_of(name: str) -> str:
+    """Selector of a tab's contents."""
+    return f"#tab-{name.split()[-1].lower()}"
 
 
 @contextmanager

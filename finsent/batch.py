@@ -130,7 +130,14 @@ def results_csv(scored: Sequence[Scored], arms: Sequence[str], label_names: Sequ
         if not row.answers:
             line += [""] * (len(columns) - len(line))
         for answer in row.answers:
-            line += [answer.label, " or ".join(answer.label_set or ())]
+            line += [answer.label, _set_cell(answer)]
             line += [round(p, 6) for p in answer.shown]
         lines.append(line)
     return write_csv(columns, lines)
+
+
+def _set_cell(answer: Answer) -> str:
+    """A set that is there but empty is told apart from one that is not there."""
+    if answer.label_set is None:
+        return ""
+    return " or ".join(answer.label_set) or "none"

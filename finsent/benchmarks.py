@@ -15,7 +15,7 @@ from finsent.latency import summarize
 ABOUT_KEYS = ("device", "n", "command", "commit", "versions")
 """Keys of a result file that say how it was made; every other number in it is a figure."""
 
-_UNITS = {
+UNITS = {
     "ms": "milliseconds",
     "seconds": "seconds",
     "mb": "MB",
@@ -76,8 +76,8 @@ def read_results(folder: Path) -> list[BenchResult]:
 def unit_of(name: str) -> str | None:
     """The unit that the last part of a figure's name spells, e.g. `p50_ms_nf4` -> milliseconds."""
     for word in name.rsplit("/", 1)[-1].split("_"):
-        if word in _UNITS:
-            return _UNITS[word]
+        if word in UNITS:
+            return UNITS[word]
     return None
 
 

@@ -4,10 +4,12 @@ Both are fitted on a run's validation predictions and judged on its test predict
 
 - temperature scaling (Guo et al. 2017): one number that sharpens or softens every prediction and
   never changes which label comes first;
-- split conformal sets (Vovk et al. 2005) with adaptive scores (Romano et al. 2020): a validation
-  example's score is the probability of every label ranked above the true one, plus a random share
-  of the true one's. A set holds the most probable labels up to the finite-sample quantile of those
-  scores, the label that crosses it included. It is never empty.
+- split conformal sets (Vovk et al. 2005) of the least ambiguous kind (Sadinle et al. 2019): a set
+  holds every label whose calibrated probability reaches a threshold, the finite-sample quantile of
+  what the true labels of the validation part got. It may be empty: where the model is right more
+  often than the coverage asked for, sets that are never empty would hold the true label as often as
+  the model is right, whatever was asked. An empty set says that no label is as probable as true
+  ones usually are.
 
 The state of a run was selected on the same validation part, so the guarantee holds only nearly;
 that is why the coverage on test is measured and shown.
@@ -45,12 +47,14 @@ class Calibration:
     temperature: float
     """Above 1 the model was overconfident."""
     threshold: float
-    """Probability mass at which a set is full, in (0, 1]."""
+    """Calibrated probability from which a label is in the set, in [0, 1]."""
     coverage_asked: float
     coverage_measured: float
     """Share of test examples whose set holds the true label."""
     mean_set_size: float
     """Labels per set, over the test examples."""
+    empty_share: float
+    """Share of test examples whose set is empty."""
     nll_raw: float
     nll_calibrated: float
     """Mean negative log-likelihood on test, before and after, in nats."""
@@ -63,7 +67,8 @@ class Calibration:
 
     def label_set(self, calibrated: Sequence[float]) -> tuple[int, ...]:
         """Positions of the labels in the set of one calibrated prediction, likeliest first."""
-        return tuple(_label_set(np.asarray(calibrated, dtype=np.float64), self.threshold))
+        likeliest_first = sorted(range(len(calibrated)), key=lambda i: -calibrated[i])
+        return tuple(i for i in likeliest_first if calibrated[i] >= self.threshold)
 
 
 def calibration_of(run: Run) -> Calibration | None:
@@ -100,13 +105,15 @@ def fit(validation: Predictions, test: Predictions, coverage: float = COVERAGE) 
     threshold = conformal_threshold(scaled, validation.label_indices, coverage)
     labels = test.label_indices
     calibrated = scale(test.probabilities, temperature)
-    sets = [_label_set(row, threshold) for row in calibrated]
+    in_set = calibrated >= threshold
+    sizes = in_set.sum(axis=1)
     return Calibration(
         temperature=temperature,
         threshold=threshold,
         coverage_asked=coverage,
-        coverage_measured=sum(y in s for y, s in zip(labels, sets, strict=True)) / len(labels),
-        mean_set_size=sum(map(len, sets)) / len(sets),
+        coverage_measured=float(in_set[np.arange(len(labels)), list(labels)].mean()),
+        mean_set_size=float(sizes.mean()),
+        empty_share=float((sizes == 0).mean()),
         nll_raw=_nll(np.asarray(test.probabilities), labels),
         nll_calibrated=_nll(calibrated, labels),
         n_validation=len(validation),
@@ -133,35 +140,23 @@ def fit_temperature(probabilities: ArrayLike, labels: Sequence[int]) -> float:
 
 
 def conformal_threshold(probabilities: ArrayLike, labels: Sequence[int], coverage: float) -> float:
-    """The ceil((n + 1) coverage)-th smallest score; 1 when n is too small for that many."""
+    """The ceil((n + 1) coverage)-th largest probability of a true label; 0, which every label
+    reaches, when n is too small for that many."""
     p = np.asarray(probabilities, dtype=np.float64)
-    own = p[np.arange(len(labels)), list(labels)]
-    above = np.where(p > own[:, None], p, 0.0).sum(axis=1)
-    # Ranked by a seeded stream that NumPy promises never to change (NEP 19).
-    shares = np.random.PCG64(0).random_raw(len(own)).astype(np.float64) / 2.0**64
-    scores = np.sort(above + shares * own)
-    rank = math.ceil((len(scores) + 1) * coverage)
-    return 1.0 if rank > len(scores) else float(scores[rank - 1])
+    own = np.sort(p[np.arange(len(labels)), list(labels)])[::-1]
+    rank = math.ceil((len(own) + 1) * coverage)
+    return 0.0 if rank > len(own) else float(own[rank - 1])
 
 
 def set_in_words(names: Sequence[str], classes: int) -> str:
     """The labels of a set, likeliest first, as a person would say it. classes: how many there are
     to choose from; a set of all of them tells nothing."""
+    if not names:
+        return "none: no label is probable enough"
     if len(names) == 1:
         return names[0]
     listed = f"{', '.join(names[:-1])} or {names[-1]}"
     return f"{listed}: unsure" if len(names) < classes else f"{listed}: cannot tell"
-
-
-def _label_set(row: Floats, threshold: float) -> list[int]:
-    order = [int(i) for i in np.argsort(-row, kind="stable")]
-    mass, chosen = 0.0, []
-    for position in order:
-        chosen.append(position)
-        mass += float(row[position])
-        if mass >= threshold:
-            break
-    return chosen
 
 
 def _nll(probabilities: Floats, labels: Sequence[int]) -> float:

@@ -34,9 +34,12 @@ ARM_STYLES = {
     "baseline": ArmStyle("Baseline", "#2a78b8", "circle", 4.2),
     "dendritic": ArmStyle("Dendritic", "#d2600f", "diamond", 1.8),
     "matched": ArmStyle("Matched", "#0f8f6d", "square", 2.8),
+    "restart": ArmStyle("Restart", "#b0609c", "triangle-up", 2.2),
+    "classical": ArmStyle("Classical", "#7d7d7d", "cross", 2.0),
 }
-"""Blue, vermilion, green of about equal weight: distinct under the common colour-vision
-deficiencies and at least 3:1 against both page backgrounds."""
+"""Blue, vermilion, green, reddish purple of about equal weight: distinct under the common
+colour-vision deficiencies and at least 3:1 against both page backgrounds. The last two are arms of
+studies only; grey is no head at all."""
 
 
 @dataclass(frozen=True)
@@ -377,7 +380,11 @@ def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
     figure.update_yaxes(nticks=6)
     if view.log and panel.logarithmic:
         figure.update_yaxes(
-            type="log", dtick=_log_step(figure), exponentformat="e", minexponent=2, nticks=None
+            type="log",
+            dtick=log_step(v for trace in figure.data for v in trace.y if v > 0),
+            exponentformat="e",
+            minexponent=2,
+            nticks=None,
         )
         return
     if panel.number_format.endswith("%"):
@@ -391,10 +398,10 @@ def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
         figure.update_yaxes(rangemode="tozero")
 
 
-def _log_step(figure: go.Figure) -> int | str:
+def log_step(values: Iterable[float]) -> int | str:
     """One label a decade where there are several, else 1, 2 and 5 of each."""
-    values = [value for trace in figure.data for value in trace.y if value > 0]
-    return 1 if math.log10(max(values) / min(values)) > 1.5 else "D2"
+    found = list(values)
+    return 1 if math.log10(max(found) / min(found)) > 1.5 else "D2"
 
 
 def _epoch_step(figure: go.Figure) -> int:

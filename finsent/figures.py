@@ -1,12 +1,10 @@
-"""The two PNG figures of the report, drawn from the runs. Matplotlib without pyplot.
+"""The two PNG figures of the runs: accuracy by arm, and training with and without dendrites.
 
-Text uses DejaVu Sans, which comes with Matplotlib, so the same runs give the same pixels on every
-machine with the same Matplotlib. Arms are coloured as in the app's charts.
+Arms are coloured as in the app's charts.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +15,6 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import (
@@ -31,29 +28,27 @@ from matplotlib.ticker import (
 from finsent import leaderboard
 from finsent.charts import ARM_STYLES
 from finsent.config import ARMS
+from finsent.figure_style import (
+    ALARM,
+    INK,
+    MARKERS,
+    SOFT,
+    STYLE,
+    bare,
+    footer,
+    headline,
+    margins,
+    panel_title,
+    png,
+    side_note,
+)
 from finsent.runs import Run, find_runs, write_bytes_atomically
 
 ACCURACY_FIGURE = "Accuracy_Improvement.png"
 TRAINING_FIGURE = "Dendrite_vs_Baseline_Training.png"
 
-_DPI = 200
-_INK, _SOFT, _FAINT, _ALARM = "#1c2024", "#5b6470", "#dfe3e8", "#b3261e"
-_MARKERS = {"baseline": "o", "dendritic": "D", "matched": "s"}
 _OFFSET, _STACK = 0.33, 0.15
 """How far below an arm's mean its seeds are drawn, and equal seeds below each other, in rows."""
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "text.color": _INK,
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _SOFT,
-    "axes.linewidth": 0.7,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "axes.unicode_minus": True,
-}
 
 
 class FigureError(ValueError):
@@ -71,7 +66,7 @@ def make_figures(root: Path | str) -> list[Path]:
     if not runs:
         raise FigureError(f"{root}: no finished runs to draw; train something first")
     board = leaderboard.build(root)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figures = {
             ACCURACY_FIGURE: accuracy_figure(board),
             TRAINING_FIGURE: training_figure(runs),
@@ -79,7 +74,7 @@ def make_figures(root: Path | str) -> list[Path]:
         paths = []
         for name, figure in figures.items():
             path = root / "figures" / name
-            write_bytes_atomically(path, _png(figure))
+            write_bytes_atomically(path, png(figure))
             paths.append(path)
     return paths
 
@@ -96,7 +91,7 @@ def accuracy_figure(board: dict[str, Any]) -> Figure:
     height = 1.65 + 2.35 * rows
     figure = Figure(figsize=(5.5 * columns if columns > 1 else 7.0, height), facecolor="white")
     grid = figure.subplots(rows, columns, squeeze=False)
-    _margins(figure, height, left=1.05, right=0.75, top=1.42, bottom=1.05, hspace=0.62, wspace=0.4)
+    margins(figure, height, left=1.05, right=0.75, top=1.42, bottom=1.05, hspace=0.62, wspace=0.4)
     start = _axis_start(board)
     for number, axes in enumerate(grid.flat):
         if number < len(places):
@@ -106,9 +101,9 @@ def accuracy_figure(board: dict[str, Any]) -> Figure:
                 axes.set_xlabel(f"Test accuracy{note}", labelpad=5, fontsize=8)
         else:
             axes.set_visible(False)
-    _headline(figure, height, _finding(board["comparisons"]), _seeds_text(board["arms"]))
+    headline(figure, height, _finding(board["comparisons"]), _seeds_text(board["arms"]))
     crossed = any(arm["seeds_without_dendrites"] for arm in board["arms"])
-    _footer(
+    footer(
         figure,
         height,
         "Large mark: mean over seeds. Bar: 95% bootstrap interval over test sentences. "
@@ -131,24 +126,21 @@ def training_figure(runs: Sequence[Run]) -> Figure:
     height = 1.5 + 2.75 * len(groups)
     figure = Figure(figsize=(10.4, height), facecolor="white")
     grid = figure.subplots(len(groups), 2, squeeze=False)
-    _margins(figure, height, left=0.72, right=0.3, top=1.36, bottom=0.98, hspace=0.52, wspace=0.17)
+    margins(figure, height, left=0.72, right=0.3, top=1.36, bottom=0.98, hspace=0.52, wspace=0.17)
     for (left, right), (place, members) in zip(grid, groups, strict=True):
-        _curves(left, members, "val_loss")
-        _curves(right, members, "val_accuracy")
-        left.set_yscale("log")
-        left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        left.yaxis.set_minor_locator(NullLocator())
+        draw_curves(left, members, "val_loss")
+        draw_curves(right, members, "val_accuracy")
+        style_loss(left)
         right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-        _panel_title(left, _name(place), "Validation loss, nats, log scale (lower is better)")
-        _panel_title(right, "", "Validation accuracy (higher is better)")
-        _side_note(right, *_growth_text(members))
+        panel_title(left, _name(place), "Validation loss, nats, log scale (lower is better)")
+        panel_title(right, "", "Validation accuracy (higher is better)")
+        side_note(right, *_growth_text(members))
     for axes in grid[-1]:
         axes.set_xlabel("Epochs completed", labelpad=5, fontsize=8)
-    _headline(figure, height, "Training with and without dendrites", "")
+    headline(figure, height, "Training with and without dendrites", "")
     arms = [arm for arm in ARMS if any(run.arm == arm for run in runs)]
     _training_legend(figure, height, arms)
-    _footer(
+    footer(
         figure,
         height,
         "Thin lines: single seeds. Thick lines: mean over seeds. No vertical axis starts at "
@@ -166,7 +158,7 @@ def _accuracy_panel(
 ) -> None:
     arms = [arm for name in ARMS for arm in board["arms"] if _at(arm, place) and arm["arm"] == name]
     for row, arm in enumerate(arms):
-        style, marker = ARM_STYLES[arm["arm"]], _MARKERS[arm["arm"]]
+        style, marker = ARM_STYLES[arm["arm"]], MARKERS[arm["arm"]]
         mean, (low, high) = arm["mean"]["accuracy"], arm["ci"]["accuracy"]
         axes.plot([low, high], [row, row], color=style.colour, lw=2.4, alpha=0.42, zorder=2)
         axes.plot(mean, row, marker, color=style.colour, ms=8.5, mec="white", mew=1.1, zorder=4)
@@ -182,7 +174,7 @@ def _accuracy_panel(
                     "x" if empty else marker,
                     ms=4.4 if empty else 3.6,
                     mfc=style.colour,
-                    mec=_ALARM if empty else "white",
+                    mec=ALARM if empty else "white",
                     mew=1.3 if empty else 0.4,
                     zorder=3,
                 )
@@ -198,21 +190,30 @@ def _accuracy_panel(
             color=style.colour,
         )
     axes.set_yticks(range(len(arms)), [ARM_STYLES[arm["arm"]].title for arm in arms])
-    axes.tick_params(axis="y", length=0, pad=8, labelsize=9, labelcolor=_INK)
+    axes.tick_params(axis="y", length=0, pad=8, labelsize=9, labelcolor=INK)
     axes.set_ylim(len(arms) - 1 + 0.85, -0.4)
     axes.set_xlim(start, 1.0)
     axes.xaxis.set_major_locator(MultipleLocator(0.05 if start >= 0.7 else 0.1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    _bare(axes, grid_axis="x")
+    bare(axes, grid_axis="x")
     axes.spines["left"].set_visible(False)
-    _panel_title(axes, _name(place), _panel_verdict(board["comparisons"], place))
+    panel_title(axes, _name(place), _panel_verdict(board["comparisons"], place))
     empty_seeds = {seed for arm in arms for seed in arm["seeds_without_dendrites"]}
     if empty_seeds:
         promised = max(len(arm["seeds"]) for arm in arms if arm["seeds_without_dendrites"])
-        _side_note(axes, _ALARM, f"No dendrite kept in {len(empty_seeds)} of {promised} runs")
+        side_note(axes, ALARM, f"No dendrite kept in {len(empty_seeds)} of {promised} runs")
 
 
-def _curves(axes: Axes, runs: Sequence[Run], column: str) -> None:
+def style_loss(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def draw_curves(axes: Axes, runs: Sequence[Run], column: str) -> None:
+    """A column of the history by epochs completed: seeds thin, means thick, growth starred."""
     for layer, name in enumerate(("matched", "baseline", "dendritic")):
         arm = [run for run in runs if run.arm == name]
         if not arm:
@@ -241,7 +242,7 @@ def _curves(axes: Axes, runs: Sequence[Run], column: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.margins(x=0.02, y=0.08)
-    _bare(axes, grid_axis="y")
+    bare(axes, grid_axis="y")
 
 
 # ----------------------------------------------------------------------------- words
@@ -282,12 +283,12 @@ def _growth_text(runs: Sequence[Run]) -> tuple[str, str]:
         if (f := leaderboard.growth(run, leaderboard.baseline_of(run, runs))) is not None
     ]
     if not facts:
-        return _SOFT, ""
+        return SOFT, ""
     empty = sum(not f["grown"] for f in facts)
     if empty:
-        return _ALARM, f"No dendrite kept in {empty} of {len(facts)} dendritic runs"
+        return ALARM, f"No dendrite kept in {empty} of {len(facts)} dendritic runs"
     paid = sum(f["paid_on_validation"] is True for f in facts)
-    return _SOFT, f"Best validation loss below the baseline's in {paid} of {len(facts)} seeds"
+    return SOFT, f"Best validation loss below the baseline's in {paid} of {len(facts)} seeds"
 
 
 def _seeds_text(arms: Sequence[dict[str, Any]]) -> str:
@@ -321,67 +322,6 @@ def _axis_start(board: dict[str, Any]) -> float:
     return max(0.0, math.floor((lowest - 0.01) * 20) / 20)
 
 
-def _margins(
-    figure: Figure,
-    height: float,
-    *,
-    left: float,
-    right: float,
-    top: float,
-    bottom: float,
-    hspace: float,
-    wspace: float,
-) -> None:
-    """Margins in inches, so that titles keep their distance whatever the number of panels."""
-    width = figure.get_figwidth()
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - right / width,
-        top=1 - top / height,
-        bottom=bottom / height,
-        hspace=hspace,
-        wspace=wspace,
-    )
-
-
-def _headline(figure: Figure, height: float, title: str, subtitle: str) -> None:
-    x = 0.24 / figure.get_figwidth()
-    figure.text(x, 1 - 0.24 / height, title, fontsize=14, fontweight="bold", va="top")
-    figure.text(x, 1 - 0.54 / height, subtitle, fontsize=9.5, color=_SOFT, va="top")
-
-
-def _footer(figure: Figure, height: float, text: str) -> None:
-    x = 0.24 / figure.get_figwidth()
-    figure.text(x, 0.12 / height, text, fontsize=7.5, color=_SOFT, va="bottom", linespacing=1.45)
-
-
-def _panel_title(axes: Axes, title: str, subtitle: str) -> None:
-    axes.text(0, 1.06, subtitle, transform=axes.transAxes, fontsize=8, color=_SOFT)
-    axes.annotate(
-        title,
-        (0, 1.06),
-        xycoords="axes fraction",
-        xytext=(0, 13),
-        textcoords="offset points",
-        fontsize=10,
-        fontweight="bold",
-    )
-
-
-def _side_note(axes: Axes, colour: str, text: str) -> None:
-    """On the line of the panel's title, flush right."""
-    axes.annotate(
-        text,
-        (1, 1.06),
-        xycoords="axes fraction",
-        xytext=(0, 13),
-        textcoords="offset points",
-        fontsize=8,
-        ha="right",
-        color=colour,
-    )
-
-
 def _training_legend(figure: Figure, height: float, arms: Sequence[str]) -> None:
     handles = [
         Line2D([], [], color=ARM_STYLES[arm].colour, lw=2.2, label=ARM_STYLES[arm].title)
@@ -402,20 +342,3 @@ def _training_legend(figure: Figure, height: float, arms: Sequence[str]) -> None
         handlelength=1.5,
         columnspacing=1.8,
     )
-
-
-def _bare(axes: Axes, *, grid_axis: str) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.set_axisbelow(True)
-    axes.grid(axis="x" if grid_axis == "x" else "y", color=_FAINT, lw=0.7)
-    axes.tick_params(axis="x", length=3, width=0.7)
-    axes.tick_params(axis="y", length=0)
-
-
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    # Without its name and version the writer leaves no trace, so equal figures are equal files.
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()

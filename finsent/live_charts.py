@@ -5,13 +5,17 @@ Colours and symbols are those of finsent.charts; backgrounds are left to the pag
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
+from finsent.benchmarks import UNITS
 from finsent.charts import ARM_STYLES, CHART_HEIGHT, GROWTH_SYMBOL
 
+LABEL_CHARACTERS = 22
 _GREY = "#888888"
 _GRID = "rgba(128,128,128,0.22)"
 _PATTERNS = {"baseline": "", "dendritic": "/", "matched": "."}
@@ -93,8 +97,27 @@ def figures_bar(values: Mapping[str, float], unit: str) -> go.Figure:
         height=70 + 34 * len(names), margin={"l": 8, "r": 60, "t": 6, "b": 40}, showlegend=False
     )
     figure.update_xaxes(title_text=unit, rangemode="tozero", showgrid=True, gridcolor=_GRID)
-    figure.update_yaxes(automargin=True, showgrid=False, dtick=1)  # no name is left out
+    figure.update_yaxes(
+        automargin=True, showgrid=False, tickvals=names, ticktext=figure_labels(names)
+    )
     return figure
+
+
+def figure_labels(names: Sequence[str]) -> list[str]:
+    """Names of figures as a person would write them, in lines of a phone's width: without the units
+    and without the parts that all of them begin with."""
+    parts = [name.split("/") for name in names]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
+        shared += 1
+    labels = []
+    for of_name in parts:
+        text = ", ".join(
+            " ".join(word for word in part.split("_") if word not in UNITS) or part
+            for part in of_name[shared:]
+        )
+        labels.append("<br>".join(textwrap.wrap(escape(text), LABEL_CHARACTERS)))
+    return labels
 
 
 def _colour(name: str) -> str:

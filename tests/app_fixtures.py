@@ -33,10 +33,13 @@ WITHOUT_DENDRITES = 2
 """Seed whose dendritic run kept no dendrite."""
 WITHOUT_VALIDATION = 1
 """Seed whose runs kept no validation predictions."""
+SLOW = WITHOUT_DENDRITES
+"""Seed whose runs take 20 ms a text, so that there is time to cancel."""
 SEEDS = (0, 1, 2)
 OWNER_TOKEN = "a-secret-of-the-owner"
 DEVICE = "CPU, 2 threads, fp32"
-READY_SECONDS = 60
+READY_SECONDS = 240
+"""Importing gradio alone takes most of a minute on a machine that is busy elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class FakeComparer:
         for text in texts:
             if "broken" in text:
                 raise RuntimeError("the model broke")
-            time.sleep(0.02 if "slow" in text else 0.0002)
+            time.sleep(0.02 if "slow" in text or self.seed == SLOW else 0.0002)
         return np.array([self._predict(text, arm).probabilities for text in texts])
 
     def _predict(self, text: str, arm: str) -> FakePrediction:
@@ -125,7 +128,8 @@ class FakeHub:
             stream.write(json.dumps(options) + "\n")
 
 
-OWNER_EPOCHS = 6
+OWNER_EPOCHS = 500
+"""More than anybody waits for: that training is only ever cancelled."""
 
 
 def made_up_owner(artifacts: Path) -> object:
@@ -154,18 +158,21 @@ def serve(artifacts: Path, options: argparse.Namespace) -> None:
             time.sleep(options.load_seconds / 10)
         return FakeComparer(folder, seed, arms)
 
-    demo = build_demo(
+    page = build_demo(
         artifacts,
         comparer_factory=factory,
         probe_cuda=lambda: False,
         owner=made_up_owner(artifacts) if options.owner else None,
     )
-    launch(demo, host="127.0.0.1", port=options.port, mcp=options.mcp)
+    launch(page, host="127.0.0.1", port=options.port, mcp=options.mcp)
 
 
 def fake_artifacts(root: Path) -> Path:
     from tests.artifact_factory import make_artifacts
+    from tests.study_factory import make_classical, make_study
 
+    make_study(root)
+    make_classical(root)
     return make_artifacts(
         root,
         backbones=("smollm2-135m",),
@@ -216,7 +223,11 @@ def serving(arguments: Sequence[str], log: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
 
 
 def _answers(url: str) -> bool:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import train_models
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,6 +30,25 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_environment(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this test and its child processes use the shared tiny-phi."""
     monkeypatch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
+
+
+@pytest.fixture
+def train_command(
+    tiny_environment: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """train_models.py in this process, which has imported torch already; its own children are real.
+
+    Not for what is about the process itself.
+    """
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["train_models.py", *arguments])
+        capfd.readouterr()
+        status = train_models.main()
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, status, said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,9 @@ def test_compare_answers_what_the_runs_calibration_says(
         np.testing.assert_allclose(
             list(prediction["probabilities"].values()), calibration.calibrate(raw), atol=1e-12
         )
-        assert prediction["label_set"][0] == prediction["label"]
+        names = tuple(prediction["probabilities"])
+        held = calibration.label_set(tuple(prediction["probabilities"].values()))
+        assert prediction["label_set"] == [names[i] for i in held]
         assert prediction["label_set_coverage"] == calibration.coverage_measured
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,31 @@ CUT_OFF = """
   .map(e => e.outerHTML.slice(0, 120))
 """
 ANSWER = ".fs-answer:not([data-label=none])"
+
+
+STILL = """
+() => {
+  const moving = document.getAnimations().some(
+    (a) => a.playState === 'running' && a.effect.getTiming().iterations !== Infinity);
+  const undrawn = [...document.querySelectorAll('[id^=chart-], [id^=bench-]')].some(
+    (chart) => chart.checkVisibility() && chart.offsetHeight > 0
+      && !chart.querySelector('.main-svg .trace'));
+  return !moving && !undrawn;
+}
+"""
+
+
+def settled(page: Page) -> None:
+    """Waits until nothing moves and every chart in sight is drawn."""
+    page.wait_for_function(STILL, timeout=60 * SECONDS)
+
+
+def becomes(page: Page, expression: str, wanted: object, where: object) -> None:
+    """Waits until an expression has a value, and says what it has instead."""
+    deadline = time.monotonic() + 20
+    while (found := page.evaluate(expression)) != wanted and time.monotonic() < deadline:
+        page.wait_for_timeout(50)
+    assert found == wanted, where
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +179,10 @@ def test_phone_width_never_scrolls_sideways(chromium: Browser, app_url: str, mod
     assert page.evaluate("document.body.classList.contains('dark')") is (mode == "dark")
     for tab in TABS:
         open_tab(page, tab)
-        page.wait_for_timeout(200)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+        settled(page)
+        becomes(page, "document.documentElement.scrollWidth <= innerWidth", True, tab)
         # Cut off is no better than scrolling: only tables and charts may hold more than is seen.
-        cut = page.evaluate(CUT_OFF)
-        assert cut == [], tab
+        becomes(page, CUT_OFF, [], tab)
     page.close()
     assert watched.problems == []
 

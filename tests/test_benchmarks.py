@@ -9,7 +9,7 @@ import pytest
 
 from finsent import benchmarks
 from finsent.benchmarks import BenchmarkError
-from finsent.live_charts import figures_bar, times_figure, training_figure
+from finsent.live_charts import figure_labels, figures_bar, times_figure, training_figure
 from finsent.ui.latency import BENCH_RESULTS, LENGTHS, SIZES, result_html, times_html
 
 
@@ -97,6 +97,12 @@ def test_live_curves_show_every_epoch_so_far_and_growth() -> None:
     lines[1]["event"] = "grew dendrite 1"
     figure = training_figure({("dendritic", 0): lines, ("baseline", 0): lines[:1]}, "val_loss", "l")
     assert [list(t.y) for t in figure.data] == [[1, 0.5, 1 / 3], [0.5], [1]]
+
+
+def test_charts_name_figures_in_words_that_fit_a_phone() -> None:
+    labels = figure_labels(["p/nf4/peak_memory_gb_dendritic", "p/bf16/reserved_gb", "p/x/ms"])
+    assert labels == ["nf4, peak memory<br>dendritic", "bf16, reserved", "x, ms"]
+    assert figure_labels(["only_ms"]) == ["only"]
 
 
 def test_details_leave_the_chart_to_the_main_figures() -> None:

@@ -72,15 +72,14 @@ def test_a_training_is_watched_kept_packed_and_pushed(
     training.start()
     with pytest.raises(OwnerTrainingError, match="under way"):
         training.start()
-    seen: set[int] = set()
-
-    def over() -> bool:
-        seen.update(len(lines) for lines in training.histories().values())
-        return training.state.phase not in ("running", "keeping")
-
-    wait_for(over)
+    wait_for(lambda: training.histories() or training.state.phase != "running")
+    seen = training.histories()
+    # The second arm's process takes seconds to start when the first arm has ended.
+    assert training.state.phase == "running", training.state
+    assert set(seen) == {("baseline", 0)}, "histories grow while the training runs"
+    wait_for(lambda: training.state.phase not in ("running", "keeping"))
     assert training.state.phase == "finished", training.state
-    assert min(seen) < EPOCHS, "histories grow while the training runs"
+    assert {len(lines) for lines in training.histories().values()} == {EPOCHS}
     assert {key[0] for key in training.histories()} == set(ARMS)
     assert not training.staging.exists()
     assert verify(artifacts) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -175,14 +174,16 @@ def test_a_run_after_another_on_the_same_base_is_the_run_alone(
 
 
 def test_a_trainer_killed_in_the_middle_goes_on(
-    tmp_path: Path, uninterrupted: Callable[[TrainConfig], dict[str, Any]], tiny_environment: None
+    tmp_path: Path, train_command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """The real thing: SIGKILL to the trainer, whose child follows; then the same command again."""
-    command = [sys.executable, "train_models.py", "train", "--backbone", "tiny-phi"]
+    command = ["train", "--backbone", "tiny-phi"]
     command += ["--dataset", "sample", "--arms", "baseline", "--epochs", "25", "--lora-r", "2"]
     command += ["--no-autocast", "--artifacts", str(tmp_path)]
     work = tmp_path / ".work" / "tiny-phi" / "sample" / "baseline" / "seed-0" / CHECKPOINT
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "train_models.py", *command], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not work.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -194,7 +195,7 @@ def test_a_trainer_killed_in_the_middle_goes_on(
         at = work.stat().st_mtime
     time.sleep(0.5)
     assert work.stat().st_mtime == at, "the child went on without its trainer"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = train_command(*command)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "tiny-phi" / "sample" / "baseline" / "seed-0"
     assert [line["epoch"] for line in runs.read_run(folder).history] == list(range(25))
@@ -244,17 +245,21 @@ def test_seeds_take_turns_on_the_gpus_there_are(
     assert all(len({gpu for s, gpu in seen if s == seed}) == 1 for seed in range(3))
 
 
-def test_two_workers_find_what_one_finds(tmp_path: Path, tiny_environment: None) -> None:
+def test_two_workers_find_what_one_finds(
+    tmp_path: Path,
+    train_command: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Processes side by side, each with a seed of its own, end in the same bytes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     found = []
     for workers in (1, 2):
         root = tmp_path / str(workers)
-        command = [sys.executable, "train_models.py", "train", "--backbone", "tiny-phi"]
-        command += ["--dataset", "sample", "--epochs", "3", "--lora-r", "2", "--no-autocast"]
-        command += ["--arms", "dendritic"]
+        command = ["train", "--backbone", "tiny-phi", "--dataset", "sample", "--epochs", "2"]
+        command += ["--grow-by", "0", "--lora-r", "2", "--no-autocast", "--arms", "dendritic"]
         command += ["--seeds", "0", "1", "--workers", str(workers), "--artifacts", str(root)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
+        made = train_command(*command)
+        assert made.returncode == 0, made.stderr
         found.append([contents(run.folder) for run in runs.find_runs(root)])
     assert len(found[0]) == 2
     assert found[0] == found[1]

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -549,6 +550,9 @@ def test_hidden_states_are_shared_between_runs(tiny: Backbone, tmp_path: Path) -
 # ---------------------------------------------------------------------------- the command line
 
 
+TrainCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+
 def command(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "train_models.py", *arguments],
@@ -561,7 +565,7 @@ def command(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_trainer_makes_verifiable_artifacts_from_the_command_line(
-    tmp_path: Path, tiny_cache: Path
+    tmp_path: Path, tiny_cache: Path, train_command: TrainCommand
 ) -> None:
     options = ["--backbone", "tiny-phi", "--dataset", "sample", "--epochs", "2", "--grow-by", "0"]
     root = tmp_path / "artifacts"
@@ -573,17 +577,17 @@ def test_the_trainer_makes_verifiable_artifacts_from_the_command_line(
     for run in found:
         assert run.config["command"] == "python train_models.py train " + " ".join(options)
         assert json.dumps(run.config).count(str(tmp_path)) == 0
-    assert command("verify", "--artifacts", str(root), cache=tiny_cache).returncode == 0
-    drawn = command("figures", "--artifacts", str(root), cache=tiny_cache)
+    assert train_command("verify", "--artifacts", str(root)).returncode == 0
+    drawn = train_command("figures", "--artifacts", str(root))
     assert drawn.returncode == 0, drawn.stderr
     names = {"Accuracy_Improvement.png", "Dendrite_vs_Baseline_Training.png", "PAI.png"}
     assert {p.name for p in (root / "figures").iterdir()} == names
-    assert command("verify", "--artifacts", str(root), cache=tiny_cache).returncode == 0
+    assert train_command("verify", "--artifacts", str(root)).returncode == 0
     manifest = (root / "SHA256SUMS").read_bytes()
-    again = command("train", *options, "--artifacts", str(root), cache=tiny_cache)
+    again = train_command("train", *options, "--artifacts", str(root))
     assert again.stdout.count("already trained") == 3
     assert (root / "SHA256SUMS").read_bytes() == manifest
-    other = command("train", *options, "--lora-r", "4", "--artifacts", str(root), cache=tiny_cache)
+    other = train_command("train", *options, "--lora-r", "4", "--artifacts", str(root))
     assert other.returncode == 1
     assert "was trained with other settings" in other.stderr
     # One byte of one file.
@@ -591,7 +595,7 @@ def test_the_trainer_makes_verifiable_artifacts_from_the_command_line(
     content = bytearray(target.read_bytes())
     content[-1] ^= 1
     target.write_bytes(content)
-    spoilt = command("verify", "--artifacts", str(root), cache=tiny_cache)
+    spoilt = train_command("verify", "--artifacts", str(root))
     assert spoilt.returncode == 1
     assert "adapter.safetensors" in spoilt.stderr
 
@@ -608,10 +612,10 @@ def test_the_trainer_makes_verifiable_artifacts_from_the_command_line(
     ],
 )
 def test_bad_input_is_a_one_line_error(
-    arguments: list[str], message: str, tmp_path: Path, tiny_cache: Path
+    arguments: list[str], message: str, tmp_path: Path, train_command: TrainCommand
 ) -> None:
     options = ["--backbone", "tiny-phi", "--dataset", "sample", "--artifacts", str(tmp_path)]
-    failed = command(*options, *arguments, cache=tiny_cache)
+    failed = train_command(*options, *arguments)
     assert failed.returncode == 1
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert any(message in line for line in errors), failed.stderr

@@ -24,10 +24,9 @@ from finsent.folds import FOLDS, Fold, grouped_folds, smaller
 from finsent.study.features import frozen_features
 from finsent.study.head_training import View
 from finsent.study.plans import HEADS, Regime
-from finsent.study.results import RESULTS, StudyError, StudyRun, append_runs, read_runs
+from finsent.study.results import CLASSICAL, RESULTS, StudyError, StudyRun, append_runs, read_runs
 
-NAME = "classical"
-ARM = "classical"
+NAME = CLASSICAL
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation of the logistic regressions; chosen by validation NLL in every run."""
 FEATURES = ("mean-16", "last-28")
@@ -203,7 +202,8 @@ def run_classical(
                 for fold in grouped_folds(task.dataset, seed, plan.folds)
                 for regime in plan.regimes
                 for recipe in _classifiers_for(regime)
-                if (backbone, name, regime.name, recipe, ARM, fold.number, seed, name) not in done
+                if (backbone, name, regime.name, recipe, CLASSICAL, fold.number, seed, name)
+                not in done
             ]
             for regime, recipe, fold in tqdm(todo, desc=f"{name} seed {seed}", unit="run"):
                 append_runs(path, [_run(task, backbone, regime, recipe, fold)])
@@ -239,7 +239,7 @@ def _run(task: Task, backbone: str, regime: Regime, recipe: str, fold: Fold) -> 
         dataset=task.dataset.name,
         regime=regime.name,
         recipe=recipe,
-        arm=ARM,
+        arm=CLASSICAL,
         fold=fold.number,
         seed=fold.seed,
         accuracy=tested["accuracy"],

@@ -33,26 +33,18 @@ from finsent.study.head_training import (
 )
 from finsent.study.plans import SELECTION_FOLDS, SELECTION_SEED, HeadStudy, Regime, Settings
 from finsent.study.results import RESULTS, StudyError, StudyRun, append_runs, read_runs
+from finsent.study.selection import (
+    CHOSEN,
+    SELECTION,
+    SELECTION_COLUMNS,
+    cell_label,
+    read_selection,
+)
 
-SELECTION = "selection.csv"
-CHOSEN = "chosen.json"
 LEAST_STEPS = 10
 """Optimizer steps between two looks at validation, however small the training part is."""
 SHARED = "linear"
 """Recipe of the baseline, which all recipes are compared with."""
-SELECTION_COLUMNS = (
-    "dataset",
-    "regime",
-    "recipe",
-    "arm",
-    "features",
-    "learning_rate",
-    "weight_decay",
-    "validation_nll",
-    "validation_accuracy",
-    "dendrites",
-    "runs",
-)
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class Cell:
     @property
     def label(self) -> str:
         """For messages and as a key of chosen.json."""
-        return f"{self.dataset}/{self.regime}/{self.recipe}/{self.arm}"
+        return cell_label(self.dataset, self.regime, self.recipe, self.arm)
 
 
 class HeadStudyRunner:
@@ -122,7 +114,7 @@ class HeadStudyRunner:
                 "choose those"
             )
         path = self.folder / SELECTION
-        done = _read_selection(path)
+        done = read_selection(path)
         cells = self.cells(choosing=True)
         with tqdm(cells, desc="selection", unit="cell") as bar:
             for cell in bar:
@@ -430,16 +422,6 @@ class _FeatureBar:
         self._bar.set_postfix_str(what)
         if done >= 1.0:
             self._bar.close()
-
-
-def _read_selection(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != SELECTION_COLUMNS:
-            raise StudyError(f"{path} is of another version; move it away or use another --out")
-        return {tuple(row[name] for name in SELECTION_COLUMNS[:7]): row for row in reader}
 
 
 def describe_chosen(folder: Path) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 RESULTS = "results.csv"
 SUMMARY = "summary.json"
+CLASSICAL = "classical"
+"""Arm of the classifiers that are no heads, and name of their study."""
 
 
 class StudyError(ValueError):

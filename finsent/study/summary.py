@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from finsent.folds import FOLDS
-from finsent.runs import read_json, rounded, write_json
+from finsent.runs import ArtifactError, read_json, rounded, write_json
 from finsent.study.results import RESULTS, SUMMARY, StudyError, StudyRun, mean, read_runs
 from finsent.study.statistics import (
     PairedDifference,
@@ -59,7 +59,10 @@ def summarize(runs: Sequence[StudyRun]) -> dict[str, Any]:
         "runs": len(runs),
         "test": "Nadeau-Bengio corrected resampled t-test, Holm over the study, per metric",
         "test_share_over_train_share": RATIO,
-        "rows": [_row(group, list(found.values())) for group, found in sorted(groups.items())],
+        "rows": [
+            _row(group, found, _reference(groups, group, "baseline"))
+            for group, found in sorted(groups.items())
+        ],
         "comparisons": comparisons,
     }
     found: dict[str, Any] = rounded(summary)
@@ -76,19 +79,70 @@ def write_summary(folder: Path) -> Path:
 
 
 def read_summaries(artifacts: Path) -> dict[str, dict[str, Any]]:
-    """Study name -> content of its summary.json, of every study below `artifacts`/studies."""
+    """Study name -> content of its summary.json, of every study below `artifacts`/studies.
+
+    Raises ArtifactError when one is damaged or of another version.
+    """
     return {
-        path.parent.name: read_json(path)
+        path.parent.name: _read_summary(path)
         for path in sorted((artifacts / "studies").glob(f"*/{SUMMARY}"))
     }
 
 
-def _row(group: Group, runs: Sequence[StudyRun]) -> dict[str, Any]:
+_PLACE_KEYS = {"dataset", "test_dataset", "regime", "recipe"}
+_ROW_COLUMNS = (
+    "accuracy", "macro_f1", "nll", "ece", "trainable_params", "dendrites", "train_seconds",
+    "optimizer_steps", "n_train", "n_test",
+)  # fmt: skip
+_ROW_KEYS = {
+    *_PLACE_KEYS,
+    *_ROW_COLUMNS,
+    *("arm", "backbone", "n", "folds", "seeds", "accuracy_sd", "macro_f1_sd", "accuracy_ci"),
+    *("macro_f1_ci", "errors_removed_pct", "dendrites_kept", "runs_with_dendrites"),
+}
+_COMPARISON_KEYS = {
+    *_PLACE_KEYS,
+    *("a", "b", "n", "errors_removed_pct", "metrics", "outcome", "verdict"),
+}
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = read_json(path)
+    if not isinstance(summary.get("runs"), int):
+        raise ArtifactError(f"{path}: no number of runs; {_again(path)}")
+    for name, keys in (("rows", _ROW_KEYS), ("comparisons", _COMPARISON_KEYS)):
+        entries = summary.get(name)
+        if not isinstance(entries, list):
+            raise ArtifactError(f"{path}: no list of {name}; {_again(path)}")
+        for entry in entries:
+            missing = keys - set(entry if isinstance(entry, dict) else ())
+            if missing:
+                raise ArtifactError(
+                    f"{path}: {name} lack {', '.join(sorted(missing))}; {_again(path)}"
+                )
+    for comparison in summary["comparisons"]:
+        if set(METRICS) - set(comparison["metrics"]):
+            raise ArtifactError(f"{path}: comparisons lack one of {METRICS}; {_again(path)}")
+    return summary
+
+
+def _again(path: Path) -> str:
+    return f"make it again with `python train_models.py study {path.parent.name}`"
+
+
+def _row(
+    group: Group,
+    found: Mapping[tuple[int, int], StudyRun],
+    baseline: Mapping[tuple[int, int], StudyRun] | None,
+) -> dict[str, Any]:
     dataset, test_dataset, regime, recipe, arm = group
-    columns = (
-        "accuracy", "macro_f1", "nll", "ece", "trainable_params", "dendrites", "train_seconds",
-        "optimizer_steps", "n_train", "n_test",
-    )  # fmt: skip
+    runs = list(found.values())
+    kept = [run.dendrites for run in runs]
+    removed = None
+    if arm != "baseline" and baseline is not None and baseline.keys() == found.keys():
+        removed = errors_removed_pct(
+            [run.accuracy for run in baseline.values()], [run.accuracy for run in runs]
+        )
     return {
         "dataset": dataset,
         "test_dataset": test_dataset,
@@ -99,11 +153,23 @@ def _row(group: Group, runs: Sequence[StudyRun]) -> dict[str, Any]:
         "n": len(runs),
         "folds": len({run.fold for run in runs}),
         "seeds": len({run.seed for run in runs}),
-        **{column: mean(runs, column) for column in columns},
+        **{column: mean(runs, column) for column in _ROW_COLUMNS},
         "accuracy_sd": _sd(run.accuracy for run in runs),
         "macro_f1_sd": _sd(run.macro_f1 for run in runs),
-        "runs_with_dendrites": sum(run.dendrites > 0 for run in runs),
+        "accuracy_ci": _interval([run.accuracy for run in runs]),
+        "macro_f1_ci": _interval([run.macro_f1 for run in runs]),
+        "errors_removed_pct": removed,
+        "dendrites_kept": [kept.count(number) for number in range(max(kept) + 1)],
+        "runs_with_dendrites": sum(number > 0 for number in kept),
     }
+
+
+def _interval(shares: Sequence[float]) -> list[float] | None:
+    """95 % interval of a mean over folds, corrected as the tests are; None of a single run."""
+    if len(shares) < 2:
+        return None
+    found = corrected_paired_test(shares, test_share_over_train_share=RATIO)
+    return [max(0.0, found.low), min(1.0, found.high)]
 
 
 def _sd(values: Iterable[float]) -> float:
@@ -186,7 +252,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     return (
         f"{comparison['outcome']}: dendritic {100 * test['mean']:+.1f} points accuracy over "
         f"{comparison['a']}, 95 % CI {100 * test['low']:+.1f} to {100 * test['high']:+.1f}, "
-        f"p = {_p(test['p_holm'])} after correction{share}, n = {comparison['n']} runs"
+        f"p {_p(test['p_holm'])} after correction{share}, n = {comparison['n']} runs"
     )
 
 
@@ -195,4 +261,4 @@ def _fewer(removed: float) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 0.0001 else "< 0.0001"
+    return f"= {value:.2g}" if value >= 0.0001 else "< 0.0001"

@@ -21,7 +21,9 @@ from finsent.ui.differ import DifferTab
 from finsent.ui.endpoints import add_endpoints
 from finsent.ui.latency import BENCH_RESULTS, add_latency_tab
 from finsent.ui.leaderboard import add_leaderboard_tab
+from finsent.ui.markup import notice
 from finsent.ui.owner import Owner, add_owner_tab
+from finsent.ui.renewal import LivePage, RenewalMiddleware
 from finsent.ui.selectors import RunSelectors, run_updates
 from finsent.ui.share import ASK_LINKED, PAGE_OPENED_JS, keep_tab_in_address, read_link
 from finsent.ui.state import (
@@ -35,11 +37,15 @@ from finsent.ui.state import (
     Status,
     cuda_available,
 )
+from finsent.ui.studies import add_studies_tab
 from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
 
 TITLE = "finsent: do dendrites help?"
 STATUS_SECONDS = 0.7
 QUEUE_SIZE = 256
+SESSIONS = 256
+"""gradio keeps about 0.4 MB for each of so many visitors, of whom any program's call is one; its
+own limit of 10,000 would let a CPU Space run out of memory."""
 
 _MASTHEAD = """
 <header class="fs-head">
@@ -73,8 +79,11 @@ def load_comparer(folder: Path, seed: int, arms: Sequence[str], progress: Progre
         return Model.from_artifacts(folder, seed, arms, progress=report)
 
 
-def status_html(status: Status, choice: Choice | None) -> str:
-    """The line below the masthead: where the model stands, which it is, and why."""
+def status_html(status: Status, choice: Choice | None, problem: str = "") -> str:
+    """The line below the masthead: where the model stands, which it is, and why.
+
+    problem: what is wrong with the artifacts, if anything.
+    """
     detail = status.message
     bar = ""
     if status.phase == "loading" and status.fraction is not None:
@@ -88,6 +97,7 @@ def status_html(status: Status, choice: Choice | None) -> str:
         f'<div class="fs-status" data-phase="{escape(status.phase)}">'
         f'<span class="fs-dot" aria-hidden="true"></span><b>{_PHASES[status.phase]}</b>'
         f"<span>{escape(detail)}</span>{bar}{why}</div>"
+        + (notice("Not up to date.", problem, tone="warning") if problem else "")
     )
 
 
@@ -98,23 +108,37 @@ def build_demo(
     probe_cuda: Callable[[], bool] = cuda_available,
     bench_results: Path = BENCH_RESULTS,
     owner: Owner | None = None,
-) -> gr.Blocks:
+) -> LivePage:
     """The whole page over one artifacts folder. Loading the model begins at once, in a thread.
 
     owner: who may train the large backbone from the page; None draws no such tab.
     Raises finsent.runs.ArtifactError when a finished run or the leaderboard is damaged.
     """
     zero_gpu.prepare()
-    catalog = Catalog.read(artifacts_root)
-    service = ModelService(catalog, comparer_factory, probe_cuda)
+    service = ModelService(Catalog.read(artifacts_root), comparer_factory, probe_cuda)
     service.start()
 
+    def build(catalog: Catalog, problem: str) -> gr.Blocks:
+        demo = _draw(catalog, service, bench_results, owner, problem)
+        service.renew(catalog)
+        return demo
+
+    return LivePage(artifacts_root, build)
+
+
+def _draw(
+    catalog: Catalog,
+    service: ModelService,
+    bench_results: Path,
+    owner: Owner | None,
+    problem: str,
+) -> gr.Blocks:
     # Unset would mean "on": gradio reports usage and looks for updates elsewhere.
     with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
         gr.HTML(_MASTHEAD)
         toggle = gr.Button("Light / dark", size="sm", elem_id="theme-toggle")
         toggle.click(None, js=THEME_TOGGLE_JS, api_visibility="private")
-        status = gr.HTML(status_html(service.status, service.choice), elem_id="status")
+        status = gr.HTML(status_html(service.status, service.choice, problem), elem_id="status")
         tabs = []
         with gr.Tabs(selected="compare", elem_id="tabs") as bar:
             with gr.Tab("Compare", id="compare", elem_id="tab-compare") as tab:
@@ -129,6 +153,9 @@ def build_demo(
             with gr.Tab("Leaderboard", id="leaderboard", elem_id="tab-leaderboard") as tab:
                 tabs.append(tab)
                 add_leaderboard_tab(catalog)
+            with gr.Tab("Studies", id="studies", elem_id="tab-studies") as tab:
+                tabs.append(tab)
+                add_studies_tab(catalog)
             with gr.Tab("Where they differ", id="differ", elem_id="tab-differ") as tab:
                 tabs.append(tab)
                 differ = DifferTab(catalog)
@@ -143,23 +170,23 @@ def build_demo(
                 with gr.Tab("Owner", id="owner", elem_id="tab-owner") as tab:
                     tabs.append(tab)
                     add_owner_tab(owner)
-        add_endpoints(catalog, service)
+        add_endpoints(service)
         for tab in tabs:
             keep_tab_in_address(tab)
-        _keep_status(service, status)
+        _keep_status(service, status, problem)
         drop_downs = [s for s in (batch, curves, differ.selectors, latency) if s is not None]
         _open_page(catalog, service, demo, bar, tabs, compare, drop_downs)
         _rerun_live(demo, bar, differ)
     return demo
 
 
-def _keep_status(service: ModelService, status: gr.HTML) -> None:
+def _keep_status(service: ModelService, status: gr.HTML, problem: str) -> None:
     """Renews the status line until the model is there; a failed load may be tried again."""
     timer = gr.Timer(STATUS_SECONDS)
 
     def renew() -> tuple[str, gr.Timer]:
         return (
-            status_html(service.status, service.choice),
+            status_html(service.status, service.choice, problem),
             gr.Timer(active=service.status.phase in ("starting", "loading", "failed")),
         )
 
@@ -278,7 +305,7 @@ def mcp_wanted(asked: bool) -> bool:
 
 
 def launch(
-    demo: gr.Blocks, *, host: str | None = None, port: int | None = None, mcp: bool = False
+    page: LivePage, *, host: str | None = None, port: int | None = None, mcp: bool = False
 ) -> None:
     """Serves the page until interrupted and prints its URL. Nothing leaves the machine.
 
@@ -286,8 +313,8 @@ def launch(
     mcp: also at /gradio_api/mcp/; GRADIO_MCP_SERVER=true asks for it too.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=VISITORS_AT_ONCE)
-    demo.launch(
+    page.demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=VISITORS_AT_ONCE)
+    page.demo.launch(
         server_name=host,
         server_port=port,
         inbrowser=False,
@@ -297,6 +324,8 @@ def launch(
         enable_monitoring=False,
         ssr_mode=False,
         mcp_server=mcp_wanted(mcp),
+        state_session_capacity=SESSIONS,
+        app_kwargs={"middleware": [(RenewalMiddleware, (), {"renew": page.renew})]},
         footer_links=["api"],
         theme=make_theme(),
         css_paths=[CSS_FILE],

@@ -148,8 +148,9 @@ def _calibration_note(catalog: Catalog, selection: Selection) -> str:
     if all(catalog.calibrations(selection).values()):
         return (
             '<p class="fs-quiet">Bars show calibrated probabilities: temperature scaling, fitted '
-            "on each run’s validation part. The set is the shortest list of labels meant to hold "
-            "the true one at least 90\u202f% of the time.</p>"
+            "on each run’s validation part. The 90\u202f% set lists every label as probable as "
+            "nine in ten of the true ones were there. Where no label is, it is empty: doubt the "
+            "answer. How often such sets held the true label was measured on test.</p>"
         )
     return (
         f'<p class="fs-quiet">Bars show raw probabilities; {NOT_CALIBRATED}, so there is no '
@@ -230,12 +231,14 @@ def answer_html(answer: Answer) -> str:
 def _set(answer: Answer) -> str:
     if answer.calibration is None or answer.set_words is None:
         return ""
+    calibration = answer.calibration
+    empty = f"; {percent(calibration.empty_share)} were empty" if calibration.empty_share else ""
     return (
-        f'<p class="fs-set">{percent(answer.calibration.coverage_asked, 0)} set: '
+        f'<p class="fs-set">{percent(calibration.coverage_asked, 0)} set: '
         f"<b>{escape(answer.set_words)}</b>"
         f'<span class="fs-quiet">such sets held the true label of '
-        f"{percent(answer.calibration.coverage_measured)} of {answer.calibration.n_test} "
-        "test sentences</span></p>"
+        f"{percent(calibration.coverage_measured)} of {calibration.n_test} "
+        f"test sentences{empty}</span></p>"
     )
 
 

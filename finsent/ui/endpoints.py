@@ -10,17 +10,18 @@ import gradio as gr
 from finsent.answers import answers
 from finsent.ui.cards import result_dict
 from finsent.ui.compare import MODEL_QUEUE, text_problem
-from finsent.ui.state import Catalog, ModelService, Selection, ServiceError
+from finsent.ui.state import ModelService, Selection, ServiceError
 
 MAX_SCORED = 64
 """Texts per call of /score: about as many as the model reads in a few seconds."""
 
 
-def add_endpoints(catalog: Catalog, service: ModelService) -> None:
-    """Publishes them inside the current gr.Blocks."""
+def add_endpoints(service: ModelService) -> None:
+    """Publishes them inside the current gr.Blocks. They answer from the newest runs: a program's
+    connection may outlive many."""
 
     def selected(dataset: str) -> Selection:
-        chosen = service.default_selection()
+        chosen, catalog = service.default_selection(), service.catalog
         known = catalog.datasets(chosen.backbone)
         if dataset and dataset not in known:
             raise _refused(f"no runs on {dataset!r}; there are {', '.join(known)}")
@@ -35,15 +36,16 @@ def add_endpoints(catalog: Catalog, service: ModelService) -> None:
 
         Returns:
             The text, each arm's label, calibrated and raw probabilities by label, 90 % label set
-            with its measured coverage, and model time in milliseconds; time spent queueing;
-            whether the arms agree; which runs and device answered.
+            (empty when no label is probable enough) with the coverage measured on test, and model
+            time in milliseconds; time spent queueing; whether the arms agree; which runs and
+            device answered.
         """
         problem = text_problem(text)
         if problem is not None:
             raise _refused(problem)
         service.start()
         try:
-            return result_dict(catalog, service.compare(text, selected(dataset)))
+            return result_dict(service.catalog, service.compare(text, selected(dataset)))
         except (ServiceError, ValueError) as error:
             raise _refused(str(error)) from error
 
@@ -61,6 +63,7 @@ def add_endpoints(catalog: Catalog, service: ModelService) -> None:
         """
         _check_texts(texts)
         service.start()
+        catalog = service.catalog
         try:
             selection = selected(dataset)
             seeds_arms = catalog.arms(selection.backbone, selection.dataset, selection.seed)
@@ -88,7 +91,7 @@ def add_endpoints(catalog: Catalog, service: ModelService) -> None:
         Returns:
             The arms' rows and the paired comparisons, as stored in leaderboard.json.
         """
-        board = catalog.leaderboard
+        board = service.catalog.leaderboard
         if board is None:
             raise _refused("no leaderboard.json here; `train_models.py leaderboard` makes it")
         known = sorted({row["dataset"] for row in board["arms"]})

@@ -26,6 +26,15 @@ from finsent.ui.selectors import RunSelectors, add_run_selectors
 from finsent.ui.state import Benchmark, Catalog, ModelService, ServiceError
 
 BENCH_RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+TITLES = {
+    "load": "Many users at once",
+    "page": "The page in a browser",
+    "serve_cpu": "Serving on a CPU",
+    "serve_gpu": "Serving on a GPU: Phi-2’s shape, random weights",
+    "train_cpu": "Training on a CPU",
+    "train_phi2": "Training on a GPU: Phi-2’s shape, random weights",
+}
+"""What the files in bench/results are about; another file goes by its name."""
 LENGTHS = (8, 16, 32, 64)
 SIZES = (1, 8, 32)
 WARMUP_ROUNDS = 2
@@ -70,7 +79,9 @@ def result_html(result: BenchResult) -> str:
     versions = _plain(result.about.get("versions", {}))
     rows = [[escape(name), f"{value:,.6g}"] for name, value in result.figures.items()]
     return (
-        f'<h3>{escape(result.name)}</h3><p class="fs-quiet">{escape(about)}'
+        f"<h3>{escape(TITLES.get(result.name, result.name))} "
+        f'<span class="fs-quiet">{escape(result.name)}.json</span></h3>'
+        f'<p class="fs-quiet">{escape(about)}'
         f"{'; ' + escape(versions) if versions else ''}</p>"
         f"<details><summary>All {len(rows)} figures</summary>"
         + table(["Figure", "Value"], rows, caption=result.name, numeric=(1,))

@@ -483,24 +483,29 @@ def references_html(board: Board, filters: Filters) -> str:
     shown = [r for r in board["references"] if filters.published(r)]
     if not shown:
         return ""
-    said: set[str] = set()
-    rows = []
-    for reference in shown:
-        note = reference["note"] or ""
-        rows.append(_reference_row(reference, "As above." if note in said else note))
-        said.update({note} - {""})
     return (
         '<section class="fs-published"><h2>Published elsewhere</h2>'
         "<p>Context, not competitors: each was measured under its own protocol, on other test "
         "sentences. Numbers under different protocols are not comparable.</p>"
-        + table(
-            ["Model", "Protocol", "Accuracy", "F1", "Test n", "Source"],
-            rows,
-            caption=f"Published results on {dataset_description(filters.dataset)}",
-            numeric=(2, 4),
-            css_class="fs-wide fs-references",
-        )
+        + references_table(shown, f"Published results on {dataset_description(filters.dataset)}")
         + "</section>"
+    )
+
+
+def references_table(references: Sequence[Entry], caption: str) -> str:
+    """Published results, each with its protocol and source; a repeated note is said once."""
+    said: set[str] = set()
+    rows = []
+    for reference in references:
+        note = reference["note"] or ""
+        rows.append(_reference_row(reference, "As above." if note in said else note))
+        said.update({note} - {""})
+    return table(
+        ["Model", "Protocol", "Accuracy", "F1", "Test n", "Source"],
+        rows,
+        caption=caption,
+        numeric=(2, 4),
+        css_class="fs-wide fs-references",
     )
 
 

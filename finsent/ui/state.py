@@ -25,6 +25,7 @@ from finsent.data import DATASETS
 from finsent.examples import HEADLINES, Headline
 from finsent.latency import LatencyStats, RollingWindow, interleaved_times
 from finsent.runs import ArtifactError, Run, find_runs, read_json, slug
+from finsent.study.summary import read_summaries
 from finsent.zero_gpu import on_gpu, zero_gpu
 
 LARGE_BACKBONE = "phi-2"
@@ -148,14 +149,21 @@ class Catalog:
     runs: tuple[Run, ...]
     leaderboard: Mapping[str, Any] | None
     """leaderboard.json as written by finsent.leaderboard; None when it has not been made."""
+    studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Study name -> content of its summary.json."""
     _calibrations: dict[Path, Calibration | None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, root: Path | str) -> Catalog:
-        """Raises ArtifactError when a finished run or the leaderboard is damaged."""
+        """Raises ArtifactError when a finished run, the leaderboard or a study is damaged."""
         root = Path(root)
         board = root / "leaderboard.json"
-        return cls(root, tuple(find_runs(root)), _read_board(board) if board.is_file() else None)
+        return cls(
+            root,
+            tuple(find_runs(root)),
+            _read_board(board) if board.is_file() else None,
+            read_summaries(root),
+        )
 
     def backbones(self) -> list[str]:
         """Folder names, the embedded default first."""
@@ -389,6 +397,12 @@ class _Turns:
                 self._running -= 1
                 self._changed.notify_all()
 
+    def forget(self) -> None:
+        """The next call switches, whatever it is for."""
+        with self._changed:
+            self._selection = None
+            self._changed.notify_all()
+
 
 @dataclass
 class ModelService:
@@ -433,12 +447,13 @@ class ModelService:
                 self._status = Status(
                     "empty",
                     f"No finished run in {self.catalog.root}. `make train` trains one on this "
-                    "machine; then start the app again.",
+                    "machine; then load this page again.",
                 )
                 self._settled.set()
                 self._chosen.set()
                 return
             self._settled.clear()
+            self._chosen.clear()
             self._status = Status("starting", "Starting")
             if zero_gpu():
                 # A lent GPU takes over what was placed on it while the app was being imported, by
@@ -447,6 +462,15 @@ class ModelService:
                 return
             self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
             self._thread.start()
+
+    def renew(self, catalog: Catalog) -> None:
+        """Goes on with runs found later: loads the first ones, or reads those in use anew where
+        they were replaced. The backbone that was chosen at the start stays."""
+        before, self.catalog = self.catalog, catalog
+        if catalog.runs and not before.runs:
+            self.start()
+        if any(run not in catalog.runs for run in before.runs):
+            self._turns.forget()
 
     def _load(self) -> None:
         try:

@@ -1,0 +1,158 @@
+"""What was tried on validation (selection.csv) and chosen there (chosen.json). No torch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finsent.runs import read_json
+from finsent.study.results import StudyError
+
+SELECTION = "selection.csv"
+CHOSEN = "chosen.json"
+SELECTION_COLUMNS = (
+    "dataset",
+    "regime",
+    "recipe",
+    "arm",
+    "features",
+    "learning_rate",
+    "weight_decay",
+    "validation_nll",
+    "validation_accuracy",
+    "dendrites",
+    "runs",
+)
+_SETTINGS = ("features", "learning_rate", "weight_decay")
+
+
+def recipe_key(name: str) -> tuple[str, int]:
+    """Sort key: by family, then by number of dendrites."""
+    family, _, number = name.rpartition("-")
+    return (family, int(number)) if number.isdigit() else (name, 0)
+
+
+def cell_label(dataset: str, regime: str, recipe: str, arm: str) -> str:
+    """Key of chosen.json."""
+    return f"{dataset}/{regime}/{recipe}/{arm}"
+
+
+def read_selection(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """Lines of selection.csv by cell and settings; none when it is not there.
+
+    Raises StudyError for a file of another version.
+    """
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if tuple(reader.fieldnames or ()) != SELECTION_COLUMNS:
+            raise StudyError(f"{path} is of another version; move it away or use another --out")
+        return {tuple(row[name] for name in SELECTION_COLUMNS[:7]): row for row in reader}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A dendritic recipe on validation, and the one that it differs from in a setting."""
+
+    dataset: str
+    regime: str
+    recipe: str
+    base: str
+    """The recipe itself where it is one that is tested."""
+    nll: float
+    accuracy: float
+    dendrites: float
+    nll_change: float
+    """Against the base under the same settings; negative is better."""
+    accuracy_change: float
+
+
+def variants(folder: Path) -> list[Tried]:
+    """Every recipe of the regimes in which variants were compared, bases first.
+
+    Empty without selection.csv or chosen.json. Raises StudyError for a variant whose base was not
+    tried under the same settings.
+    """
+    rows = read_selection(folder / SELECTION)
+    if not rows or not (folder / CHOSEN).is_file():
+        return []
+    chosen = read_json(folder / CHOSEN)
+    tested = _tested_recipes(chosen)
+    found = []
+    for row in rows.values():
+        if row["arm"] != "dendritic" or row["recipe"] in tested:
+            continue
+        base = _base(row["recipe"], tested)
+        found.append((row, _base_row(rows, chosen, row, base, folder / SELECTION)))
+    bases = {(b["dataset"], b["regime"], b["recipe"]): b for _, b in found}
+    return [_tried(row, row) for row in bases.values()] + [_tried(*pair) for pair in found]
+
+
+def grid_sizes(folder: Path) -> dict[str, int]:
+    """Arm -> settings tried for each of its cells, over chosen cells. StudyError where they
+    differ between cells of an arm."""
+    rows = read_selection(folder / SELECTION)
+    chosen = read_json(folder / CHOSEN) if (folder / CHOSEN).is_file() else {}
+    counts: dict[str, dict[str, int]] = {}
+    for key in rows:
+        label, arm = cell_label(*key[:4]), key[3]
+        if label in chosen:
+            cells = counts.setdefault(arm, {})
+            cells[label] = cells.get(label, 0) + 1
+    sizes = {}
+    for arm, cells in counts.items():
+        if len(set(cells.values())) > 1:
+            raise StudyError(f"{folder / SELECTION}: cells of {arm} were tuned unequally: {cells}")
+        sizes[arm] = next(iter(cells.values()))
+    return sizes
+
+
+def _tested_recipes(chosen: Mapping[str, Any]) -> list[str]:
+    found = [label.split("/")[2] for label in chosen if label.endswith("/dendritic")]
+    return sorted(dict.fromkeys(found), key=recipe_key)
+
+
+def _base(variant: str, recipes: Sequence[str]) -> str:
+    named = variant.split(",")[0]
+    if named in recipes:
+        return named
+    family = [name for name in recipes if name.split("-")[0] == variant.split("-")[0]]
+    if not family:
+        raise StudyError(f"variant {variant!r} belongs to none of the recipes {list(recipes)}")
+    return family[0]
+
+
+def _base_row(
+    rows: Mapping[tuple[str, ...], dict[str, str]],
+    chosen: Mapping[str, Any],
+    row: Mapping[str, str],
+    base: str,
+    path: Path,
+) -> dict[str, str]:
+    key = (row["dataset"], row["regime"], base, "dendritic", *(row[name] for name in _SETTINGS))
+    if key not in rows:
+        settings = chosen.get(cell_label(row["dataset"], row["regime"], base, "dendritic"))
+        raise StudyError(
+            f"{path}: {row['recipe']} ({row['dataset']}, {row['regime']}) was not tried under the "
+            f"settings of {base}, {settings}; choose settings again"
+        )
+    return rows[key]
+
+
+def _tried(row: Mapping[str, str], base: Mapping[str, str]) -> Tried:
+    nll, accuracy = float(row["validation_nll"]), float(row["validation_accuracy"])
+    return Tried(
+        row["dataset"],
+        row["regime"],
+        row["recipe"],
+        base["recipe"],
+        nll,
+        accuracy,
+        float(row["dendrites"]),
+        nll - float(base["validation_nll"]),
+        accuracy - float(base["validation_accuracy"]),
+    )

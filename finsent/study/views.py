@@ -1,0 +1,266 @@
+"""Order, names and sentences of a study's rows and comparisons, as the report and the app use them.
+
+Input are the rows and comparisons of summary.json; nothing is computed anew but counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from finsent.folds import FOLDS
+from finsent.references import REFERENCES as PUBLISHED
+from finsent.references import Reference
+from finsent.study.results import CLASSICAL
+from finsent.study.selection import recipe_key
+from finsent.study.summary import REFERENCES, SIGNIFICANCE
+
+Entry = Mapping[str, Any]
+Summary = Mapping[str, Any]
+
+ARM_ORDER = ("baseline", "restart", "matched", "dendritic", CLASSICAL)
+OUTCOMES = ("better", "worse", "tied")
+TITLES = {
+    "heads": "Heads on frozen features",
+    "cross-domain": "Heads tested on other data sets",
+    "lora": "LoRA adapters, dendrites grown by PerforatedAI",
+    "finbert-split": "LoRA adapters on the split of FinBERT's repository",
+}
+"""What the registered studies are about; another goes by its name."""
+RULES = (
+    "Regimes of heads: `full` sees all frozen features and all of the training part; `pca-k` their "
+    "first k principal components, fitted on the training part; `data-p` p % of the training part.",
+    "Regimes of adapters: `r8-all` has LoRA of rank 8 in all blocks, `r8-last1` in the last one; "
+    "`-head` and `-lora` grow dendrites only there; `default` is the leaderboard's.",
+    "Recipes: `random-k` and `refined-k` grow up to k dendrites a class, from a random start or "
+    "from candidates trained on what the head still gets wrong; `grown` and `grown-refined` "
+    "leave growing to PerforatedAI, from the same two starts.",
+)
+ARM_RULES = {
+    "baseline": "a linear head, or LoRA with one",
+    "restart": "the same, going back to its best state with a fresh optimizer and a lower learning "
+    "rate whenever the dendritic arm grows",
+    "matched": "a hidden layer or larger LoRA ranks, of as many parameters as the dendrites, with "
+    "the same restarts",
+    "dendritic": "the baseline, growing dendrites",
+}
+ONE_SPLIT = "its authors'"
+"""Protocol of published results that a study with a single test part repeats."""
+
+_REGIME = re.compile(r"(?:full|pca-(?P<components>\d+))?-?(?:data-(?P<percent>\d+))?")
+
+
+def regime_key(name: str) -> tuple[Any, ...]:
+    """Sort key: everything first, then fewer features, then less data, then both, then others by
+    the numbers in their names."""
+    match = _REGIME.fullmatch(name)
+    if match is None:
+        parts = re.findall(r"(\D*)(\d*)", name)
+        return (4, 0, 0, tuple((text, int(number or 0)) for text, number in parts))
+    components, percent = match["components"], match["percent"]
+    kind = 2 * (percent is not None) + (components is not None)
+    return (kind, -int(components or 0), -int(percent or 0))
+
+
+def row_key(row: Entry) -> tuple[Any, ...]:
+    """Sort key of rows of one place: regime, baseline first, recipe, arm."""
+    arm = row["arm"]
+    order = ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER)
+    return (regime_key(row["regime"]), arm != "baseline", recipe_key(row["recipe"]), order)
+
+
+def comparison_key(comparison: Entry) -> tuple[Any, ...]:
+    """Sort key of comparisons of one place: regime, recipe, arm compared with."""
+    order = REFERENCES.index(comparison["a"])
+    return (regime_key(comparison["regime"]), recipe_key(comparison["recipe"]), order)
+
+
+def places(summary: Summary) -> list[tuple[str, str]]:
+    """(data set trained on, data set tested on) of every trained row, in the file's order."""
+    return list(
+        dict.fromkeys(
+            (row["dataset"], row["test_dataset"])
+            for row in summary["rows"]
+            if row["arm"] != CLASSICAL
+        )
+    )
+
+
+def rows_of(summary: Summary, place: tuple[str, str]) -> list[Entry]:
+    """Rows trained and tested there, in order, without classical ones."""
+    return sorted(
+        (row for row in summary["rows"] if _at(row, place) and row["arm"] != CLASSICAL),
+        key=row_key,
+    )
+
+
+def comparisons_of(summary: Summary, place: tuple[str, str]) -> list[Entry]:
+    """Comparisons of arms trained and tested there, in order."""
+    return sorted((c for c in summary["comparisons"] if _at(c, place)), key=comparison_key)
+
+
+def classical_rows(
+    summaries: Mapping[str, Summary], study: str, place: tuple[str, str]
+) -> list[Entry]:
+    """Rows of classical classifiers on as many folds as the study's, the most accurate first."""
+    folds = _folds(summaries[study], place)
+    found = [
+        row
+        for summary in summaries.values()
+        for row in summary["rows"]
+        if row["arm"] == CLASSICAL and _at(row, place) and row["folds"] in folds
+    ]
+    return sorted(found, key=lambda row: -row["accuracy"])
+
+
+def published(summary: Summary, place: tuple[str, str]) -> list[Reference]:
+    """Published results on the data set under the study's protocol: as many folds, or the split
+    that FinBERT's authors made."""
+    dataset, tested = place
+    folds = _folds(summary, place)
+    split = ONE_SPLIT if folds == {1} else f"{FOLDS}-fold" if FOLDS in folds else None
+    return [
+        reference
+        for reference in PUBLISHED
+        if dataset == tested == reference.dataset and reference.split == split
+    ]
+
+
+def _folds(summary: Summary, place: tuple[str, str]) -> set[int]:
+    return {row["folds"] for row in rows_of(summary, place)}
+
+
+def study_names(summaries: Mapping[str, Summary]) -> list[str]:
+    """Names of the studies that trained arms, the one with most runs first."""
+    names = [name for name, summary in summaries.items() if places(summary)]
+    return sorted(names, key=lambda name: (-summaries[name]["runs"], name))
+
+
+def study_title(name: str) -> str:
+    """What a study is about."""
+    return TITLES.get(name, f"Study {name}")
+
+
+def whole_data(rows: Sequence[Entry]) -> list[Entry]:
+    """Rows whose regime used as many training examples as any."""
+    most = max((row["n_train"] for row in rows), default=0)
+    # Training parts differ by a few sentences with how twin groups fall.
+    return [row for row in rows if row["n_train"] > 0.95 * most]
+
+
+def front(rows: Sequence[Entry]) -> list[Entry]:
+    """Rows that no other beats in parameters or accuracy while equal in the other, smallest
+    first."""
+    best, found = -1.0, []
+    for row in sorted(rows, key=lambda row: (row["trainable_params"], -row["accuracy"])):
+        if row["accuracy"] > best:
+            best = row["accuracy"]
+            found.append(row)
+    return found
+
+
+def place_name(place: tuple[str, str]) -> str:
+    """`allagree`, or `allagree, tested on fiqa`."""
+    dataset, tested = place
+    return dataset if dataset == tested else f"{dataset}, tested on {tested}"
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def answer(comparisons: Sequence[Entry]) -> list[str]:
+    """What was found, in sentences: against every reference arm, and against all of them at once.
+
+    Empty without comparisons.
+    """
+    found = [
+        _against(reference, [c for c in comparisons if c["a"] == reference])
+        for reference in REFERENCES
+        if any(c["a"] == reference for c in comparisons)
+    ]
+    against_all = _against_all(comparisons)
+    return [against_all, *found] if against_all else found
+
+
+def lora_verdicts(board: Mapping[str, Any]) -> list[str]:
+    """Sentences of leaderboard.json on the dendritic arm."""
+    return [
+        f"{pair['dataset']}: {pair['verdict']}."
+        for pair in board["comparisons"]
+        if pair["b"] == "dendritic"
+    ]
+
+
+def _against(reference: str, comparisons: Sequence[Entry]) -> str:
+    better, worse, tied = (
+        [c for c in comparisons if c["outcome"] == outcome] for outcome in OUTCOMES
+    )
+    total = len(comparisons)
+    parts = [f"dendrites removed errors in {len(better)} of {total} settings{_listed(better)}"]
+    if worse:
+        parts.append(f"made more in {len(worse)}{_listed(worse)}")
+    if tied:
+        parts.append(f"showed no difference in {len(tied)}")
+    won = {_regime(c) for c in better}
+    never = [c for c in comparisons if _regime(c) not in won]
+    nowhere = f" No recipe removed errors in{_listed(never, recipes=False)}." if never else ""
+    lower, higher = _by_nll(comparisons)
+    return (
+        f"Against `{reference}`: {_joined(parts)}.{nowhere} Test NLL, corrected alike, was lower "
+        f"in {lower} of the {total} and higher in {higher}."
+    )
+
+
+def _regime(comparison: Entry) -> tuple[str, str, str]:
+    return (comparison["dataset"], comparison["test_dataset"], comparison["regime"])
+
+
+def _by_nll(comparisons: Sequence[Entry]) -> tuple[int, int]:
+    tests = [c["metrics"]["nll"] for c in comparisons]
+    sure = [test["mean"] for test in tests if test["p_holm"] < SIGNIFICANCE]
+    return sum(mean < 0 for mean in sure), sum(mean > 0 for mean in sure)
+
+
+def _against_all(comparisons: Sequence[Entry]) -> str:
+    """Removing the baseline's errors is not enough: a restart or any added layer might as well."""
+    settings: dict[tuple[Any, ...], list[Entry]] = {}
+    for c in comparisons:
+        key = (c["dataset"], c["test_dataset"], c["regime"], c["recipe"])
+        settings.setdefault(key, []).append(c)
+    complete = [found for found in settings.values() if {c["a"] for c in found} == set(REFERENCES)]
+    if not complete:
+        return ""
+    won = [found[0] for found in complete if all(c["outcome"] == "better" for c in found)]
+    return (
+        f"Dendrites removed errors against {_joined([f'`{name}`' for name in REFERENCES])} at once "
+        f"in {len(won)} of {len(complete)} settings{_listed(won)}."
+    )
+
+
+def _listed(comparisons: Iterable[Entry], *, recipes: bool = True) -> str:
+    """` (allagree: pca-32 with refined-3, refined-8; data-10 with refined-3)`, or nothing."""
+    grouped: dict[str, dict[str, list[str]]] = {}
+    for c in comparisons:
+        place = place_name((c["dataset"], c["test_dataset"]))
+        grouped.setdefault(place, {}).setdefault(c["regime"], []).append(c["recipe"])
+    texts = []
+    for place, regimes in grouped.items():
+        names = sorted(regimes, key=regime_key)
+        if recipes:
+            named = [f"{n} with {', '.join(sorted(regimes[n], key=recipe_key))}" for n in names]
+            texts.append(f"{place}: {'; '.join(named)}")
+        else:
+            texts.append(f"{place}: {', '.join(names)}")
+    if not texts:
+        return ""
+    listed = " | ".join(texts)
+    return f" ({listed})" if recipes else f" {listed}"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _at(entry: Entry, place: tuple[str, str]) -> bool:
+    return (entry["dataset"], entry["test_dataset"]) == place

@@ -1,0 +1,1 @@
+"""A package, so that no installed one of that name can stand in its place."""

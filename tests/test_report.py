@@ -1,0 +1,298 @@
+"""The generated pages say what the studies' files hold, the same every time."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finsent.figures import FigureError
+from finsent.runs import ArtifactError, read_json
+from finsent.study import report, report_figures, views
+from finsent.study.results import RESULTS, StudyError, append_runs, read_runs
+from finsent.study.selection import grid_sizes, variants
+from finsent.study.submission import submission_markdown
+from finsent.study.summary import read_summaries, write_summary
+from tests.artifact_factory import make_artifacts
+from tests.study_factory import make_classical, make_study
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = ("allagree", "allagree")
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_artifacts(
+        tmp_path_factory.mktemp("report") / "artifacts",
+        backbones=("smollm2-135m",),
+        datasets=("allagree",),
+        seeds=(0, 1),
+    )
+    make_study(root)
+    make_classical(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = artifacts.parent / "docs"
+    report.write_report(artifacts, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(artifacts: Path) -> dict[str, Any]:
+    return read_summaries(artifacts)["heads"]
+
+
+def section(text: str, heading: str) -> str:
+    """From a heading to the next one of its level."""
+    level = len(heading.split(" ")[0])
+    _, found, rest = f"\n{text}".partition(f"\n{heading}\n")
+    assert found, heading
+    return re.split(rf"^#{{1,{level}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def cells(text: str, *first: str) -> list[str]:
+    """The table line that starts with these cells."""
+    found = [line for line in text.splitlines() if line.startswith(f"| {' | '.join(first)} |")]
+    assert len(found) == 1, found
+    return [cell.strip() for cell in found[0].strip("|").split("|")]
+
+
+def test_the_same_files_give_the_same_bytes(artifacts: Path, out: Path) -> None:
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    stale = out / "report" / "old_forest_x.png"
+    stale.write_bytes(b"")
+    report.write_report(artifacts, out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    for page in ("report.md", "submission.md"):
+        links = re.findall(r"\]\((?!http)([^)]+)\)", (out / page).read_text())
+        missing = {link for link in links if not (out / link).exists()}
+        # The made-up tree has no figures of its own.
+        assert all("figures/" in link for link in missing), missing
+
+
+def test_the_answer_counts_what_the_comparisons_say(out: Path, summary: dict[str, Any]) -> None:
+    text = section((out / "report.md").read_text(), "## Answer")
+    outcomes = [c["outcome"] for c in summary["comparisons"] if c["a"] == "baseline"]
+    assert {"better", "worse", "tied"} <= set(outcomes)
+    line = next(line for line in text.splitlines() if line.startswith("- Against `baseline`"))
+    assert f"removed errors in {outcomes.count('better')} of {len(outcomes)} settings" in line
+    assert f"made more in {outcomes.count('worse')} (" in line
+    assert f"no difference in {outcomes.count('tied')}" in line
+    assert "pca-32 with refined-3" in line.split("made more")[0]
+    assert "data-10 with refined-3" in line.split("made more")[1]
+    nowhere = line.split("No recipe removed errors in ")[1]
+    assert "full" in nowhere
+    assert "pca-32" not in nowhere
+
+
+def test_winning_against_the_baseline_alone_is_not_winning(summary: dict[str, Any]) -> None:
+    comparisons = [dict(c) for c in summary["comparisons"]]
+    won = "at once in 2 of 12 settings (50agree: pca-32 with refined-3 | allagree: pca-32 with "
+    assert won in views.answer(comparisons)[0]
+    for c in comparisons:
+        if c["a"] == "restart" and c["dataset"] == "allagree":
+            c["outcome"] = "tied"
+    assert "at once in 1 of 12 settings (50agree: pca-32 with" in views.answer(comparisons)[0]
+    assert views.answer([]) == []
+
+
+def test_every_row_shows_the_numbers_of_the_file(out: Path, summary: dict[str, Any]) -> None:
+    text = (out / "report.md").read_text()
+    for place in views.places(summary):
+        part = section(text, f"### {place[0]}")
+        for row in views.rows_of(summary, place):
+            found = cells(part, row["regime"], row["recipe"], row["arm"])
+            assert found[3] == f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_sd']:.2f}"
+            assert found[4:7] == [
+                f"{100 * row['macro_f1']:.2f}",
+                f"{row['nll']:.4f}",
+                f"{100 * row['ece']:.2f}",
+            ]
+            if row["arm"] == "baseline":
+                assert found[7] == "–"
+            else:
+                assert float(found[7]) == pytest.approx(row["errors_removed_pct"], abs=0.051)
+            assert found[8] == f"{row['trainable_params']:,.0f}"
+            dendritic = row["arm"] == "dendritic"
+            assert found[10] == (f"{row['dendrites']:.1f}" if dendritic else "–")
+
+
+def test_rows_of_the_file_are_those_of_the_runs(artifacts: Path, summary: dict[str, Any]) -> None:
+    runs = read_runs(artifacts / "studies" / "heads" / RESULTS)
+    row = next(
+        r
+        for r in views.rows_of(summary, PLACE)
+        if (r["regime"], r["recipe"], r["arm"]) == ("full", "refined-3", "dendritic")
+    )
+    key = ("allagree", "full", "refined-3", "dendritic")
+    mine = [r for r in runs if (r.dataset, r.regime, r.recipe, r.arm) == key]
+    assert row["dendrites_kept"] == [
+        sum(r.dendrites == k for r in mine) for k in range(1 + max(r.dendrites for r in mine))
+    ]
+    assert row["accuracy_ci"][0] < row["accuracy"] < row["accuracy_ci"][1]
+    base = [r.accuracy for r in runs if (r.dataset, r.regime, r.arm) == (*key[:2], "baseline")]
+    wrong, wrong_base = (sum(1 - a for a in x) for x in ([r.accuracy for r in mine], base))
+    removed = 100 * (wrong_base - wrong) / wrong_base
+    assert row["errors_removed_pct"] == pytest.approx(removed, rel=1e-6)
+
+
+def test_what_is_no_head_stands_apart(out: Path) -> None:
+    text = (out / "report.md").read_text()
+    part = section(text, "### 50agree")
+    heads, others = part.split("#### Classical classifiers on 50agree")
+    assert "tfidf-logistic" in others
+    assert "tfidf-logistic" not in heads
+    assert "ModernBERT + LoRA | stratified 10-fold | 86.88 ± 1.00 | 85.40" in others
+    assert "Published elsewhere" not in section(text, "### allagree")
+    # Other protocols are no context for folds.
+    assert "GPT-4" not in text
+
+
+def test_variants_are_set_against_what_they_differ_from(artifacts: Path, out: Path) -> None:
+    found = {(v.dataset, v.regime, v.recipe): v for v in variants(artifacts / "studies" / "heads")}
+    tanh = found["allagree", "full", "refined-3, tanh"]
+    assert (tanh.base, tanh.nll_change) == ("refined-3", pytest.approx(0.01))
+    assert found["allagree", "full", "random-3"].base == "random-1"
+    assert found["allagree", "full", "refined-3"].base == "refined-3"
+    text = (out / "report.md").read_text()
+    part = section(text, "## Options of dendrites, on validation only: study `heads`")
+    line = cells(section(part, "### allagree, full"), "refined-3, tanh")
+    assert line == ["refined-3, tanh", "refined-3", "0.2300", "+0.0100", "90.00", "0.00", "1.0"]
+    assert set(grid_sizes(artifacts / "studies" / "heads").values()) == {2}
+
+
+def test_a_variant_under_other_settings_is_refused(artifacts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(artifacts / "studies" / "heads", tmp_path / "heads")
+    path = folder / "selection.csv"
+    path.write_text(
+        path.read_text().replace(
+            'refined-3, tanh",dendritic,mean-16,0.01', 'refined-3, tanh",dendritic,mean-16,0.5'
+        )
+    )
+    with pytest.raises(StudyError, match="refined-3, tanh .* was not tried under the settings of"):
+        variants(folder)
+
+
+def test_unequal_budgets_are_told(artifacts: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(artifacts, tmp_path / "artifacts")
+    page = report.report_markdown(report.Evidence.read(root), tmp_path)
+    assert "every arm of a regime takes the same number of optimizer steps" in page
+    path = root / "studies" / "heads" / RESULTS
+    path.write_text(re.sub(r"(,refined-3,.*),400,", r"\1,450,", path.read_text()))
+    write_summary(path.parent)
+    page = report.report_markdown(report.Evidence.read(root), tmp_path)
+    assert "all arms of `refined-3` take 12 % more than the baseline" in page
+
+
+def test_forest_is_filled_where_the_difference_survives(summary: dict[str, Any]) -> None:
+    comparisons = views.comparisons_of(summary, PLACE)
+    figure = report_figures.forest_figure(comparisons)
+    for axes, arm in zip(figure.axes, ("baseline", "restart", "matched"), strict=True):
+        mine = [c for c in comparisons if c["a"] == arm]
+        marks = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
+        assert len(marks) == len(mine) > 0
+        for mark, c in zip(marks, mine, strict=True):
+            assert mark.get_xdata()[0] == 100 * c["metrics"]["accuracy"]["mean"]
+            assert (mark.get_markerfacecolor() != "white") == (c["outcome"] != "tied")
+    with pytest.raises(FigureError, match="no comparison"):
+        report_figures.forest_figure([])
+
+
+def test_the_frontier_is_of_rows_that_none_beats() -> None:
+    rows = [
+        {"trainable_params": size, "accuracy": accuracy}
+        for size, accuracy in ((10, 0.8), (10, 0.7), (20, 0.8), (30, 0.9), (40, 0.85))
+    ]
+    found = [(row["trainable_params"], row["accuracy"]) for row in views.front(rows)]
+    assert found == [(10, 0.8), (30, 0.9)]
+
+
+def test_regimes_and_recipes_are_in_the_order_of_their_numbers() -> None:
+    names = ["pca-32-data-10", "data-5", "pca-8", "data-10", "odd", "full", "pca-64"]
+    assert sorted(names, key=views.regime_key) == [
+        "full", "pca-64", "pca-8", "data-10", "data-5", "pca-32-data-10", "odd",
+    ]  # fmt: skip
+    assert sorted(["refined-10", "refined-3", "random-1"], key=views.recipe_key)[-1] == "refined-10"
+
+
+def test_the_submission_leaves_nothing_out(artifacts: Path, out: Path) -> None:
+    text = (out / "submission.md").read_text()
+    for heading in ("Introduction", "Project impact", "Usage instructions", "Results"):
+        assert f"\n## {heading}\n" in text
+    assert "artifacts/figures/PAI.png)" in text
+    summary = read_summaries(artifacts)["heads"]
+    for place in views.places(summary):
+        part = section(text, f"#### {place[0]}")
+        for c in views.comparisons_of(summary, place):
+            column = 6 + ("baseline", "restart", "matched").index(c["a"])
+            cell = cells(part, c["regime"], c["recipe"])[column]
+            assert ("**" in cell) == (c["outcome"] != "tied")
+            removed = float(cell.strip("* %"))
+            assert removed == pytest.approx(c["errors_removed_pct"], abs=0.051)
+    tied = sum(c["outcome"] == "tied" for c in summary["comparisons"])
+    assert f"{tied} of {len(summary['comparisons'])} comparisons are ties" in text
+    board = read_json(artifacts / "leaderboard.json")
+    assert submission_markdown({}, board, artifacts, out).count("### ") == 1
+
+
+def test_without_a_study_it_says_how_to_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_classical(tmp_path)
+    assert report.main(["--artifacts", str(tmp_path), "--out", str(tmp_path / "docs")]) == 1
+    assert "python train_models.py study heads --select" in capsys.readouterr().err
+    assert not (tmp_path / "docs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("rows"), "no list of rows; make it again with `python train_models.py"),
+        (lambda s: s["rows"][0].pop("accuracy_ci"), "rows lack accuracy_ci; make it again"),
+        (lambda s: s["comparisons"][0].pop("verdict"), "comparisons lack verdict; make it again"),
+        (lambda s: s["comparisons"][0]["metrics"].pop("nll"), "comparisons lack one of"),
+    ],
+)
+def test_a_damaged_summary_is_named(
+    artifacts: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    folder = shutil.copytree(artifacts / "studies" / "heads", tmp_path / "studies" / "heads")
+    summary = json.loads((folder / "summary.json").read_text())
+    change(summary)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ArtifactError, match=f"heads/summary.json: {message}"):
+        read_summaries(tmp_path)
+
+
+def test_the_committed_pages_are_what_the_artifacts_give() -> None:
+    committed = ROOT / "artifacts"
+    if not views.study_names(read_summaries(committed)):
+        pytest.skip("no finished study is committed yet")
+    docs = ROOT / "docs"
+    evidence = report.Evidence.read(committed)
+    assert (docs / "report.md").read_text() == report.report_markdown(evidence, docs)
+    page = submission_markdown(evidence.summaries, evidence.board, committed, docs)
+    assert (docs / "submission.md").read_text() == page
+    links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (docs / "report.md").read_text() + page)
+    assert [link for link in links if not (docs / link).is_file()] == []
+
+
+def test_a_row_without_the_baselines_folds_removes_nothing(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, datasets=("allagree",), regimes=("full",))
+    path = folder / RESULTS
+    runs = [r for r in read_runs(path) if not (r.arm == "restart" and r.fold == 0)]
+    runs = [r for r in runs if r.arm != "dendritic"]
+    path.unlink()
+    append_runs(path, runs)
+    write_summary(folder)
+    rows = read_summaries(tmp_path)["heads"]["rows"]
+    assert {r["arm"]: r["errors_removed_pct"] is None for r in rows} == {
+        "baseline": True, "restart": True, "matched": False,
+    }  # fmt: skip

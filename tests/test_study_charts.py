@@ -1,0 +1,193 @@
+"""Charts and words of the Studies tab show what the summaries hold, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finsent import study_charts
+from finsent.charts import ARM_STYLES, ChartError
+from finsent.runs import ArtifactError
+from finsent.study import views
+from finsent.ui import studies
+from finsent.ui.renewal import fingerprint
+from finsent.ui.state import Catalog
+from tests.study_factory import RECIPES, REGIMES, make_classical, make_study
+
+PLACE = ("allagree", "allagree")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("studies")
+    make_study(root)
+    make_classical(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def catalog(root: Path) -> Catalog:
+    return Catalog.read(root)
+
+
+@pytest.fixture(scope="module")
+def comparisons(catalog: Catalog) -> list[views.Entry]:
+    return views.comparisons_of(catalog.studies["heads"], PLACE)
+
+
+@pytest.fixture(scope="module")
+def rows(catalog: Catalog) -> list[views.Entry]:
+    return views.rows_of(catalog.studies["heads"], PLACE)
+
+
+def test_the_forest_draws_every_comparison_with_its_interval(
+    comparisons: list[views.Entry],
+) -> None:
+    figure = study_charts.forest_figure(comparisons)
+    seen: set[float] = set()
+    for trace in figure.data:
+        arm = trace.name.removeprefix("minus ")
+        found = [c["metrics"]["accuracy"] for c in comparisons if c["a"] == arm]
+        assert list(trace.x) == [100 * test["mean"] for test in found]
+        ends = zip(trace.error_x.array, trace.error_x.arrayminus, found, strict=True)
+        for above, below, test in ends:
+            assert above == pytest.approx(100 * (test["high"] - test["mean"]))
+            assert below == pytest.approx(100 * (test["mean"] - test["low"]))
+        sure = [test["p_holm"] < 0.05 for test in found]
+        assert any(sure)
+        assert [not symbol.endswith("-open") for symbol in trace.marker.symbol] == sure
+        assert set(trace.marker.color) <= set(ARM_STYLES[arm].colour)
+        assert not seen & set(trace.y), "two intervals on one line"
+        seen |= set(trace.y)
+    named = [note.text for note in figure.layout.annotations]
+    assert named == [f"<b>{regime}</b> {recipe}" for regime in REGIMES for recipe in RECIPES]
+    assert not seen & {note.y for note in figure.layout.annotations}
+    with pytest.raises(ChartError, match="No comparison"):
+        study_charts.forest_figure([])
+
+
+def test_the_frontier_draws_every_arm_and_the_classifiers_it_has_room_for(
+    catalog: Catalog, rows: list[views.Entry]
+) -> None:
+    others = views.classical_rows(catalog.studies, "heads", PLACE)
+    figure = study_charts.frontier_figure(rows, [*others, {**others[0], "trainable_params": 0}])
+    traces = {trace.name: trace for trace in figure.data}
+    for arm in ("baseline", "restart", "matched", "dendritic"):
+        mine = [row for row in rows if row["arm"] == arm]
+        trace = traces[ARM_STYLES[arm].title]
+        assert list(trace.x) == [row["trainable_params"] for row in mine]
+        assert list(trace.y) == [row["accuracy"] for row in mine]
+        for row, above in zip(mine, trace.error_y.array, strict=True):
+            assert above == pytest.approx(row["accuracy_ci"][1] - row["accuracy"])
+    # The majority is far below the axis, and a rule has no place on a logarithmic one.
+    assert traces["Classical"].text == ("tfidf-logistic",)
+    front = traces["Pareto front"]
+    assert list(front.y) == sorted(front.y)
+    assert list(front.x) == sorted(front.x)
+    with pytest.raises(ChartError, match="No row"):
+        study_charts.frontier_figure([])
+
+
+def test_charts_have_no_background_of_their_own(
+    comparisons: list[views.Entry], rows: list[views.Entry]
+) -> None:
+    for figure in (study_charts.forest_figure(comparisons), study_charts.frontier_figure(rows)):
+        layout = json.loads(figure.to_json())["layout"]
+        assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
+
+
+def test_less_data_is_no_cheaper_model(rows: list[views.Entry]) -> None:
+    assert {row["regime"] for row in views.whole_data(rows)} == {"full", "pca-32"}
+
+
+def test_choices_that_do_not_exist_become_the_first_that_do(catalog: Catalog) -> None:
+    found = studies.Studies(catalog.studies)
+    assert found.names == ["heads"]
+    assert found.nearest("", "", "", "") == studies.Shown("heads", *PLACE, studies.ALL)
+    shown = found.nearest("heads", "50agree", "allagree", "no such")
+    assert shown == studies.Shown("heads", "50agree", "50agree", "full")
+    assert len(found.rows(shown)) == 1 + 3 * len(RECIPES)
+    assert len(found.rows(replace(shown, regime=studies.ALL))) == len(REGIMES) * 7
+
+
+def test_verdicts_keep_their_corrected_p_and_ties_are_folded(
+    comparisons: list[views.Entry],
+) -> None:
+    page = studies.verdicts_html(comparisons)
+    shown, ties = page.split("<details")
+    sure = [c for c in comparisons if c["outcome"] != "tied"]
+    assert shown.count("<li") == len(sure) > 0
+    assert ties.count("<li>") == len(comparisons) - len(sure) > 0
+    assert "p &lt; 0.0001 after correction" in shown
+    assert "Nothing to compare" in studies.answer_html([])
+
+
+def test_what_a_file_says_is_escaped(rows: list[views.Entry]) -> None:
+    evil = [{**rows[0], "recipe": "<img src=x>", "regime": "<b>", "arm": "<i>"}]
+    page = studies.rows_html(evil, "caption")
+    assert not any(mark in page for mark in ("<img", "<b>\u003c", "<i>"))
+
+
+def test_each_study_gets_the_context_of_its_protocol(tmp_path: Path, catalog: Catalog) -> None:
+    place = ("50agree", "50agree")
+    page = studies.context_html(catalog.studies, "heads", place)
+    assert "tfidf-logistic" in page
+    assert "ModernBERT + LoRA" in page
+    assert "ProsusAI" not in page
+    make_study(tmp_path, "finbert-split", datasets=("50agree",), regimes=("default",), folds=1)
+    make_classical(tmp_path)
+    alone = Catalog.read(tmp_path).studies
+    page = studies.context_html(alone, "finbert-split", place)
+    assert "tfidf-logistic" not in page, "classical ones were tested on other sentences"
+    assert "ModernBERT" not in page
+    assert "ProsusAI" in page
+
+
+def test_a_damaged_study_is_named_and_a_new_one_is_noticed(tmp_path: Path) -> None:
+    assert Catalog.read(tmp_path).studies == {}
+    before = fingerprint(tmp_path)
+    folder = make_study(tmp_path, datasets=("allagree",), regimes=("full",))
+    assert fingerprint(tmp_path) != before
+    path = folder / "summary.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ArtifactError, match="heads/summary.json"):
+        Catalog.read(tmp_path)
+
+
+def test_a_study_without_dendrites_still_shows_its_rows(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, datasets=("allagree",), regimes=("full",))
+    path = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text())
+    summary["rows"] = [row for row in summary["rows"] if row["arm"] == "baseline"]
+    summary["comparisons"] = []
+    path.write_text(json.dumps(summary))
+    found = studies.Studies(Catalog.read(tmp_path).studies)
+    said, verdicts, _, forest, _, frontier, table, _ = studies.contents(
+        found, found.nearest("", "", "", "")
+    )
+    assert "Nothing to compare" in said
+    assert (verdicts, forest) == ("", None)
+    assert frontier is not None
+    assert table.count("<tr") == 2
+
+
+def test_heads_tested_elsewhere_have_a_place_of_their_own(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, datasets=("allagree",), regimes=("full",))
+    path = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text())
+    for kind in ("rows", "comparisons"):
+        summary[kind] += [{**entry, "test_dataset": "fiqa"} for entry in summary[kind]]
+    path.write_text(json.dumps(summary))
+    found = studies.Studies(Catalog.read(tmp_path).studies)
+    assert found.tested("heads", "allagree") == ["allagree", "fiqa"]
+    shown = found.nearest("heads", "allagree", "fiqa", "full")
+    assert {row["test_dataset"] for row in found.rows(shown)} == {"fiqa"}
+    assert len(found.rows(shown)) == 7
+    *_, table, _ = studies.contents(found, shown)
+    assert ", tested on " in table
+    said = views.answer(found.comparisons(shown))[1]
+    assert "No recipe removed errors in allagree, tested on fiqa: full" in said
