@@ -37,6 +37,8 @@ def count(value: float) -> str:
 
 def seconds(value: float) -> str:
     """Two figures: a share of a stack's time is worth no more."""
+    if value < 0.01:
+        return "under 0.01"
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 

@@ -119,7 +119,7 @@ def _answer(name: str, summary: Summary) -> str:
         return f"`{name}`: no dendritic arm to compare yet."
     opening = (
         f"{study_title(name)} (study `{name}`, {count(summary['runs'])} runs; accuracy on test, "
-        f" p < {SIGNIFICANCE} after correction over the study):"
+        f"p < {SIGNIFICANCE} after correction over the study):"
     )
     return "\n".join([opening, "", *(f"- {line}" for line in lines)])
 

@@ -206,13 +206,12 @@ def _frontier_panel(axes: Axes, arms: Sequence[Entry], others: Sequence[Entry]) 
         axes.annotate(
             name,
             (row["trainable_params"], row["accuracy"]),
-            xytext=(-6, 6) if row is line[0] else (6, 6),
+            xytext=(6, -12) if row is line[0] else (6, 6),
             textcoords="offset points",
-            ha="right" if row is line[0] else "left",
             fontsize=7,
             color=SOFT,
         )
-    axes.margins(x=0.3)
+    axes.margins(x=0.22)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1%}"))
     bare(axes, grid_axis="y")
     return {row["arm"] for row in (*arms, *shown)}

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from finsent.charts import ARM_STYLES, ChartError
+from finsent.study.markdown import seconds
 from finsent.study.summary import REFERENCES, SIGNIFICANCE
 from finsent.study.views import (
     ARM_ORDER,
@@ -222,7 +223,7 @@ def _removed(value: float | None) -> str:
 
 
 def _costs(row: Entry) -> list[str]:
-    return [count(round(row["trainable_params"])), f"{row['train_seconds']:.2g}"]
+    return [count(round(row["trainable_params"])), seconds(row["train_seconds"])]
 
 
 def _kept(row: Entry) -> str:
