@@ -232,6 +232,7 @@ ELSEWHERE = ("fiqa", "twitter")
 CROSS_DOMAIN = replace(
     HEADS,
     name="cross-domain",
+    datasets=("50agree",),
     regimes=tuple(
         replace(HEADS.regime(name), test_datasets=ELSEWHERE) for name in ("full", "pca-32")
     ),
