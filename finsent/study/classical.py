@@ -174,7 +174,9 @@ class ClassicalPlan:
 
     backbone: str = "smollm2-135m"
     """Of the frozen features."""
-    regimes: tuple[Regime, ...] = HEADS.regimes
+    regimes: tuple[Regime, ...] = tuple(
+        HEADS.regime(name) for name in ("full", "pca-32", "data-10")
+    )
     datasets: tuple[str, ...] = ("allagree", "50agree")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     folds: int = FOLDS
