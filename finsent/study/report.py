@@ -232,11 +232,19 @@ def _context(evidence: Evidence, name: str, place: tuple[str, str]) -> list[str]
         parts += [
             f"#### Classical classifiers on {place_name(place)}",
             f"No dendrites, no baseline of any. {rows[0]['folds']} folds x {rows[0]['seeds']} "
-            "seeds, made by the same rule; the whole text or all features, all of the training "
-            "part.",
+            "seeds, made by the same rule; regimes mean what they mean for heads.",
             table(
-                ["classifier", "accuracy", "macro-F1", "NLL", "ECE", "parameters", "training, s"],
-                [[r["recipe"], *_scores(r), *_costs(r)[:2]] for r in rows],
+                [
+                    "regime",
+                    "classifier",
+                    "accuracy",
+                    "macro-F1",
+                    "NLL",
+                    "ECE",
+                    "parameters",
+                    "training, s",
+                ],
+                [[r["regime"], r["recipe"], *_scores(r), *_costs(r)[:2]] for r in rows],
             ),
         ]
     references = published(evidence.summaries[name], place)

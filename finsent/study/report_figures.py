@@ -163,7 +163,10 @@ def frontier_figure(name: str, summaries: Mapping[str, Summary]) -> Figure:
             continue
         place = found[number]
         arms = whole_data(rows_of(summary, place))
-        others = [r for r in classical_rows(summaries, name, place) if r["trainable_params"] > 0]
+        regimes = {arm["regime"] for arm in arms}
+        others = [
+            r for r in classical_rows(summaries, name, place, regimes) if r["trainable_params"] > 0
+        ]
         drawn |= _frontier_panel(axes, arms, others)
         panel_title(axes, place_name(place), "Up and to the left is better")
         axes.set_xlabel("Trained parameters, log scale", labelpad=4, fontsize=8)

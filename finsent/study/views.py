@@ -6,7 +6,7 @@ Input are the rows and comparisons of summary.json; nothing is computed anew but
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from finsent.folds import FOLDS
@@ -23,6 +23,7 @@ ARM_ORDER = ("baseline", "restart", "matched", "dendritic", CLASSICAL)
 OUTCOMES = ("better", "worse", "tied")
 TITLES = {
     "heads": "Heads on frozen features",
+    "heads-held-out": "Heads whose candidates leave validation alone",
     "cross-domain": "Heads tested on other data sets",
     "lora": "LoRA adapters, dendrites grown by PerforatedAI",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
@@ -101,17 +102,22 @@ def comparisons_of(summary: Summary, place: tuple[str, str]) -> list[Entry]:
 
 
 def classical_rows(
-    summaries: Mapping[str, Summary], study: str, place: tuple[str, str]
+    summaries: Mapping[str, Summary],
+    study: str,
+    place: tuple[str, str],
+    regimes: Container[str] | None = None,
 ) -> list[Entry]:
-    """Rows of classical classifiers on as many folds as the study's, the most accurate first."""
+    """Rows of classical classifiers on as many folds as the study's, by regime, the most accurate
+    first. regimes: only these (None: all)."""
     folds = _folds(summaries[study], place)
     found = [
         row
         for summary in summaries.values()
         for row in summary["rows"]
         if row["arm"] == CLASSICAL and _at(row, place) and row["folds"] in folds
+        if regimes is None or row["regime"] in regimes
     ]
-    return sorted(found, key=lambda row: -row["accuracy"])
+    return sorted(found, key=lambda row: (regime_key(row["regime"]), -row["accuracy"]))
 
 
 def published(summary: Summary, place: tuple[str, str]) -> list[Reference]:
@@ -204,7 +210,9 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
         parts.append(f"showed no difference in {len(tied)}")
     won = {_regime(c) for c in better}
     never = [c for c in comparisons if _regime(c) not in won]
-    nowhere = f" No recipe removed errors in{_listed(never, recipes=False)}." if never else ""
+    nowhere = (
+        f" No recipe removed errors in{_listed(never, recipes=False)}." if won and never else ""
+    )
     lower, higher = _by_nll(comparisons)
     return (
         f"Against `{reference}`: {_joined(parts)}.{nowhere} Test NLL, corrected alike, was lower "

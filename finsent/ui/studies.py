@@ -239,14 +239,15 @@ def context_html(summaries: Mapping[str, Summary], study: str, place: tuple[str,
     rows = classical_rows(summaries, study, place)
     if rows:
         parts.append(
-            "<h2>Classical classifiers</h2><p>Folds made by the same rule; the whole text or all "
-            "features, all of the training part.</p>"
+            "<h2>Classical classifiers</h2><p>Folds made by the same rule; regimes mean what they "
+            "mean for heads.</p>"
             + table(
-                ["Classifier", "Accuracy", "± sd", "Macro-F1", "NLL", "ECE", "Parameters",
+                ["Classifier", "Regime", "Accuracy", "± sd", "Macro-F1", "NLL", "ECE", "Parameters",
                  "Training, s", "Runs"],
                 [
                     [
                         f'<span class="fs-arm">{swatch(row["arm"])}{escape(row["recipe"])}</span>',
+                        escape(row["regime"]),
                         *_scores(row),
                         *_costs(row),
                         count(row["n"]),
@@ -254,7 +255,7 @@ def context_html(summaries: Mapping[str, Summary], study: str, place: tuple[str,
                     for row in rows
                 ],
                 caption=f"Classical classifiers on {dataset_title(place[0])}",
-                numeric=range(1, 9),
+                numeric=range(2, 10),
                 css_class="fs-arms",
             )
         )  # fmt: skip
@@ -289,7 +290,8 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
     rows, comparisons = studies.rows(shown), studies.comparisons(shown)
     compared = [arm for arm in REFERENCES if any(c["a"] == arm for c in comparisons)]
     costed = rows if shown.regime else whole_data(rows)
-    others = classical_rows(studies.summaries, shown.study, shown.place)
+    regimes = {row["regime"] for row in costed}
+    others = classical_rows(studies.summaries, shown.study, shown.place, regimes)
     frontier = _chart(lambda: frontier_figure(costed, others))
     drawn = {trace.name for trace in frontier.data} if frontier else set()
     trained = dataset_title(shown.dataset)
