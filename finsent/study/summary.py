@@ -56,7 +56,8 @@ def summarize(runs: Sequence[StudyRun]) -> dict[str, Any]:
         comparison["outcome"] = _outcome(comparison["metrics"]["accuracy"])
         comparison["verdict"] = verdict(comparison)
     summary: dict[str, Any] = {
-        "runs": len(runs),
+        # The last part of the key is where it was tested, which may be in several places.
+        "runs": len({run.key[:-1] for run in runs}),
         "test": "Nadeau-Bengio corrected resampled t-test, Holm over the study, per metric",
         "test_share_over_train_share": RATIO,
         "rows": [
