@@ -38,6 +38,16 @@ STICKING_OUT = """
   .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1)
   .map(e => e.id || e.className)
 """
+GETS_A_SIZE = """
+async (chart) => {
+  const start = performance.now();
+  const box = () => chart.querySelector(".main-svg").getBoundingClientRect();
+  while (!(box().width > 300 && box().height > 200)) {
+    if (performance.now() - start > 20000) throw new Error(`${box().width} x ${box().height}`);
+    await new Promise((resume) => setTimeout(resume, 50));
+  }
+}
+"""
 TITLES = {"allagree": "AllAgree", "50agree": "50Agree", "sample": "Sample"}
 SIZES = {"allagree": 340, "50agree": 340, "sample": 60}
 """Test sentences a seed."""
@@ -103,11 +113,8 @@ def drawn(chart: Locator) -> None:
     # Attached, not visible: a level line has no height, which counts as invisible.
     chart.locator(".scatterlayer .trace path").first.wait_for(state="attached")
     expect(chart.locator(".main-svg").first).to_be_visible()
-    size: list[float] = chart.locator(".main-svg").first.evaluate(
-        "svg => [svg.getBoundingClientRect().width, svg.getBoundingClientRect().height]"
-    )
-    assert size[0] > 300
-    assert size[1] > 200
+    # Drawn anew, it is another element, and gets its size a moment after its ink.
+    chart.evaluate(GETS_A_SIZE)
 
 
 def data_of(chart: Locator) -> list[dict[str, Any]]:
@@ -518,13 +525,15 @@ def test_a_tab_opened_before_is_shown_without_asking_the_server(watched: Watched
     for tab in TABS:
         open_tab(page, tab)
         settled(page)
-    assert asked == []
+    # On a busy machine gradio asks for the page itself, to see whether the server still lives.
+    assert [address for address in asked if "/gradio_api/" in address] == []
 
 
 def test_no_width_scrolls_sideways(watched: Watched) -> None:
     page = watched.page
-    page.set_viewport_size({"width": 1440, "height": 900})
     for tab in TABS:
+        page.set_viewport_size({"width": 1440, "height": 900})
+        settled(page)
         open_tab(page, tab)
         for width in (1440, 1024, 768, 560, 390):
             page.set_viewport_size({"width": width, "height": 900})
