@@ -130,7 +130,11 @@ def model_ask() -> tuple[Ask, str]:
 def app_asks(url: str, users: int) -> list[Ask]:
     """A gradio_client for each user of a running app's /compare endpoint."""
     with ThreadPoolExecutor(8) as pool:
-        clients = list(pool.map(lambda _: Client(url, verbose=False), range(users)))
+        clients = list(
+            pool.map(
+                lambda _: Client(url, verbose=False, httpx_kwargs={"timeout": 300}), range(users)
+            )
+        )
 
     def ask(client: Client, text: str) -> dict[str, list[float]]:
         try:
