@@ -164,13 +164,13 @@ def _train(options: argparse.Namespace) -> int:
     import torch
 
     from finsent import runs, scheduling
-    from finsent.backbones import cue, default_device, preset
-    from finsent.config import DendriteConfig, LoraConfig
+    from finsent.backbones import default_device
+    from finsent.config import DendriteConfig, LoraConfig, latest_growth
     from finsent.jobs import git_commit
     from finsent.retiming import retime
 
     device = torch.device(options.device) if options.device else default_device()
-    recipe = _recipe_config(options.backbone, device)
+    recipe = _recipe_config(options.backbone, options.dataset, device)
     given = {
         name: getattr(options, name)
         for name in (
@@ -179,11 +179,8 @@ def _train(options: argparse.Namespace) -> int:
         )
         if getattr(options, name) is not None
     }  # fmt: skip
-    chosen = preset(options.backbone).recipe(device.type)
-    given = {"prompt_suffix": cue(chosen, options.dataset), **given}
     base = replace(
         recipe,
-        dataset=options.dataset,
         adapter_precision=options.adapter_precision,
         lora=LoraConfig(
             r=options.lora_r,
@@ -195,14 +192,12 @@ def _train(options: argparse.Namespace) -> int:
         max_length=options.max_length,
         **given,
     )
-    epochs = base.epochs
     dendrites = DendriteConfig(
         placement=tuple(options.placement),
         activation=options.activation,
         max_dendrites=options.max_dendrites,
         patience=options.patience,
-        # Without a plateau the dendrites still get the second half of the budget.
-        grow_by=max(0, epochs // 2 - 1) if options.grow_by is None else options.grow_by,
+        grow_by=latest_growth(base.epochs) if options.grow_by is None else options.grow_by,
         init_scale=options.init_scale,
         candidates=options.candidates,
         learning_rate_factor=options.growth_learning_rate_factor,
@@ -360,7 +355,7 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
 
     device = torch.device(options.device) if options.device else default_device()
     resources = Resources(
-        base=_recipe_config(study.backbone, device),
+        base=_recipe_config(study.backbone, study.datasets[0], device),
         device=device.type,
         gpus=_gpus(options.gpus, torch.cuda.device_count() if device.type == "cuda" else 0),
         workers=_workers(options.workers),
@@ -372,14 +367,15 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
     return LoraStudyRunner(study, options.artifacts.absolute(), resources).run()
 
 
-def _recipe_config(backbone: str, device: torch.device) -> TrainConfig:
-    """The configuration that suits a backbone on a kind of device, but for the data set's cue."""
-    from finsent.backbones import computes_bf16, preset
+def _recipe_config(backbone: str, dataset: str, device: torch.device) -> TrainConfig:
+    """The configuration that suits a backbone and a data set on a kind of device."""
+    from finsent.backbones import computes_bf16, cue, preset
     from finsent.config import LoraConfig, TrainConfig
 
     recipe = preset(backbone).recipe(device.type)
     return TrainConfig(
         backbone=backbone,
+        dataset=dataset,
         precision=recipe.precision,
         autocast=computes_bf16(device),
         lora=LoraConfig(last_layers=recipe.last_layers),
@@ -389,6 +385,7 @@ def _recipe_config(backbone: str, device: torch.device) -> TrainConfig:
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         label_smoothing=recipe.label_smoothing,
+        prompt_suffix=cue(recipe, dataset),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from finsent.config import PRECISIONS, Precision
 from finsent.data import DATASETS
@@ -449,6 +450,11 @@ def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
         yield batch
 
 
+def right_padded(token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids of texts as one tensor (texts, longest), zeros behind the shorter ones."""
+    return pad_sequence([torch.tensor(ids) for ids in token_ids], batch_first=True)
+
+
 def entering_hidden_states(
     backbone: Backbone,
     token_ids: Sequence[Sequence[int]],
@@ -466,11 +472,8 @@ def entering_hidden_states(
     )
     done = 0
     for batch in token_batches(lengths, max_tokens):
-        longest = max(lengths[i] for i in batch)
-        padded = torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, i in enumerate(batch):
-            padded[row, : lengths[i]] = torch.tensor(token_ids[i])
-        hidden = states_entering(backbone.decoder, block, padded.to(backbone.device))
+        padded = right_padded([token_ids[i] for i in batch]).to(backbone.device)
+        hidden = states_entering(backbone.decoder, block, padded)
         for row, i in enumerate(batch):
             values[offsets[i] : offsets[i + 1]] = hidden[row, : lengths[i]]
         done += sum(lengths[i] for i in batch)

@@ -120,6 +120,12 @@ class DendriteConfig:
         )
 
 
+def latest_growth(epochs: int) -> int:
+    """Value of DendriteConfig.grow_by that leaves dendrites the second half of a run, also where
+    validation never plateaus."""
+    return max(0, epochs // 2 - 1)
+
+
 @dataclass(frozen=True)
 class Restarts:
     """What growing does besides adding dendrites: the control for that part of it."""

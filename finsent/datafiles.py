@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finsent.records import DataError
+from finsent.records import DataError, Row
 
 
 def named_folder(data_dir: Path | None) -> Path | None:
@@ -89,6 +89,16 @@ class Published:
             content = content.replace(b"\r\n", b"\n")
         again = f"download {name} again from {self.page} and use it as it is"
         return checked(content, self.sha256[name], str(path), again), str(path)
+
+    def rows(
+        self, parse: Callable[[bytes, str], Iterable[Row]], data_dir: Path | None = None
+    ) -> Iterator[Row]:
+        """What `parse` makes of every file, given its content and where it came from.
+
+        Raises DataError as `read` and `parse` do.
+        """
+        for name in self.sha256:
+            yield from parse(*self.read(name, data_dir))
 
     def _find(self, name: str, folder: Path) -> Path:
         if not folder.is_dir():

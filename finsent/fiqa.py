@@ -40,10 +40,7 @@ FILES = Published(
 
 def load_fiqa(data_dir: Path | None = None) -> list[Record]:
     """All four published files as one set of sentences. Raises DataError as `Published.read`."""
-    rows: list[Row] = []
-    for name in FILES.sha256:
-        rows += parse_fiqa(*FILES.read(name, data_dir))
-    return merge("fiqa", rows)
+    return merge("fiqa", FILES.rows(parse_fiqa, data_dir))
 
 
 def parse_fiqa(content: bytes, source: str) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,9 @@ def part_examples(
         raise DataError(
             f"split must be '70/15/15', 'finbert' or 'fold-0' to 'fold-{FOLDS - 1}', got {split!r}"
         )
-    fold = next(f for f in grouped_folds(dataset, seed) if f.number == int(found[1]))
-    fold = smaller(fold, dataset, fraction)
+    number = int(found[1])
+    rest, test = next(islice(_dealt(dataset, seed, FOLDS), number, None))
+    fold = smaller(_with_validation(dataset, seed, number, rest, test, FOLDS), dataset, fraction)
     return _split(dataset, fold.train, fold.validation, fold.test)
 
 
@@ -89,14 +91,30 @@ def grouped_folds(dataset: Dataset, seed: int, folds: int = FOLDS) -> Iterator[F
 
     Over all folds every sentence is in a test part exactly once.
     """
+    for number, (rest, test) in enumerate(_dealt(dataset, seed, folds)):
+        yield _with_validation(dataset, seed, number, rest, test, folds)
+
+
+def _dealt(dataset: Dataset, seed: int, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(everything else, test part) of each fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     labels, groups = labels_and_groups(dataset)
-    outer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for number, (rest, test) in enumerate(outer.split(labels, labels, groups)):
-        inner = StratifiedGroupKFold(folds - 1, shuffle=True, random_state=seed)
-        train, validation = next(inner.split(labels[rest], labels[rest], groups[rest]))
-        yield Fold(seed, number, np.sort(rest[train]), np.sort(rest[validation]), np.sort(test))
+    dealer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    found: Iterator[tuple[np.ndarray, np.ndarray]] = dealer.split(labels, labels, groups)
+    return found
+
+
+def _with_validation(
+    dataset: Dataset, seed: int, number: int, rest: np.ndarray, test: np.ndarray, folds: int
+) -> Fold:
+    """The fold with its validation part taken out of the rest, which takes as long as dealing."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels, groups = labels_and_groups(dataset)
+    dealer = StratifiedGroupKFold(folds - 1, shuffle=True, random_state=seed)
+    train, validation = next(dealer.split(labels[rest], labels[rest], groups[rest]))
+    return Fold(seed, number, np.sort(rest[train]), np.sort(rest[validation]), np.sort(test))
 
 
 def smaller(fold: Fold, dataset: Dataset, fraction: float) -> Fold:

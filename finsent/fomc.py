@@ -44,10 +44,7 @@ FILES = Published(
 
 def load_fomc(data_dir: Path | None = None) -> list[Record]:
     """Every sentence. Raises DataError as `Published.read` and `parse_fomc`."""
-    rows: list[Row] = []
-    for name in FILES.sha256:
-        rows += parse_fomc(*FILES.read(name, data_dir))
-    return merge("fomc", rows)
+    return merge("fomc", FILES.rows(parse_fomc, data_dir))
 
 
 def parse_fomc(content: bytes, source: str) -> Iterator[Row]:

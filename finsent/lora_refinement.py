@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finsent.dendritic_linear import DendriticLinear, activation_function
-from finsent.refinement import Signal, refine
+from finsent.dendritic_linear import DendriticLinear
+from finsent.refinement import Signal, candidate_outputs, refine
 
 BATCHES = 8
 """Training batches that candidates are fitted on."""
@@ -66,9 +66,8 @@ def refine_new_dendrites(
 
 
 def _relative_size(module: DendriticLinear, signal: Signal, weight: Tensor, bias: Tensor) -> Tensor:
-    """Factor (out,) that makes the dendrite's output as large as the map's own in r.m.s.."""
-    activate = activation_function(module.activation)
-    outputs = activate(signal.x @ weight.transpose(1, 2) + bias[:, None, :])[0]
+    """Factor (out,) that makes the dendrite's output as large as the map's own, by r.m.s."""
+    outputs = candidate_outputs(module.activation, signal.x, weight, bias)[0]
     own = signal.x[0] @ module.weight.float().T
     return own.square().mean(0).sqrt() / outputs.square().mean(0).sqrt().clamp_min(1e-6)
 

@@ -45,10 +45,7 @@ FILES = Published(
 
 def load_numclaim(data_dir: Path | None = None) -> list[Record]:
     """Every sentence. Raises DataError as `Published.read` and `parse_numclaim`."""
-    rows: list[Row] = []
-    for name in FILES.sha256:
-        rows += parse_numclaim(*FILES.read(name, data_dir))
-    return merge("numclaim", rows)
+    return merge("numclaim", FILES.rows(parse_numclaim, data_dir))
 
 
 def parse_numclaim(content: bytes, source: str) -> Iterator[Row]:

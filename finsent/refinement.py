@@ -43,7 +43,6 @@ def refine(
     Candidates are fitted on `fit`; the state and the member with the highest correlation on
     `choose` win. Without `bias`, c stays zero.
     """
-    activate = activation_function(activation)
     out = fit.wanted.shape[2]
     weight = draw(POOL * out).requires_grad_()
     device = weight.device
@@ -56,16 +55,17 @@ def refine(
     for step in range(STEPS + 1):
         if step % CHECK_EVERY == 0:
             with torch.no_grad():
-                inner = choose.x @ weight.transpose(1, 2) + c[:, None, :]
-                found = correlation(activate(inner), later, choose.real)
+                found = correlation(
+                    candidate_outputs(activation, choose.x, weight, c), later, choose.real
+                )
                 better = found > best
                 best = torch.where(better, found, best)
                 best_weight = torch.where(better[..., None], weight, best_weight)
                 best_bias = torch.where(better, c, best_bias)
         if step == STEPS:
             break
-        inner = fit.x @ weight.transpose(1, 2) + c[:, None, :]
-        loss = -correlation(activate(inner), targets, fit.real).sum()
+        outputs = candidate_outputs(activation, fit.x, weight, c)
+        loss = -correlation(outputs, targets, fit.real).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -75,6 +75,11 @@ def refine(
         best_weight.gather(1, rows[..., None].expand(-1, -1, weight.shape[2])),
         best_bias.gather(1, rows),
     )
+
+
+def candidate_outputs(activation: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """act(V x + c): (R, n, in), (R, units, in) and (R, units) to (R, n, units)."""
+    return activation_function(activation)(x @ weight.transpose(1, 2) + bias[:, None, :])
 
 
 def correlation(outputs: Tensor, targets: Tensor, real: Tensor) -> Tensor:

@@ -29,10 +29,7 @@ FILES = Published(
 
 def load_tweets(data_dir: Path | None = None) -> list[Record]:
     """Both parts without web addresses. Raises DataError as `Published.read` and `parse_tweets`."""
-    rows: list[Row] = []
-    for name in FILES.sha256:
-        rows += parse_tweets(*FILES.read(name, data_dir))
-    return merge("tfn", rows)
+    return merge("tfn", FILES.rows(parse_tweets, data_dir))
 
 
 def parse_tweets(content: bytes, source: str) -> Iterator[Row]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,27 +264,38 @@ def _unmatched(matched: Run, dendritic: Run) -> Iterator[str]:
 
 
 def _leaderboard_problems(root: Path) -> Iterator[str]:
-    path = root / leaderboard.LEADERBOARD
-    try:
-        fresh = canonical_json(leaderboard.build(root)).encode()
-    except (ArtifactError, EvaluationError) as error:
-        yield f"{path}: cannot be built again: {error}"
-        return
-    if not path.is_file():
-        yield f"{path}: missing; write the leaderboard again"
-    elif path.read_bytes() != fresh:
-        yield f"{path}: not what the runs give; write the leaderboard again"
+    yield from _derived_problems(
+        root / leaderboard.LEADERBOARD,
+        lambda: leaderboard.build(root),
+        "the runs give",
+        "write the leaderboard again",
+    )
 
 
 def _study_problems(root: Path) -> Iterator[str]:
     for results in sorted((root / "studies").glob(f"*/{RESULTS}")):
-        path = results.parent / SUMMARY
-        try:
-            fresh = canonical_json(summarize(read_runs(results))).encode()
-        except (StudyError, ArtifactError) as error:
-            yield f"{path}: cannot be computed again: {error}"
-            continue
-        if not path.is_file():
-            yield f"{path}: missing; run the study again, which writes it"
-        elif path.read_bytes() != fresh:
-            yield f"{path}: not what {RESULTS} gives; run the study again, which writes it"
+        yield from _derived_problems(
+            results.parent / SUMMARY,
+            partial(_summary_of, results),
+            f"{RESULTS} gives",
+            "run the study again, which writes it",
+        )
+
+
+def _summary_of(results: Path) -> dict[str, Any]:
+    return summarize(read_runs(results))
+
+
+def _derived_problems(
+    path: Path, build: Callable[[], Any], what: str, remedy: str
+) -> Iterator[str]:
+    """A file that is made from others: there, and what they give."""
+    try:
+        fresh = canonical_json(build()).encode()
+    except (ArtifactError, EvaluationError, StudyError) as error:
+        yield f"{path}: cannot be built again: {error}"
+        return
+    if not path.is_file():
+        yield f"{path}: missing; {remedy}"
+    elif path.read_bytes() != fresh:
+        yield f"{path}: not what {what}; {remedy}"

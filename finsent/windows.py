@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 Fits = Callable[[str], bool]
 """Whether the model reads all of a text."""
@@ -23,7 +24,7 @@ def sentence_spans(text: str) -> list[Span]:
     """Start and end of every sentence, without the white space around it."""
     ends = [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
     spans = []
-    for start, end in zip([0, *ends], ends, strict=False):
+    for start, end in pairwise([0, *ends]):
         stripped = text[start:end].strip()
         if stripped:
             first = text.index(stripped[0], start)

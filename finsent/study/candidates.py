@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finsent.dendritic_linear import activation_function
-from finsent.refinement import Signal, refine
+from finsent.refinement import Signal, candidate_outputs, refine
 from finsent.study.heads import HeadStack
 
 RIDGE = 1e-3
@@ -80,10 +79,9 @@ def refined_candidate(heads: HeadStack, train: Part, validation: Part) -> None:
         Signal(validation.x, wanted_later, validation.real),
         bias=True,
     )
-    activate = activation_function(heads.activation)
     with torch.no_grad():
-        inner = train.x @ weight.transpose(1, 2) + bias[:, None, :]
-        outputs = activate(inner) * train.real[..., None]
+        outputs = candidate_outputs(heads.activation, train.x, weight, bias)
+        outputs = outputs * train.real[..., None]
         if heads.activation == "relu":
             # t * act(a v x) = a t * act(v x): unit size for the optimizer, the same function.
             size = (outputs.square().sum(1) / train.real.sum(1)[:, None]).sqrt().clamp_min(1e-6)
@@ -102,8 +100,7 @@ def _validated(
     """The share of the Newton step (R, C) with the lowest validation NLL, the same for all classes
     of a run."""
     base = heads.logits(validation.x)
-    activate = activation_function(heads.activation)
-    outputs = activate(validation.x @ weight.transpose(1, 2) + bias[:, None, :])
+    outputs = candidate_outputs(heads.activation, validation.x, weight, bias)
     losses = torch.stack(
         [nll(base + share * step[:, None, :] * outputs, validation) for share in STEP_SIZES]
     )

@@ -24,7 +24,15 @@ from finsent.folds import FOLDS, Fold, grouped_folds, smaller
 from finsent.study.features import frozen_features
 from finsent.study.head_training import View
 from finsent.study.plans import HEADS, Regime
-from finsent.study.results import CLASSICAL, RESULTS, StudyError, StudyRun, append_runs, read_runs
+from finsent.study.results import (
+    CLASSICAL,
+    RESULTS,
+    RunKey,
+    StudyError,
+    StudyRun,
+    append_runs,
+    read_runs,
+)
 
 NAME = CLASSICAL
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -204,7 +212,7 @@ def run_classical(
                 for fold in grouped_folds(task.dataset, seed, plan.folds)
                 for regime in plan.regimes
                 for recipe in _classifiers_for(regime)
-                if (backbone, name, regime.name, recipe, CLASSICAL, fold.number, seed, name)
+                if RunKey(backbone, name, regime.name, recipe, CLASSICAL, fold.number, seed, name)
                 not in done
             ]
             for regime, recipe, fold in tqdm(todo, desc=f"{name} seed {seed}", unit="run"):

@@ -16,7 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finsent.backbones import Backbone, cue, load_backbone, pool, preset, token_batches
+from finsent.backbones import (
+    Backbone,
+    cue,
+    load_backbone,
+    pool,
+    preset,
+    right_padded,
+    token_batches,
+)
 from finsent.config import POOLINGS
 from finsent.data import Dataset
 from finsent.runs import slug
@@ -102,14 +110,9 @@ def pooled_states(
     }
     done = 0
     for batch in token_batches(lengths, BATCH_TOKENS):
-        longest = max(lengths[i] for i in batch)
-        padded = torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, i in enumerate(batch):
-            padded[row, : lengths[i]] = torch.tensor(token_ids[i])
+        padded = right_padded([token_ids[i] for i in batch]).to(backbone.device)
         last = torch.tensor([lengths[i] - 1 for i in batch], device=backbone.device)
-        found = backbone.decoder(
-            input_ids=padded.to(backbone.device), output_hidden_states=True
-        ).hidden_states
+        found = backbone.decoder(input_ids=padded, output_hidden_states=True).hidden_states
         for pooling in POOLINGS:
             for layer in kept:
                 # hidden_states[0] is the embedding, [i] what leaves block i.

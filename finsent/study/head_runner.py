@@ -7,7 +7,6 @@ tested. Both append to files and go on where they were stopped.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -32,14 +31,16 @@ from finsent.study.head_training import (
     train_heads,
 )
 from finsent.study.plans import SELECTION_FOLDS, SELECTION_SEED, HeadStudy, Regime, Settings
-from finsent.study.results import RESULTS, StudyError, StudyRun, append_runs, read_runs
+from finsent.study.results import RESULTS, RunKey, StudyError, StudyRun, append_runs, read_runs
 from finsent.study.selection import (
     CHOSEN,
     SELECTION,
     SELECTION_COLUMNS,
+    base_recipe,
     cell_label,
     read_selection,
 )
+from finsent.weights import terminal_bar
 
 LEAST_STEPS = 10
 """Optimizer steps between two looks at validation, however small the training part is."""
@@ -164,10 +165,8 @@ class HeadStudyRunner:
             for cell in bar:
                 bar.set_postfix_str(cell.label)
                 # The settings of the recipe that the variant differs from in one thing.
-                family = next(
-                    name for name in self.study.recipes if cell.recipe.startswith(name[:6])
-                )
-                settings = chosen[Cell(cell.dataset, cell.regime, family, "dendritic").label]
+                base = base_recipe(cell.recipe, list(self.study.recipes))
+                settings = chosen[replace(cell, recipe=base).label]
                 recipe = self.study.variants[cell.recipe]
                 self._validate(path, done, cell, recipe, settings)
 
@@ -247,17 +246,11 @@ class HeadStudyRunner:
                 done.update(row.key for row in rows)
         return path
 
-    def _key(self, cell: Cell, fold: int, seed: int) -> tuple[str | int, ...]:
+    def _key(self, cell: Cell, fold: int, seed: int) -> RunKey:
         # Cross-domain rows are written together with this one.
-        return (
-            self.study.backbone,
-            cell.dataset,
-            cell.regime,
-            cell.recipe,
-            cell.arm,
-            fold,
-            seed,
-            cell.dataset,
+        c = cell
+        return RunKey(
+            self.study.backbone, c.dataset, c.regime, c.recipe, c.arm, fold, seed, c.dataset
         )
 
     def _test(
@@ -381,13 +374,14 @@ class HeadStudyRunner:
         return load_dataset(name, self._data_dir)
 
     def _load_features(self, name: str) -> Features:
-        return frozen_features(
-            self.study.backbone,
-            self._datasets(name),
-            folder=self._backbone_dir,
-            cache=self._cache,
-            progress=_FeatureBar(name),
-        )
+        with terminal_bar() as progress:
+            return frozen_features(
+                self.study.backbone,
+                self._datasets(name),
+                folder=self._backbone_dir,
+                cache=self._cache,
+                progress=progress,
+            )
 
     def _make_folds(self, name: str, seed: int, fraction: float) -> tuple[Fold, ...]:
         dataset = self._datasets(name)
@@ -406,24 +400,3 @@ class _Prepared:
     train: Part
     validation: Part
     test: Part
-
-
-class _FeatureBar:
-    """Progress of features being computed, one bar a data set."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._bar: tqdm[None] | None = None
-
-    def __call__(self, what: str, done: float) -> None:
-        if self._bar is None:
-            self._bar = tqdm(total=1.0, desc=self._name, bar_format="{l_bar}{bar}| {postfix}")
-        self._bar.n = done
-        self._bar.set_postfix_str(what)
-        if done >= 1.0:
-            self._bar.close()
-
-
-def describe_chosen(folder: Path) -> str:
-    """chosen.json as indented text, for a log."""
-    return json.dumps(read_json(folder / CHOSEN), indent=1, sort_keys=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,10 +76,6 @@ class HeadRecipe:
         """Zero-based epochs at whose end something grows or restarts."""
         stages = self.dendrites + 1
         return tuple(round(self.epochs * i / stages) - 1 for i in range(1, stages))
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON-ready values."""
-        return asdict(self)
 
     def with_(self, **changes: object) -> HeadRecipe:
         """The same with some settings changed."""

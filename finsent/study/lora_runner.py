@@ -14,12 +14,12 @@ from pathlib import Path
 
 from finsent import runs
 from finsent.backbones import cue, preset
-from finsent.config import DendriteConfig, TrainConfig
+from finsent.config import DendriteConfig, TrainConfig, latest_growth
 from finsent.data import Dataset, load_dataset
 from finsent.folds import part_examples
 from finsent.scheduling import Plan, execute_all
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
-from finsent.study.results import RESULTS, StudyRun, append_runs, read_runs
+from finsent.study.results import RESULTS, RunKey, StudyRun, append_runs, read_runs
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class LoraStudyRunner:
         regime: LoraRegime,
         recipe: str,
         split: str,
-        done: set[tuple[str | int, ...]],
+        done: set[RunKey],
     ) -> Plan | None:
         """Seeds of a fold of which an arm is missing; None when there is none."""
         first = recipe == self.study.recipes[0]
@@ -113,7 +113,7 @@ class LoraStudyRunner:
                 placement=regime.placement,
                 max_dendrites=self.study.max_dendrites,
                 candidates=LORA_RECIPES[recipe],
-                grow_by=max(0, epochs // 2 - 1),
+                grow_by=latest_growth(epochs),
             ),
             arms=arms,
             seeds=seeds,
@@ -131,9 +131,9 @@ class LoraStudyRunner:
 
     def _key(
         self, dataset: str, regime: LoraRegime, recipe: str, arm: str, split: str, seed: int
-    ) -> tuple[str | int, ...]:
+    ) -> RunKey:
         backbone, fold = self.study.backbone, _fold(split)
-        return (backbone, dataset, regime.name, recipe, arm, fold, seed, dataset)
+        return RunKey(backbone, dataset, regime.name, recipe, arm, fold, seed, dataset)
 
     def _rows(self, plan: Plan, regime: LoraRegime, recipe: str) -> Iterator[StudyRun]:
         dataset = self._dataset(plan.base.dataset)

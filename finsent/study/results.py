@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 RESULTS = "results.csv"
 SUMMARY = "summary.json"
@@ -17,6 +18,19 @@ CLASSICAL = "classical"
 
 class StudyError(ValueError):
     """A study, regime, fold or result that cannot be made or read."""
+
+
+class RunKey(NamedTuple):
+    """What makes a run the same run, tested on the same set; fields as in StudyRun."""
+
+    backbone: str
+    dataset: str
+    regime: str
+    recipe: str
+    arm: str
+    fold: int
+    seed: int
+    test_dataset: str
 
 
 @dataclass(frozen=True)
@@ -49,18 +63,9 @@ class StudyRun:
     validation_accuracy: float
 
     @property
-    def key(self) -> tuple[str | int, ...]:
+    def key(self) -> RunKey:
         """What makes a run the same run."""
-        return (
-            self.backbone,
-            self.dataset,
-            self.regime,
-            self.recipe,
-            self.arm,
-            self.fold,
-            self.seed,
-            self.test_dataset,
-        )
+        return RunKey(*(getattr(self, name) for name in RunKey._fields))
 
 
 COLUMNS = tuple(field.name for field in fields(StudyRun))
@@ -96,7 +101,7 @@ def read_runs(path: Path) -> list[StudyRun]:
     """
     if not path.exists():
         return []
-    found: dict[tuple[str | int, ...], StudyRun] = {}
+    found: dict[RunKey, StudyRun] = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:

@@ -86,7 +86,7 @@ def variants(folder: Path) -> list[Tried]:
     for row in rows.values():
         if row["arm"] != "dendritic" or row["recipe"] in tested:
             continue
-        base = _base(row["recipe"], tested)
+        base = base_recipe(row["recipe"], tested)
         found.append((row, _base_row(rows, chosen, row, base, folder / SELECTION)))
     bases = {(b["dataset"], b["regime"], b["recipe"]): b for _, b in found}
     return [_tried(row, row) for row in bases.values()] + [_tried(*pair) for pair in found]
@@ -116,7 +116,11 @@ def _tested_recipes(chosen: Mapping[str, Any]) -> list[str]:
     return sorted(dict.fromkeys(found), key=recipe_key)
 
 
-def _base(variant: str, recipes: Sequence[str]) -> str:
+def base_recipe(variant: str, recipes: Sequence[str]) -> str:
+    """The recipe that a variant differs from in one setting, else the first of its family.
+
+    Raises StudyError when it has neither.
+    """
     named = variant.split(",")[0]
     if named in recipes:
         return named

@@ -12,7 +12,8 @@ from finsent.data import DATASETS
 _LABEL_MARKS = {
     label: mark
     for entry in DATASETS.values()
-    for label, mark in zip(entry.label_names, entry.label_marks, strict=False)
+    if entry.label_marks
+    for label, mark in zip(entry.label_names, entry.label_marks, strict=True)
 }
 
 _SYMBOLS = {
