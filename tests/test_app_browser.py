@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 
 from bench.screenshots import CHROMIUM, FLAGS, TABS, open_tab
 from finsent.examples import HEADLINES
+from finsent.ui.build import STATUS_SECONDS
 from tests.app_fixtures import WITHOUT_DENDRITES, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url
@@ -80,8 +81,7 @@ class Watched:
         self.page.locator("#headline textarea").wait_for()
 
     def _listen(self, message: ConsoleMessage) -> None:
-        # Input that is refused is answered with 422, which the browser notes by itself.
-        if message.type == "error" and "status of 422" not in message.text:
+        if message.type == "error":
             self.problems.append(f"console: {message.text}")
 
     def _check(self, address: str, url: str) -> None:
@@ -142,8 +142,11 @@ def test_examples_and_the_button_answer(watched: Watched) -> None:
 )
 def test_unusable_text_gets_a_message(watched: Watched, text: str, message: str) -> None:
     watched.ask(text)
-    expect(watched.page.locator("#headline")).to_contain_text(message)
+    expect(watched.page.get_by_role("alert")).to_contain_text(message)
     expect(watched.page.locator(ANSWER)).to_have_count(0)
+    # The page goes on asking how the model is; what it said of the text stays.
+    watched.page.wait_for_timeout(2 * STATUS_SECONDS * SECONDS)
+    expect(watched.page.get_by_role("alert")).to_contain_text(message)
 
 
 def test_markup_emoji_and_other_scripts_are_shown_as_text(watched: Watched) -> None:

@@ -15,7 +15,7 @@ from finsent.batch import Item, Scored
 from finsent.calibration import Calibration
 from finsent.live_charts import distribution_figure
 from finsent.spreadsheet import MAX_ROWS, TableError
-from finsent.ui.compare import text_problem
+from finsent.ui.headline import text_problem
 
 LABELS = ("negative", "neutral", "positive")
 CALIBRATION = Calibration(2.0, 0.3, 0.9, 0.91, 1.2, 0.02, 0.4, 0.3, 100, 100)

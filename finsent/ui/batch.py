@@ -17,7 +17,7 @@ from finsent.batch import uploaded as uploaded_items
 from finsent.charts import ARM_STYLES
 from finsent.live_charts import distribution_figure
 from finsent.spreadsheet import MAX_BYTES, MAX_ROWS, TableError, read_csv
-from finsent.ui.compare import MAX_CHARACTERS, text_problem
+from finsent.ui.headline import MAX_CHARACTERS, text_problem
 from finsent.ui.markup import label_mark, notice, percent
 from finsent.ui.selectors import RunSelectors, add_run_selectors
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError

@@ -109,6 +109,15 @@ def waiting_html(message: str) -> str:
     )
 
 
+def problem_html(problem: str) -> str:
+    """Shown instead of an answer when the text is none to compare."""
+    return (
+        '<div class="fs-banner" data-agree="problem" role="alert">'
+        '<span class="fs-banner-mark" aria-hidden="true">!</span>'
+        f'<div><p class="fs-banner-says">{escape(problem)}</p></div></div>'
+    )
+
+
 def idle_html() -> str:
     """Shown before the first headline."""
     return (

@@ -9,7 +9,15 @@ from typing import Any
 import gradio as gr
 
 from finsent.data import DATASETS
-from finsent.ui.cards import banner_html, cards_html, idle_html, verdict_html, waiting_html
+from finsent.ui.cards import (
+    banner_html,
+    cards_html,
+    idle_html,
+    problem_html,
+    verdict_html,
+    waiting_html,
+)
+from finsent.ui.headline import text_problem
 from finsent.ui.markup import notice
 from finsent.ui.recorded import RECORDED_HINT, add_recorded
 from finsent.ui.selectors import RunSelectors, add_run_selectors
@@ -17,7 +25,6 @@ from finsent.ui.share import COPY_ADDRESS_JS, keep_in_address
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError, dataset_examples
 from finsent.ui.words import explain_words, words_html
 
-MAX_CHARACTERS = 2000
 MODEL_QUEUE = "model"
 VISITORS_AT_ONCE = 64
 """Who waits, waits for the model inside the service, which measures it; gradio's own queue would
@@ -25,20 +32,6 @@ hide the wait. Model times stay clean: the model answers one question at a time.
 POLL_SECONDS = 0.5
 CHIPS = max(len(entry.examples) for entry in DATASETS.values())
 _UNCHANGED = (gr.skip(), gr.skip(), gr.skip())
-
-
-def text_problem(
-    text: str | None, empty: str = "Nothing to compare yet: type a headline or pick an example."
-) -> str | None:
-    """Why a text cannot be compared, or None when it can. empty: what to say of an empty one."""
-    if text is None or not text.strip():
-        return empty
-    if len(text) > MAX_CHARACTERS:
-        return (
-            f"{len(text):,} characters are too many: at most {MAX_CHARACTERS:,}. "
-            "One headline or sentence works best."
-        )
-    return None
 
 
 @dataclass(frozen=True)
@@ -97,15 +90,15 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
     def selection(backbone: str, dataset: str, seed: int, with_matched: bool) -> Selection:
         return catalog.select(backbone, dataset, seed, matched=with_matched)
 
-    def check(value: str | None, *_: Any) -> list[dict[str, Any]]:
-        problem = text_problem(value)
-        others = [gr.validate(True, "") for _ in chosen]
-        return [gr.validate(problem is None, problem or ""), *others]
-
     def answer(
         value: str, backbone: str, dataset: str, seed: int, with_matched: bool
     ) -> Iterator[tuple[Any, Any, Any]]:
         wanted = selection(backbone, dataset, seed, with_matched)
+        problem = text_problem(value)
+        if problem is not None:
+            # Not by gradio's `validator`: any later event of the page wipes what that one says.
+            yield problem_html(problem), cards_html(catalog, wanted), ""
+            return
         service.start()
         while not service.settled:
             status = service.wait(POLL_SECONDS)
@@ -146,7 +139,7 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
         "api_visibility": "private",
     }
     again = {**asked, "fn": answer_again}
-    for event in (button.click(**asked, validator=check), text.submit(**asked, validator=check)):
+    for event in (button.click(**asked), text.submit(**asked)):
         keep_in_address(event, inputs)
     for place, chip in enumerate(chips):
         event = chip.click(

@@ -9,7 +9,8 @@ import gradio as gr
 
 from finsent.answers import answers
 from finsent.ui.cards import result_dict
-from finsent.ui.compare import MODEL_QUEUE, text_problem
+from finsent.ui.compare import MODEL_QUEUE
+from finsent.ui.headline import text_problem
 from finsent.ui.state import ModelService, Selection, ServiceError
 
 MAX_SCORED = 64

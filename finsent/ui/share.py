@@ -8,15 +8,17 @@ from typing import Any
 
 import gradio as gr
 
+from finsent.ui.headline import MAX_CHARACTERS
 from finsent.ui.state import Catalog
 
-_WRITE_ADDRESS = """
+_WRITE_ADDRESS = f"""
   const address = new URL(window.location.href);
-  const written = {text, backbone, dataset, seed, matched: matched ? '1' : ''};
-  for (const [name, value] of Object.entries(written)) {
+  const asked = [...(text ?? '')].length <= {MAX_CHARACTERS} ? text : '';
+  const written = {{text: asked, backbone, dataset, seed, matched: matched ? '1' : ''}};
+  for (const [name, value] of Object.entries(written)) {{
     if (value === null || value === '') address.searchParams.delete(name);
-    else address.searchParams.set(name, String(value).slice(0, 2000));
-  }
+    else address.searchParams.set(name, value);
+  }}
   window.history.replaceState(null, '', address);
 """
 KEEP_ADDRESS_JS = f"(text, backbone, dataset, seed, matched) => {{{_WRITE_ADDRESS}}}"
