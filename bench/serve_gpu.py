@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from finsent.adapters import Adapter, AdapterBank
-from finsent.backbones import Nf4Product, pool, token_batches
+from finsent.backbones import pool, token_batches
 from finsent.dendritic_linear import DendriticLinear
-from finsent.fused import DenseProduct, FusedDecoder
+from finsent.fused import FusedDecoder
 from finsent.graphs import GraphedForward, compiled, pad
 from finsent.jobs import git_commit
 from finsent.latency import LatencyStats, time_interleaved
@@ -251,12 +251,8 @@ def variants(bench: Bench, tiny: bool) -> tuple[dict[str, Callable[[], Tensor]],
     for arm in adapters:
         expected[arm] = eager(arm, sentence).float()
     # Timed on a copy: fusing takes the weights out of the decoder.
-    for name, make in (("bf16", DenseProduct), ("nf4", Nf4Product)):
-        source = make_decoder(tiny)
-        source.load_state_dict(_without_adapters(decoder))
-        fused = bench.attempt(
-            f"fuse {name}", partial(FusedDecoder, source, "last", MAX_LENGTH, make)
-        )
+    for name in ("bf16", "nf4"):
+        fused = bench.attempt(f"fuse {name}", partial(fuse, name, decoder, tiny))
         if fused is None:
             continue
         arms = {arm: fused.arm(adapter) for arm, adapter in adapters.items()}
@@ -279,6 +275,15 @@ def variants(bench: Bench, tiny: bool) -> tuple[dict[str, Callable[[], Tensor]],
             fused, arms = kept[name]
             add_graphed(f"fused {name}, {kind}, graph", compiled(fused, mode), arms)
     return calls, kept
+
+
+def fuse(precision: str, decoder: Any, tiny: bool) -> FusedDecoder:
+    """A copy of the decoder at that precision, fused."""
+    source = make_decoder(tiny)
+    source.load_state_dict(_without_adapters(decoder))
+    if precision == "nf4":
+        source = quantize_layers(source)
+    return FusedDecoder(source, "last", MAX_LENGTH)
 
 
 def unfused(

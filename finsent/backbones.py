@@ -505,25 +505,3 @@ def check_decomposition(backbone: Backbone, token_ids: Sequence[Sequence[int]], 
                 f"{difference:.2g} on a padded batch, expected at most {tolerance:g}. Only causal "
                 "decoders that take input embeddings unscaled are supported."
             )
-
-
-class Nf4Product(nn.Module):
-    """x W^T + b with W (out, in) held as bitsandbytes NF4 in blocks of 64 along a row.
-
-    The scales stay in fp32: unpacking doubly quantised ones would be a kernel more for every
-    layer, to save 0.4 bits of 4.5.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        import bitsandbytes.functional as bnb
-
-        self._unpack = bnb.dequantize_4bit
-        packed, self._state = bnb.quantize_4bit(weight.contiguous(), quant_type="nf4")
-        self.register_buffer("packed", packed)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        weight = self._unpack(self.get_buffer("packed"), self._state)
-        return nn.functional.linear(x, weight, self.bias)  # type: ignore[arg-type]

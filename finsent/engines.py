@@ -22,6 +22,7 @@ from finsent.adapters import Adapter, AdapterBank
 from finsent.backbones import Backbone, pool
 from finsent.fused import FUSED_FAMILIES, FusedArm, FusedDecoder
 from finsent.graphs import GraphedForward, compiled, pad
+from finsent.products import has_whole_blocks
 
 ENGINES = ("torch", "graphs", "openvino", "openvino-fp32")
 """`torch`: transformers' forward. `graphs`: fused products, compiled, as CUDA graphs. `openvino`:
@@ -95,8 +96,8 @@ def choose_engine(
     if device.type == "cuda":
         if environment.get("SPACES_ZERO_GPU"):
             return EngineChoice("torch", "ZeroGPU forbids compilation")
-        if precision == "nf4":
-            return EngineChoice("torch", "4-bit layers, whose weights cannot be joined as they are")
+        if precision == "nf4" and not has_whole_blocks(model):
+            return EngineChoice("torch", "4-bit blocks that lie across rows, so cannot be joined")
         if family in FUSED_FAMILIES:
             return EngineChoice("graphs", f"a GPU of one's own and a {family} decoder")
         return EngineChoice("torch", f"a {family} decoder, which cannot be fused")

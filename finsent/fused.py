@@ -9,7 +9,7 @@ is recorded as a CUDA graph or compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,29 +19,10 @@ from torch import Tensor, nn
 
 from finsent.adapters import Adapter, AdapterError
 from finsent.dendritic_linear import FusedDendriticLinear
+from finsent.products import FusionError, join
 
 FUSED_FAMILIES = ("phi", "llama")
 """`config.model_type` of the decoders that `FusedDecoder` knows."""
-
-MakeProduct = Callable[[Tensor, Tensor | None], nn.Module]
-"""From a weight (out, in) and a bias (out,) to a module that computes x W^T + b."""
-
-
-class FusionError(ValueError):
-    """A decoder that cannot be fused."""
-
-
-class DenseProduct(nn.Module):
-    """x W^T + b with the weight as it is."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        return F.linear(x, self.get_buffer("weight"), self.bias)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -98,7 +79,7 @@ class FusedArm(nn.Module):
 class _Block(nn.Module):
     """One transformer block of either family."""
 
-    def __init__(self, block: Any, family: str, make: MakeProduct) -> None:
+    def __init__(self, block: Any, family: str) -> None:
         super().__init__()
         attention, mlp = block.self_attn, block.mlp
         self.norm = block.input_layernorm
@@ -106,50 +87,41 @@ class _Block(nn.Module):
         qkv = {f"self_attn.{n}": getattr(attention, n) for n in ("q_proj", "k_proj", "v_proj")}
         if family == "phi":
             self.act = mlp.activation_fn
-            self.into = self._beside("into", {**qkv, "mlp.fc1": mlp.fc1}, make)
+            self.into = self._beside("into", {**qkv, "mlp.fc1": mlp.fc1})
             out = {"self_attn.dense": attention.dense, "mlp.fc2": mlp.fc2}
-            self.out = self._summed("out", out, make)
+            self.out = self._summed("out", out)
         else:
             self.act = mlp.act_fn
             self.middle_norm = block.post_attention_layernorm
             gate_up = {"mlp.gate_proj": mlp.gate_proj, "mlp.up_proj": mlp.up_proj}
-            self.into = self._beside("into", qkv, make)
-            self.out = self._summed("out", {"self_attn.o_proj": attention.o_proj}, make)
-            self.gate_up = self._beside("gate_up", gate_up, make)
-            self.down = self._summed("down", {"mlp.down_proj": mlp.down_proj}, make)
+            self.into = self._beside("into", qkv)
+            self.out = self._summed("out", {"self_attn.o_proj": attention.o_proj})
+            self.gate_up = self._beside("gate_up", gate_up)
+            self.down = self._summed("down", {"mlp.down_proj": mlp.down_proj})
 
-    def _beside(self, name: str, layers: Mapping[str, Any], make: MakeProduct) -> nn.Module:
+    def _beside(self, name: str, layers: Mapping[str, Any]) -> nn.Module:
         parts, at = {}, 0
         for path, layer in layers.items():
-            rows, inner = layer.weight.shape
+            rows, inner = layer.out_features, layer.in_features
             parts[path] = _Part(slice(0, inner), slice(at, at + rows))
             at += rows
         self.parts[name] = parts
         members = list(layers.values())
         biases = [m.bias for m in members if m.bias is not None]
         bias = torch.cat(biases) if biases else None
-        return make(_release(members, dim=0), bias)
+        return join(members, 0, bias)
 
-    def _summed(self, name: str, layers: Mapping[str, Any], make: MakeProduct) -> nn.Module:
+    def _summed(self, name: str, layers: Mapping[str, Any]) -> nn.Module:
         parts, at = {}, 0
         for path, layer in layers.items():
-            rows, inner = layer.weight.shape
+            rows, inner = layer.out_features, layer.in_features
             parts[path] = _Part(slice(at, at + inner), slice(0, rows))
             at += inner
         self.parts[name] = parts
         members = list(layers.values())
         biases = [m.bias for m in members if m.bias is not None]
         bias = torch.stack(biases).sum(dim=0) if biases else None
-        return make(_release(members, dim=1), bias)
-
-
-def _release(layers: Sequence[Any], dim: int) -> Tensor:
-    """The layers' weights as one tensor; the originals are let go, so that two copies of a large
-    model never stand side by side."""
-    joined = torch.cat([layer.weight.detach() for layer in layers], dim=dim)
-    for layer in layers:
-        layer.weight = None
-    return joined
+        return join(members, 1, bias)
 
 
 class FusedDecoder(nn.Module):
@@ -159,9 +131,7 @@ class FusedDecoder(nn.Module):
     Raises FusionError for a family that is not in FUSED_FAMILIES.
     """
 
-    def __init__(
-        self, decoder: Any, pooling: str, max_length: int, make: MakeProduct = DenseProduct
-    ) -> None:
+    def __init__(self, decoder: Any, pooling: str, max_length: int) -> None:
         super().__init__()
         config = decoder.config
         if config.model_type not in FUSED_FAMILIES:
@@ -182,7 +152,7 @@ class FusedDecoder(nn.Module):
         cos, sin = decoder.rotary_emb(torch.zeros(1, dtype=self.dtype, device=device), positions)
         self.register_buffer("cos", cos[0, :, None, :])
         self.register_buffer("sin", sin[0, :, None, :])
-        self.blocks = nn.ModuleList(_Block(b, self._family, make) for b in decoder.layers)
+        self.blocks = nn.ModuleList(_Block(b, self._family) for b in decoder.layers)
         self.step = self._phi if self._family == "phi" else self._llama
         """(x, block, deltas) -> x: one block; may be exchanged for a compiled one."""
         self.final_norm = decoder.final_layernorm if self._family == "phi" else decoder.norm

@@ -222,7 +222,11 @@ class _Graph:
             x, attended = (op.gather(t, only, _ints(1), 1) for t in (x, attended))
         x = op.add(x, self._project(attended, prefix, ("self_attn.o_proj",), tensors)[0])
         h = self._norm(x, tensors(f"{prefix}post_attention_layernorm.weight"))
-        gate, up = self._project(h, prefix, ("mlp.gate_proj", "mlp.up_proj"), tensors)
+        # One product each: taking a joined one apart costs more than it saves.
+        gate, up = (
+            self._project(h, prefix, (name,), tensors)[0]
+            for name in ("mlp.gate_proj", "mlp.up_proj")
+        )
         inner = op.multiply(op.swish(gate), up)
         return op.add(x, self._project(inner, prefix, ("mlp.down_proj",), tensors)[0])
 

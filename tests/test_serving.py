@@ -21,9 +21,10 @@ from finsent.backbones import Backbone, FileTokenizer, pool
 from finsent.batching import BatchQueue, BusyError
 from finsent.dendritic_linear import DendriticLinear
 from finsent.engines import TorchEngine, choose_engine
-from finsent.fused import FusedDecoder, FusionError
+from finsent.fused import FusedDecoder
 from finsent.graphs import GraphedForward
 from finsent.openvino_engine import OpenVinoEngine, unsupported
+from finsent.products import FusionError, join
 
 CPU = torch.device("cpu")
 WIDTHS = {
@@ -61,6 +62,27 @@ def decoder_of(family: str) -> torch.nn.Module:
         model = LlamaModel(LlamaConfig(**WIDTHS))
     model.config.use_cache = False
     return model.eval().requires_grad_(False)
+
+
+def in_4_bit(model: torch.nn.Module, compress: bool) -> torch.nn.Module:
+    """Its linear layers as bitsandbytes would load them, computing in fp32."""
+    bnb = pytest.importorskip("bitsandbytes")
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, torch.nn.Linear):
+            continue
+        packed = bnb.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            compute_dtype=torch.float32,
+            compress_statistics=compress,
+            quant_type="nf4",
+        )
+        packed.load_state_dict(layer.state_dict())
+        packed.to(CPU)
+        packed.train()  # in evaluation mode its weights are packed anew for a CPU kernel
+        model.set_submodule(name, packed)
+    return model
 
 
 TARGETS = {
@@ -113,6 +135,28 @@ def test_the_fused_decoder_is_the_decoder(family: str, k: int, pooling: str) -> 
     fused = FusedDecoder(copy.deepcopy(decoder), pooling, 64)
     run = GraphedForward(lambda ids, last: fused(ids, last, fused.arm(adapter)), CPU)
     torch.testing.assert_close(run(TEXTS), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("family", ["phi", "llama"])
+def test_fused_4_bit_layers_keep_their_codes(family: str, compress: bool) -> None:
+    decoder = in_4_bit(decoder_of(family), compress)
+    adapter = adapter_of(decoder, TARGETS[family], 1)
+    expected = reference(decoder, adapter, "last")
+    fused = FusedDecoder(decoder, "last", 64)
+    run = GraphedForward(lambda ids, last: fused(ids, last, fused.arm(adapter)), CPU)
+    # The same weights to the last bit; only the order of sums differs.
+    torch.testing.assert_close(run(TEXTS), expected, atol=1e-4, rtol=0)
+
+
+def test_4_bit_layers_that_cannot_be_joined_are_refused() -> None:
+    decoder = in_4_bit(decoder_of("phi"), compress=False)
+    decoder.layers[0].self_attn.q_proj = torch.nn.Linear(64, 64)
+    with pytest.raises(FusionError, match="4-bit layers and others"):
+        FusedDecoder(decoder, "last", 64)
+    narrow = in_4_bit(torch.nn.Sequential(torch.nn.Linear(32, 4)), compress=False)
+    with pytest.raises(FusionError, match="32 inputs has blocks of 64"):
+        join([narrow[0]], 0, None)
 
 
 def test_fusing_refuses_what_it_does_not_know() -> None:
@@ -315,7 +359,8 @@ LLAMA = {
         (LLAMA, "bf16", "cpu", {}, True, "torch", "bf16 weights on a CPU"),
         ({"model_type": "phi"}, "fp32", "cpu", {}, True, "torch", "'phi' is not one of"),
         ({"model_type": "phi"}, "bf16", "cuda", {}, True, "graphs", "a GPU of one's own"),
-        ({"model_type": "phi"}, "nf4", "cuda", {}, True, "torch", "4-bit layers"),
+        (LLAMA, "nf4", "cuda", {}, True, "graphs", "a GPU of one's own"),
+        ({**LLAMA, "hidden_size": 96}, "nf4", "cuda", {}, True, "torch", "lie across rows"),
         ({"model_type": "gemma"}, "bf16", "cuda", {}, True, "torch", "cannot be fused"),
         (LLAMA, "bf16", "cuda", {"SPACES_ZERO_GPU": "1"}, True, "torch", "ZeroGPU forbids"),
     ],

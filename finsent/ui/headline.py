@@ -1,0 +1,19 @@
+"""What may be asked: one text of bounded length."""
+
+from __future__ import annotations
+
+MAX_CHARACTERS = 2000
+
+
+def text_problem(
+    text: str | None, empty: str = "Nothing to compare yet: type a headline or pick an example."
+) -> str | None:
+    """Why a text cannot be compared, or None when it can. empty: what to say of an empty one."""
+    if text is None or not text.strip():
+        return empty
+    if len(text) > MAX_CHARACTERS:
+        return (
+            f"{len(text):,} characters are too many: at most {MAX_CHARACTERS:,}. "
+            "One headline or sentence works best."
+        )
+    return None
