@@ -24,6 +24,7 @@ OUTCOMES = ("better", "worse", "tied")
 TITLES = {
     "heads": "Heads on frozen features",
     "heads-held-out": "Heads whose candidates leave validation alone",
+    "heads-penalised": "Heads under larger penalties",
     "cross-domain": "Heads tested on other data sets",
     "lora": "LoRA adapters, dendrites grown by PerforatedAI",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
