@@ -30,6 +30,10 @@ VISITORS_AT_ONCE = 64
 """Who waits, waits for the model inside the service, which measures it; gradio's own queue would
 hide the wait. Model times stay clean: the model answers one question at a time."""
 POLL_SECONDS = 0.5
+NOTHING_HERE = (
+    "This tab compares trained runs, and there are none. It opens by itself as soon as the first "
+    "are finished."
+)
 CHIPS = max(len(entry.examples) for entry in DATASETS.values())
 _UNCHANGED = (gr.skip(), gr.skip(), gr.skip())
 
@@ -48,7 +52,7 @@ class CompareTab:
 def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | None:
     """Draws the tab inside the current gr.Tab; None when there are no runs."""
     if not catalog.runs:
-        gr.HTML(notice("Nothing trained yet.", service.status.message, tone="warning"))
+        gr.HTML(notice("Nothing trained yet.", NOTHING_HERE, tone="warning"))
         return None
     first = catalog.select(catalog.backbones()[0])
     with gr.Row(elem_classes="fs-ask", equal_height=False):
