@@ -201,9 +201,11 @@ def verdict_html(catalog: Catalog, selection: Selection) -> str:
     for comparison in (catalog.leaderboard or {}).get("comparisons", []):
         same = (comparison["backbone"], comparison["dataset"], comparison["a"], comparison["b"])
         if same == (_name(catalog, selection), selection.dataset, "baseline", "dendritic"):
+            n_seeds = len(comparison["seeds"])
+            together = "every seed together" if n_seeds > 1 else "the whole test set"
             return (
                 '<aside class="fs-verdict"><h2>One headline proves nothing. '
-                f"{escape(dataset_title(selection.dataset))}, every seed together:</h2>"
+                f"{escape(dataset_title(selection.dataset))}, {together}:</h2>"
                 f"<p>{escape(sentence(comparison['verdict']))}</p></aside>"
             )
     return ""

@@ -20,7 +20,7 @@ from finsent.ui.cards import (
 from finsent.ui.headline import text_problem
 from finsent.ui.markup import notice
 from finsent.ui.recorded import RECORDED_HINT, add_recorded
-from finsent.ui.selectors import RunSelectors, add_run_selectors
+from finsent.ui.selectors import RunSelectors, add_matched_box, add_run_selectors
 from finsent.ui.share import COPY_ADDRESS_JS, keep_in_address
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError, dataset_examples
 from finsent.ui.words import explain_words, words_html
@@ -82,11 +82,13 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
     gr.HTML("<h2>Which runs answer</h2>", elem_id="which")
     with gr.Row(elem_classes="fs-controls"):
         selectors = add_run_selectors(catalog, first)
-        matched = gr.Checkbox(
-            label="Also run the matched control",
+        matched = add_matched_box(
+            catalog,
+            selectors,
+            first,
+            "Also run the matched control",
+            "matched",
             info="No dendrites, but as many parameters as the dendritic run",
-            elem_id="matched",
-            min_width=220,
         )
     chosen = [*selectors.components, matched]
     add_recorded(catalog, chosen)
