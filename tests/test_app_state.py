@@ -163,6 +163,11 @@ def test_the_default_follows_runs_that_come_later(
     assert reason in service.choice.reason
     assert service.compare("profit rose", service.default_selection()).selection.seed == 0
     assert state.backbone_title(expected) in service.status.message
+    if model is Failing:
+        with pytest.raises(state.ServiceError, match="Phi-2 could not be loaded: no room"):
+            service.compare("profit rose", service.catalog.select("phi-2"))
+        # Who asks for others next is answered.
+        service.compare("profit rose", service.default_selection())
     # Gone again: back to what is here.
     shutil.rmtree(root / "phi-2")
     service.renew(state.Catalog.read(root))

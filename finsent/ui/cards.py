@@ -110,7 +110,7 @@ def waiting_html(message: str) -> str:
 
 
 def problem_html(problem: str) -> str:
-    """Shown instead of an answer when the text is none to compare."""
+    """Shown instead of an answer: what is wrong with the text or the model."""
     return (
         '<div class="fs-banner" data-agree="problem" role="alert">'
         '<span class="fs-banner-mark" aria-hidden="true">!</span>'

@@ -114,9 +114,10 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
             outcome = service.compare(value, wanted)
             yield banner_html(catalog, outcome), cards_html(catalog, wanted, outcome), ""
         except ServiceError as error:
-            raise gr.Error(f"{error} {RECORDED_HINT}", print_exception=False) from error
+            # In the page itself: a message of gradio's is gone after ten seconds.
+            yield problem_html(f"{error} {RECORDED_HINT}"), cards_html(catalog, wanted), ""
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            yield problem_html(str(error)), cards_html(catalog, wanted), ""
 
     def answer_again(value: str, *runs: Any) -> Iterator[tuple[Any, Any, Any]]:
         yield from answer(value, *runs) if text_problem(value) is None else (_UNCHANGED,)
@@ -196,9 +197,9 @@ def _chips(dataset: str) -> list[dict[str, Any]]:
 def _explanation(text: str, wanted: Selection, catalog: Catalog, service: ModelService) -> str:
     problem = text_problem(text)
     if problem is not None:
-        raise gr.Error(problem, print_exception=False)
+        return problem_html(problem)
     try:
         found, labels = explain_words(text, wanted, catalog, service)
     except (ServiceError, ValueError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        return problem_html(str(error))
     return words_html(found, labels)

@@ -513,8 +513,7 @@ class ModelService:
                 self._status = Status("failed", f"Loading failed: {error}")
                 raise
             _log.exception("the default stays %s", before.backbone)
-            missed = backbone_title(choice.backbone)
-            self.choice = Choice(before.backbone, f"{missed} could not be loaded: {error}")
+            self.choice = Choice(before.backbone, str(error))
             self._announce(before)
             self._place(before)
         finally:
@@ -621,9 +620,18 @@ class ModelService:
 
     def _switch(self, selection: Selection, *, borrowed: bool) -> None:
         """Loads the runs of a selection. Where a GPU is lent that happens on it, in a process that
-        ends with the question, so the next one switches again."""
-        if self._comparer is not None and zero_gpu() is borrowed:
+        may end with the question, so the next one may switch again.
+
+        Raises ServiceError when they cannot be loaded, as where the weights cannot be had.
+        """
+        if self._comparer is None or zero_gpu() is not borrowed:
+            return
+        try:
             self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
+        except (OSError, RuntimeError, ValueError) as error:
+            title = backbone_title(selection.backbone)
+            _log.exception("loading %s", selection)
+            raise ServiceError(f"{title} could not be loaded: {error}") from error
 
     def _answer(
         self, selection: Selection, question: Callable[..., Any], argument: Any
