@@ -493,7 +493,9 @@ def _verdict(
 ) -> str:
     a, b = names
     opening = "tied" if outcome == "tied" else f"{b} is {outcome}"
-    p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{3 if p_value < 0.1 else 2}f}"
+    # With one seed the two are the same test.
+    p_text = "McNemar p " if len(sizes) == 1 else "sign-flip p "
+    p_text += "< 0.001" if p_value < 0.001 else f"= {p_value:.{3 if p_value < 0.1 else 2}f}"
     if len(set(sizes)) == 1:
         n_text = f"n = {sizes[0]} x {len(sizes)} seed{'s' if len(sizes) > 1 else ''}"
     else:

@@ -5,6 +5,7 @@ Colours and symbols are those of finsent.charts; backgrounds are left to the pag
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -49,6 +50,8 @@ def distribution_figure(counts: Mapping[str, Mapping[str, int]]) -> go.Figure:
     _style(figure)
     most = max((max(c.values()) for c in counts.values()), default=1)
     figure.update_yaxes(title_text="texts", range=[0, 1.15 * most], rangemode="tozero")
+    if most < 5:
+        figure.update_yaxes(dtick=1)  # there are no half texts
     figure.update_layout(barmode="group", bargap=0.28)
     return figure
 
@@ -78,19 +81,19 @@ def times_figure(times_ms: Mapping[tuple[str, str], Sequence[float]]) -> go.Figu
 
 
 def figures_bar(values: Mapping[str, float], unit: str) -> go.Figure:
-    """Named numbers of one unit as bars from zero, first on top."""
+    """Named numbers of one unit as bars from zero, by name from the top."""
     figure = go.Figure()
-    names = list(values)[::-1]
+    names = sorted(values, key=natural, reverse=True)
     figure.add_bar(
         x=[values[name] for name in names],
         y=names,
         orientation="h",
         marker={"color": [_colour(name) for name in names]},
         width=0.55,
-        text=[f"{values[name]:,.4g}" for name in names],
+        text=[figure_text(values[name]) for name in names],
         textposition="outside",
         cliponaxis=False,
-        hovertemplate="%{y}: %{x:,.4g} " + unit + "<extra></extra>",
+        hovertemplate="%{y}: %{text} " + unit + "<extra></extra>",
     )
     _style(figure)
     figure.update_layout(
@@ -98,9 +101,23 @@ def figures_bar(values: Mapping[str, float], unit: str) -> go.Figure:
     )
     figure.update_xaxes(title_text=unit, rangemode="tozero", showgrid=True, gridcolor=_GRID)
     figure.update_yaxes(
-        automargin=True, showgrid=False, tickvals=names, ticktext=figure_labels(names)
+        automargin=True,
+        showgrid=False,
+        tickvals=names,
+        ticktext=figure_labels(names),
+        ticklabelstandoff=6,
     )
     return figure
+
+
+def figure_text(value: float) -> str:
+    """Four figures, without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key: numbers in a name by size, so that 8 users stand before 64."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def figure_labels(names: Sequence[str]) -> list[str]:

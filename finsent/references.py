@@ -44,7 +44,7 @@ _WRITE_UP_NOTE = (
     "and the other model for 2 epochs at 8e-6, and the call that reports validation scores to "
     "PerforatedAI is commented out, so no dendrite is ever added. The gain is an extra epoch."
 )
-_FIGURE_ONLY = "Published figure; see the protocol column"
+_FIGURE_ONLY = "Reported figure; its publication is not recorded here"
 
 REFERENCES: tuple[Reference, ...] = (
     Reference(

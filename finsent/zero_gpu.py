@@ -26,10 +26,12 @@ def prepare() -> None:
         importlib.import_module("spaces")
 
 
-def on_gpu(function: F, *, seconds: int) -> F:
-    """`function`, run with a GPU that is lent for at most so long. Elsewhere, itself.
+def on_gpu(function: F, *, seconds: Callable[..., int]) -> F:
+    """`function`, run with a GPU that is lent for at most `seconds(*its arguments)`. Elsewhere,
+    itself.
 
-    It runs in a forked process: arguments and result must pickle, and what it keeps is lost.
+    It runs in a forked process: arguments and result must pickle. That process may be used again
+    for a later call or not, so what the function keeps may be lost, and may also be found again.
     """
     if not zero_gpu():
         return function

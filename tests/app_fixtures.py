@@ -161,7 +161,7 @@ def serve(artifacts: Path, options: argparse.Namespace) -> None:
     page = build_demo(
         artifacts,
         comparer_factory=factory,
-        probe_cuda=lambda: False,
+        probe_cuda=lambda: options.cuda,
         owner=made_up_owner(artifacts) if options.owner else None,
     )
     launch(page, host="127.0.0.1", port=options.port, mcp=options.mcp)
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--load-seconds", type=float, default=0.3)
     parser.add_argument("--owner", action="store_true", help="with the Owner tab")
     parser.add_argument("--fail", action="store_true", help="the model cannot be loaded")
+    parser.add_argument("--cuda", action="store_true", help="say that there is a GPU")
     parser.add_argument("--mcp", action="store_true")
     options = parser.parse_args()
     if options.artifacts is None:

@@ -216,5 +216,6 @@ def test_page_without_runs_comes_up_and_says_so(chromium: Browser, tmp_path: Pat
     with running_app(tmp_path / "empty", tmp_path / "app.log") as url:
         page = chromium.new_page()
         page.goto(url)
-        expect(page.locator("#tab-compare")).to_contain_text("make train")
+        expect(page.locator("#status")).to_contain_text("make train")
+        expect(page.locator("#tab-compare")).to_contain_text("It opens by itself")
         page.close()

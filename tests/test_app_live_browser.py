@@ -158,7 +158,9 @@ def test_words_are_marked_without_colour_and_listed(watched: Watched, app_artifa
     watched.ask("profit")
     expect(page.locator("#words")).not_to_contain_text("As a table")
     page.locator("#explain").click()
-    expect(page.get_by_test_id("toast-text")).to_contain_text("one word cannot be left out")
+    expect(page.locator("#words").get_by_role("alert")).to_contain_text(
+        "one word cannot be left out"
+    )
 
 
 def test_a_link_opens_what_was_shared(chromium: Browser, app_url: str) -> None:
@@ -225,7 +227,7 @@ def test_without_a_model_recorded_answers_are_shown_as_recorded(
         page = watched.page
         expect(page.locator("#status")).to_contain_text("weights cannot be had here")
         watched.ask("profit rose")
-        expect(page.get_by_test_id("toast-text")).to_contain_text("Recorded")
+        expect(page.locator("#banner").get_by_role("alert")).to_contain_text("Recorded")
         expect(page.locator(f"#cards {ANSWER}")).to_have_count(0)
         page.get_by_text("Recorded answers to held-out sentences").click()
         predictions = {arm: run_of(app_artifacts, arm).read_predictions() for arm in ARMS}

@@ -15,6 +15,7 @@ from finsent.ui import cards, compare, markup, state
 from finsent.ui.build import status_html
 from tests.app_fixtures import WITHOUT_DENDRITES, FakeComparer, FakePrediction, FakeResult
 from tests.app_fixtures import app_artifacts as app_artifacts
+from tests.artifact_factory import make_run
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,61 @@ def test_failed_loading_is_told_and_tried_again(catalog: state.Catalog) -> None:
     assert service._thread is not None
     service._thread.join()
     service.start()
+    assert service.wait(10).phase == "ready"
+
+
+class Failing(FakeComparer):
+    """Cannot load Phi-2."""
+
+    def use(self, folder: Path, seed: int, arms: Sequence[str], /) -> None:
+        if folder.parent.name == "phi-2":
+            raise OSError("no room on the device")
+        super().use(folder, seed, arms)
+
+
+@pytest.mark.parametrize(
+    ("model", "cuda", "expected", "reason"),
+    [
+        (FakeComparer, True, "phi-2", "a CUDA device and Phi-2 artifacts are both here"),
+        (FakeComparer, False, "smollm2-135m", "Phi-2 artifacts are here, but no CUDA device"),
+        (Failing, True, "smollm2-135m", "Phi-2 could not be loaded: no room on the device"),
+    ],
+)
+def test_the_default_follows_runs_that_come_later(
+    model: type[FakeComparer],
+    cuda: bool,
+    expected: str,
+    reason: str,
+    app_artifacts: Path,
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(app_artifacts, root)
+    service = service_of(
+        state.Catalog.read(root), lambda folder, seed, arms, progress: model(folder, seed, arms)
+    )
+    service.probe_cuda = lambda: cuda
+    service.start()
+    assert service.wait(10).phase == "ready"
+    for arm in ("baseline", "dendritic"):
+        make_run(root, "phi-2", "allagree", arm)
+    service.renew(state.Catalog.read(root))
+    service.default_selection()
+    assert service.wait(10).phase == "ready"
+    assert service.default_selection().backbone == expected
+    assert service.choice is not None
+    assert reason in service.choice.reason
+    assert service.compare("profit rose", service.default_selection()).selection.seed == 0
+    assert state.backbone_title(expected) in service.status.message
+    if model is Failing:
+        with pytest.raises(state.ServiceError, match="Phi-2 could not be loaded: no room"):
+            service.compare("profit rose", service.catalog.select("phi-2"))
+        # Who asks for others next is answered.
+        service.compare("profit rose", service.default_selection())
+    # Gone again: back to what is here.
+    shutil.rmtree(root / "phi-2")
+    service.renew(state.Catalog.read(root))
+    assert service.default_selection().backbone == "smollm2-135m"
     assert service.wait(10).phase == "ready"
 
 

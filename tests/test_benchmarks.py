@@ -74,7 +74,8 @@ def test_kept_results_are_read_whatever_they_hold(tmp_path: Path) -> None:
     html = result_html(result)
     for fact in ("some", "make it", "p50_ms_bf16", "4.5"):
         assert fact in html
-    assert list(figures_bar(result.groups()["milliseconds"], "ms").data[0].x) == [4.5, 2]
+    # From the bottom up.
+    assert list(figures_bar(result.groups()["milliseconds"], "ms").data[0].x) == [2, 4.5]
     (tmp_path / "some.json").write_text("[1]")
     with pytest.raises(BenchmarkError, match=r"some\.json: holds no object"):
         benchmarks.read_results(tmp_path)
@@ -82,6 +83,12 @@ def test_kept_results_are_read_whatever_they_hold(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="cannot be read"):
         benchmarks.read_results(tmp_path)
     assert benchmarks.read_results(tmp_path / "none") == []
+
+
+def test_bars_stand_in_the_order_of_their_numbers_and_say_them_in_full() -> None:
+    bar = figures_bar({"users_64": 12140.4, "users_8": 813.84, "users_1": 0.98672}, "ms").data[0]
+    assert list(bar.y) == ["users_64", "users_8", "users_1"]
+    assert list(bar.text) == ["12,140", "813.8", "0.9867"]
 
 
 def test_the_committed_results_can_be_shown() -> None:

@@ -167,7 +167,7 @@ def test_one_seed_is_exact_mcnemar() -> None:
     assert (found.errors_a, found.errors_b, found.n) == (5, 1, 40)
     assert found.outcome == "tied"
     assert found.verdict.startswith("tied: dendritic +10.0 points accuracy over baseline, 95 % CI")
-    assert found.verdict.endswith("p = 0.22, n = 40 x 1 seed")
+    assert found.verdict.endswith("McNemar p = 0.22, n = 40 x 1 seed")
 
 
 def test_better_and_worse_mirror_each_other() -> None:
@@ -175,7 +175,7 @@ def test_better_and_worse_mirror_each_other() -> None:
     better, worse = ev.compare([a], [b]), ev.compare([b], [a], names=("dendritic", "baseline"))
     assert better.outcome == "better"
     assert better.verdict.startswith("dendritic is better: dendritic +30.0 points")
-    assert "p < 0.001" in better.verdict
+    assert "McNemar p < 0.001" in better.verdict
     assert worse.outcome == "worse"
     assert worse.accuracy_ci_points == pytest.approx([-x for x in better.accuracy_ci_points][::-1])
     assert worse.errors_removed_pct is None
@@ -245,3 +245,12 @@ def test_runs_that_do_not_pair() -> None:
         ev.pooled_intervals([])
     with pytest.raises(ev.EvaluationError, match="different label names"):
         ev.pooled_intervals([a, others])
+
+
+def test_the_verdict_names_its_test() -> None:
+    a, b = answers([False] * 5 + [True] * 35), answers([True] * 5 + [False] + [True] * 34)
+    assert ", McNemar p = 0.22, n = 40 x 1 seed" in ev.compare([a], [b]).verdict
+    several = ev.compare([a, a], [b, b])
+    # A sentence answered alike in both seeds is one piece of evidence, not two.
+    assert several.p_value == pytest.approx(14 / 64)
+    assert ", sign-flip p = 0.22, n = 40 x 2 seeds" in several.verdict

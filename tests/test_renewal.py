@@ -42,17 +42,26 @@ def test_finished_runs_appear_in_an_app_that_is_running(
 ) -> None:
     root = tmp_path / "artifacts"
     root.mkdir()
-    with running_app(root, tmp_path / "log") as url:
+    with running_app(root, tmp_path / "log", "--cuda") as url:
         follow(chromium, url, root, app_artifacts)
+
+
+def chosen_backbone(page: Page) -> str:
+    return page.locator("#compare-backbone input").input_value()
 
 
 def follow(chromium: Browser, url: str, root: Path, app_artifacts: Path) -> None:
     page = chromium.new_page()
     page.goto(url)
     expect(page.locator("#tab-compare")).to_contain_text("Nothing trained yet")
+    # The first runs: an empty page shows them by itself, and the model that was missing is loaded.
+    made = root.with_name("made")
+    shutil.copytree(app_artifacts, made)
+    made.replace(root)
+    expect(page.locator("#headline textarea")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("Ready")
+    expect(page.locator("#status")).to_contain_text("no Phi-2 artifacts")
     page.close()
-    # The first runs: the model that was missing is loaded.
-    shutil.copytree(app_artifacts, root, dirs_exist_ok=True)
     before = Watched(chromium, url)
     expect(before.page.locator("#status")).to_contain_text("Ready")
     client = Client(url, verbose=False)
@@ -99,7 +108,21 @@ def follow(chromium: Browser, url: str, root: Path, app_artifacts: Path) -> None
     mended = Watched(chromium, url)
     expect(mended.page.locator("#status")).to_contain_text("Ready")
     expect(mended.page.locator("#status")).not_to_contain_text("Not up to date.")
-    for visitor in (before, after, damaged, mended):
+    # Runs of the better default: who comes now gets it, who was there keeps what was chosen.
+    for arm in ARMS:
+        make_run(root, "phi-2", "allagree", arm, 0, 340)
+    publish(root)
+    large = Watched(chromium, url)
+    expect(large.page.locator("#status")).to_contain_text("Phi-2 on")
+    expect(large.page.locator("#status")).to_contain_text("a CUDA device and Phi-2 artifacts")
+    assert chosen_backbone(large.page) == "Phi-2"
+    large.ask("profit rose")
+    large.answered()
+    assert client.predict("profit rose", api_name="/compare")["backbone"] == "phi-2"
+    before.ask("profit fell")
+    expect(before.page.locator("#banner blockquote")).to_have_text("profit fell")
+    assert chosen_backbone(before.page) == "SmolLM2-135M"
+    for visitor in (before, after, damaged, mended, large):
         visitor.page.close()
         assert visitor.problems == []
 

@@ -23,10 +23,10 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """A stand-in for the package `spaces`: what goes in and out of a call is pickled."""
     calls: list[tuple[str, int]] = []
 
-    def GPU(duration: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def GPU(duration: Callable[..., int]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
             def run(*arguments: Any) -> Any:
-                calls.append((function.__name__, duration))
+                calls.append((function.__name__, duration(*arguments)))
                 return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
 
             return run
@@ -43,7 +43,7 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_elsewhere_a_function_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert zero_gpu.on_gpu(len, seconds=3) is len
+    assert zero_gpu.on_gpu(len, seconds=lambda texts: 3) is len
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     monkeypatch.setitem(sys.modules, "spaces", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -70,4 +70,9 @@ def test_the_model_is_placed_by_the_importing_thread_and_questions_borrow(
     assert {values.shape for values in scores.values()} == {(2, 3)}
     times, _ = service.measure(state.Benchmark({"a": ["x"]}, 2, 0), chosen)
     assert {len(values) for values in times.values()} == {2}
-    assert lent == [("_answer", state.GPU_SECONDS)] * 3
+    assert lent == [("_answer", 5), ("_answer", 10), ("_answer", 20)]
+    # Other runs are loaded on the lent GPU, and a process that is lent again knows what it holds.
+    other = catalog.select("smollm2-135m", "50agree", 1)
+    answers = [service.compare("profit rose", s).result for s in (other, chosen, other, chosen)]
+    assert lent[3] == ("_answer", 5 + state.GPU_SECONDS_TO_LOAD)
+    assert answers[0] == answers[2] != answers[1] == answers[3]

@@ -19,7 +19,7 @@ from finsent.live_charts import distribution_figure
 from finsent.spreadsheet import MAX_BYTES, MAX_ROWS, TableError, read_csv
 from finsent.ui.headline import MAX_CHARACTERS, text_problem
 from finsent.ui.markup import label_mark, notice, percent
-from finsent.ui.selectors import RunSelectors, add_run_selectors
+from finsent.ui.selectors import RunSelectors, add_matched_box, add_run_selectors
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError
 
 LONG_QUEUE = "long"
@@ -84,7 +84,7 @@ def headers(arms: Sequence[str]) -> list[str]:
 
 def column_widths(arms: Sequence[str]) -> list[str]:
     """Widths of the results table's columns."""
-    return ["64px", "340px", "90px"] + ["150px", "190px"] * len(arms)
+    return ["52px", "240px", "80px"] + ["150px", "190px"] * len(arms)
 
 
 def progress_html(done: int, total: int) -> str:
@@ -127,7 +127,7 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
             )
     with gr.Row(elem_classes="fs-controls"):
         selectors = add_run_selectors(catalog, first, prefix="batch")
-        matched = gr.Checkbox(label="Matched control too", elem_id="batch-matched", min_width=150)
+        matched = add_matched_box(catalog, selectors, first, "Matched control too", "batch-matched")
     with gr.Row(elem_classes="fs-chips"):
         start = gr.Button("Score", variant="primary", elem_id="batch-start", min_width=110)
         stop = gr.Button("Cancel", elem_id="batch-stop", interactive=False, min_width=90)

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from finsent import zero_gpu
+from finsent.runs import ArtifactError
 from finsent.ui.about import add_about_tab
 from finsent.ui.batch import add_batch_tab
 from finsent.ui.compare import VISITORS_AT_ONCE, CompareTab, add_compare_tab
@@ -23,7 +24,7 @@ from finsent.ui.latency import BENCH_RESULTS, add_latency_tab
 from finsent.ui.leaderboard import add_leaderboard_tab
 from finsent.ui.markup import notice
 from finsent.ui.owner import Owner, add_owner_tab
-from finsent.ui.renewal import LivePage, RenewalMiddleware
+from finsent.ui.renewal import LivePage, RenewalMiddleware, fingerprint
 from finsent.ui.selectors import RunSelectors, run_updates
 from finsent.ui.share import ASK_LINKED, PAGE_OPENED_JS, keep_tab_in_address, read_link
 from finsent.ui.state import (
@@ -42,6 +43,14 @@ from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
 
 TITLE = "finsent: do dendrites help?"
 STATUS_SECONDS = 0.7
+LOOK_SECONDS = 3.0
+"""How often a page that was opened before there was any run looks for one."""
+SHOW_RUNS_JS = """
+(here) => {
+  // Only what the owner typed or watches could be lost; the status line says what to do.
+  if (here && !document.querySelector('#tab-owner')?.offsetHeight) { window.location.reload(); }
+}
+"""
 QUEUE_SIZE = 256
 SESSIONS = 256
 """gradio keeps about 0.4 MB for each of so many visitors, of whom any program's call is one; its
@@ -55,6 +64,8 @@ _MASTHEAD = """
 dendrites grown by PerforatedAI. Everything else is held equal.</p>
 </header>
 """
+
+RUNS_HERE = notice("Runs are here now.", "Load this page again to see them.")
 
 _PHASES = {
     "starting": "Starting",
@@ -173,7 +184,10 @@ def _draw(
         add_endpoints(service)
         for tab in tabs:
             keep_tab_in_address(tab)
-        _keep_status(service, status, problem)
+        if catalog.runs:
+            _keep_status(service, status, problem)
+        else:
+            _await_runs(catalog.root, status, service, problem)
         drop_downs = [s for s in (batch, curves, differ.selectors, latency) if s is not None]
         _open_page(catalog, service, demo, bar, tabs, compare, drop_downs)
         _rerun_live(demo, bar, differ)
@@ -187,7 +201,9 @@ def _keep_status(service: ModelService, status: gr.HTML, problem: str) -> None:
     def renew() -> tuple[str, gr.Timer]:
         return (
             status_html(service.status, service.choice, problem),
-            gr.Timer(active=service.status.phase in ("starting", "loading", "failed")),
+            gr.Timer(
+                active=service.choosing or service.status.phase in ("starting", "loading", "failed")
+            ),
         )
 
     timer.tick(
@@ -197,6 +213,33 @@ def _keep_status(service: ModelService, status: gr.HTML, problem: str) -> None:
         queue=False,
         api_visibility="private",
     )
+
+
+def _await_runs(root: Path, status: gr.HTML, service: ModelService, problem: str) -> None:
+    """A page without runs shows the first ones by itself: there is nothing on it to be lost.
+
+    problem: why there are none, if files are here that cannot be shown; those are not tried again.
+    """
+    timer = gr.Timer(LOOK_SECONDS)
+    here = gr.Checkbox(visible="hidden")
+    seen = fingerprint(root) if problem else None
+
+    def look() -> tuple[Any, Any, Any]:
+        if fingerprint(root) == seen:
+            return gr.skip(), False, gr.skip()
+        try:
+            found = bool(Catalog.read(root).runs)
+        except ArtifactError as error:
+            return status_html(service.status, None, str(error)), False, gr.skip()
+        return (RUNS_HERE, True, gr.Timer(active=False)) if found else (gr.skip(), False, gr.skip())
+
+    timer.tick(
+        look,
+        outputs=[status, here, timer],
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    ).then(None, inputs=here, js=SHOW_RUNS_JS, api_visibility="private")
 
 
 def _rerun_live(demo: gr.Blocks, tabs: gr.Tabs, differ: DifferTab) -> None:

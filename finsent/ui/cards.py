@@ -110,7 +110,7 @@ def waiting_html(message: str) -> str:
 
 
 def problem_html(problem: str) -> str:
-    """Shown instead of an answer when the text is none to compare."""
+    """Shown instead of an answer: what is wrong with the text or the model."""
     return (
         '<div class="fs-banner" data-agree="problem" role="alert">'
         '<span class="fs-banner-mark" aria-hidden="true">!</span>'
@@ -201,9 +201,11 @@ def verdict_html(catalog: Catalog, selection: Selection) -> str:
     for comparison in (catalog.leaderboard or {}).get("comparisons", []):
         same = (comparison["backbone"], comparison["dataset"], comparison["a"], comparison["b"])
         if same == (_name(catalog, selection), selection.dataset, "baseline", "dendritic"):
+            n_seeds = len(comparison["seeds"])
+            together = "every seed together" if n_seeds > 1 else "the whole test set"
             return (
                 '<aside class="fs-verdict"><h2>One headline proves nothing. '
-                f"{escape(dataset_title(selection.dataset))}, every seed together:</h2>"
+                f"{escape(dataset_title(selection.dataset))}, {together}:</h2>"
                 f"<p>{escape(sentence(comparison['verdict']))}</p></aside>"
             )
     return ""

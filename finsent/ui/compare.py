@@ -20,7 +20,7 @@ from finsent.ui.cards import (
 from finsent.ui.headline import text_problem
 from finsent.ui.markup import notice
 from finsent.ui.recorded import RECORDED_HINT, add_recorded
-from finsent.ui.selectors import RunSelectors, add_run_selectors
+from finsent.ui.selectors import RunSelectors, add_matched_box, add_run_selectors
 from finsent.ui.share import COPY_ADDRESS_JS, keep_in_address
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError, dataset_examples
 from finsent.ui.words import explain_words, words_html
@@ -30,6 +30,10 @@ VISITORS_AT_ONCE = 64
 """Who waits, waits for the model inside the service, which measures it; gradio's own queue would
 hide the wait. Model times stay clean: the model answers one question at a time."""
 POLL_SECONDS = 0.5
+NOTHING_HERE = (
+    "This tab compares trained runs, and there are none. It opens by itself as soon as the first "
+    "are finished."
+)
 CHIPS = max(len(entry.examples) for entry in DATASETS.values())
 _UNCHANGED = (gr.skip(), gr.skip(), gr.skip())
 
@@ -48,7 +52,7 @@ class CompareTab:
 def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | None:
     """Draws the tab inside the current gr.Tab; None when there are no runs."""
     if not catalog.runs:
-        gr.HTML(notice("Nothing trained yet.", service.status.message, tone="warning"))
+        gr.HTML(notice("Nothing trained yet.", NOTHING_HERE, tone="warning"))
         return None
     first = catalog.select(catalog.backbones()[0])
     with gr.Row(elem_classes="fs-ask", equal_height=False):
@@ -78,11 +82,13 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
     gr.HTML("<h2>Which runs answer</h2>", elem_id="which")
     with gr.Row(elem_classes="fs-controls"):
         selectors = add_run_selectors(catalog, first)
-        matched = gr.Checkbox(
-            label="Also run the matched control",
+        matched = add_matched_box(
+            catalog,
+            selectors,
+            first,
+            "Also run the matched control",
+            "matched",
             info="No dendrites, but as many parameters as the dendritic run",
-            elem_id="matched",
-            min_width=220,
         )
     chosen = [*selectors.components, matched]
     add_recorded(catalog, chosen)
@@ -108,9 +114,10 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
             outcome = service.compare(value, wanted)
             yield banner_html(catalog, outcome), cards_html(catalog, wanted, outcome), ""
         except ServiceError as error:
-            raise gr.Error(f"{error} {RECORDED_HINT}", print_exception=False) from error
+            # In the page itself: a message of gradio's is gone after ten seconds.
+            yield problem_html(f"{error} {RECORDED_HINT}"), cards_html(catalog, wanted), ""
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            yield problem_html(str(error)), cards_html(catalog, wanted), ""
 
     def answer_again(value: str, *runs: Any) -> Iterator[tuple[Any, Any, Any]]:
         yield from answer(value, *runs) if text_problem(value) is None else (_UNCHANGED,)
@@ -190,9 +197,9 @@ def _chips(dataset: str) -> list[dict[str, Any]]:
 def _explanation(text: str, wanted: Selection, catalog: Catalog, service: ModelService) -> str:
     problem = text_problem(text)
     if problem is not None:
-        raise gr.Error(problem, print_exception=False)
+        return problem_html(problem)
     try:
         found, labels = explain_words(text, wanted, catalog, service)
     except (ServiceError, ValueError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        return problem_html(str(error))
     return words_html(found, labels)

@@ -22,7 +22,7 @@ from finsent.latency import summarize
 from finsent.live_charts import figures_bar, times_figure
 from finsent.ui.batch import LONG_QUEUE
 from finsent.ui.markup import notice, swatch, table
-from finsent.ui.selectors import RunSelectors, add_run_selectors
+from finsent.ui.selectors import RunSelectors, add_matched_box, add_run_selectors
 from finsent.ui.state import Benchmark, Catalog, ModelService, ServiceError
 
 BENCH_RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
@@ -38,6 +38,7 @@ TITLES = {
 LENGTHS = (8, 16, 32, 64)
 SIZES = (1, 8, 32)
 WARMUP_ROUNDS = 2
+COMMIT_DIGITS = 10
 
 
 def times_html(times_ms: Mapping[tuple[str, str], Sequence[float]], device: str) -> str:
@@ -74,7 +75,9 @@ def times_html(times_ms: Mapping[tuple[str, str], Sequence[float]], device: str)
 def result_html(result: BenchResult) -> str:
     """How a kept benchmark was made, and its figures."""
     about = "; ".join(
-        f"{key}: {_plain(value)}" for key, value in result.about.items() if key != "versions"
+        f"{key}: {_plain(value)[:COMMIT_DIGITS] if key == 'commit' else _plain(value)}"
+        for key, value in result.about.items()
+        if key != "versions"
     )
     versions = _plain(result.about.get("versions", {}))
     rows = [[escape(name), f"{value:,.6g}"] for name, value in result.figures.items()]
@@ -132,7 +135,9 @@ def _add_live(catalog: Catalog, service: ModelService) -> RunSelectors:
     gr.HTML("<h2>Measure here and now</h2>")
     with gr.Row(elem_classes="fs-controls"):
         selectors = add_run_selectors(catalog, first, prefix="latency")
-        matched = gr.Checkbox(label="Matched control too", elem_id="latency-matched", min_width=150)
+        matched = add_matched_box(
+            catalog, selectors, first, "Matched control too", "latency-matched"
+        )
     with gr.Row(elem_classes="fs-controls"):
         lengths = gr.CheckboxGroup(
             choices=[(str(n), n) for n in LENGTHS],

@@ -478,6 +478,14 @@ def _mcnemar(pair: Entry) -> str:
 # ------------------------------------------------------------------------------------- references
 
 
+WHAT_P_IS = (
+    "p: exact paired test of accuracy on the same sentences. If the arms were alike, their answers "
+    "to a sentence could be swapped; a sentence is swapped in all seeds at once (sign-flip test, "
+    "clustered by sentence). With one seed this is McNemar&rsquo;s test. Tied: p is 0.05 or more, "
+    "which does not show that the arms are equal."
+)
+
+
 def references_html(board: Board, filters: Filters) -> str:
     """Published results on the same data set, apart from our own and with their protocol."""
     shown = [r for r in board["references"] if filters.published(r)]
@@ -604,6 +612,7 @@ class _Tab:
         self.view.append(self._add_columns())
         gr.HTML("<h2>Do the arms differ?</h2>")
         verdicts = gr.HTML(verdicts_html(self.board, self.first), elem_id="verdicts")
+        gr.HTML(f'<p class="fs-quiet">{WHAT_P_IS}</p>')
         gr.HTML("<h2>The board</h2>")
         self.table = interactive_html(board_html(self.board, self.first), "board-table")
         self._add_exports()

@@ -115,9 +115,8 @@ def add_owner_tab(owner: Owner) -> None:
         f'<h2>Train {escape(what)}</h2><p class="fs-lead">For the owner of this page. Visitors go '
         "on using the model that is loaded. All arms of "
         f"seed {', '.join(map(str, recipe.seeds))} are trained on this machine and kept when all "
-        "have finished; who opens the page then can choose them, and from the next start on it "
-        "begins with them. A Space forgets its disk when it restarts: download the runs or push "
-        "them first.</p>"
+        "have finished; who opens the page then gets this model. A Space forgets its disk when it "
+        "restarts: download the runs or push them first.</p>"
     )
     with gr.Row(elem_classes="fs-controls"):
         token = gr.Textbox(

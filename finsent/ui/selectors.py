@@ -86,6 +86,39 @@ def add_run_selectors(
     return selectors
 
 
+def add_matched_box(
+    catalog: Catalog,
+    selectors: RunSelectors,
+    first: Selection,
+    label: str,
+    elem_id: str,
+    *,
+    info: str | None = None,
+) -> gr.Checkbox:
+    """Draws the box that asks for the matched control; off where the chosen runs have none."""
+
+    def settings(backbone: str, dataset: str, seed: int) -> dict[str, Any]:
+        here = "matched" in catalog.select(backbone, dataset, seed, matched=True).arms
+        return {"interactive": here, "label": label if here else f"{label}: none for these runs"}
+
+    box = gr.Checkbox(
+        **settings(first.backbone, first.dataset, first.seed),
+        info=info,
+        elem_id=elem_id,
+        min_width=220,
+    )
+    gr.on(
+        [component.change for component in selectors.components],
+        lambda *chosen: gr.update(**settings(*chosen)),
+        inputs=selectors.components,
+        outputs=box,
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
+    return box
+
+
 def run_updates(catalog: Catalog, selection: Selection) -> list[dict[str, Any]]:
     """What sets the drop-downs backbone, data set and seed to a selection."""
     return [

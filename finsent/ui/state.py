@@ -7,6 +7,7 @@ background thread so that the page is up at once, and answers when the model is 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -31,8 +32,8 @@ from finsent.zero_gpu import on_gpu, zero_gpu
 LARGE_BACKBONE = "phi-2"
 DEFAULT_BACKBONE = "smollm2-135m"
 FIRST_DATASETS = ("allagree", "50agree", "75agree", "66agree")
-GPU_SECONDS = 20
-"""What one question may take on a GPU that is lent for it."""
+
+_log = logging.getLogger(__name__)
 
 _BACKBONE_TITLES = {
     "phi-2": "Phi-2",
@@ -356,6 +357,13 @@ def _ask_times(
     )
 
 
+GPU_SECONDS = {_ask_one: 5, _ask_many: 10, _ask_times: 20}
+"""What a question may take on a GPU that is lent for it: the less is asked for, the sooner it comes
+and the longer a visitor's share of the day lasts."""
+GPU_SECONDS_TO_LOAD = 15
+"""What other runs than those in memory take beside."""
+
+
 class _Turns:
     """Any number of calls at once for one selection; another selection waits for them to end.
 
@@ -413,6 +421,7 @@ class ModelService:
     factory: ComparerFactory
     probe_cuda: Callable[[], bool] = cuda_available
     choice: Choice | None = None
+    _chosen_from: Sequence[str] = ()
     _status: Status = field(default_factory=lambda: Status("starting", "Starting"))
     _comparer: Comparer | None = None
     _placed: Selection | None = None
@@ -421,11 +430,12 @@ class ModelService:
     _turns: _Turns = field(default_factory=_Turns)
     _times: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
+    _loading: bool = False
     _thread: threading.Thread | None = None
     _latencies: dict[tuple[str, str, int, str], RollingWindow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._run_question = on_gpu(self._answer, seconds=GPU_SECONDS)
+        self._run_question = on_gpu(self._answer, seconds=self._gpu_seconds)
 
     @property
     def status(self) -> Status:
@@ -436,65 +446,111 @@ class ModelService:
         """True once loading has ended, well or badly."""
         return self._settled.is_set()
 
+    @property
+    def choosing(self) -> bool:
+        """True while it is not known which backbone is the default."""
+        return not self._chosen.is_set()
+
     def start(self) -> None:
-        """Begins loading in the background; after a failure, tries again."""
+        """Begins loading the default in the background; after a failure, tries again. Where it is
+        loaded, does nothing unless other backbones have come since it was chosen."""
         with self._starting:
-            if self._thread is not None and self._thread.is_alive():
+            available = self.catalog.backbones()
+            if self._loading:
                 return
-            if self._comparer is not None:
+            if self._comparer is not None and (available == self._chosen_from or zero_gpu()):
+                # A lent GPU takes over what was placed on it while the app was being imported, so
+                # there the default stays until the next start.
                 return
-            if not self.catalog.runs:
+            self._chosen_from = available
+            if not available:
+                self.choice = None
                 self._status = Status(
                     "empty",
                     f"No finished run in {self.catalog.root}. `make train` trains one on this "
-                    "machine; then load this page again.",
+                    "machine; it appears here when it has finished.",
                 )
                 self._settled.set()
                 self._chosen.set()
                 return
-            self._settled.clear()
+            self._loading = True
             self._chosen.clear()
-            self._status = Status("starting", "Starting")
-            if zero_gpu():
-                # A lent GPU takes over what was placed on it while the app was being imported, by
-                # the thread that imported it.
-                self._load()
-                return
-            self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
-            self._thread.start()
+            if self._comparer is None:
+                self._settled.clear()
+                self._status = Status("starting", "Starting")
+        if zero_gpu():
+            self._load()  # by the thread that imports the app
+            return
+        self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
+        self._thread.start()
 
     def renew(self, catalog: Catalog) -> None:
-        """Goes on with runs found later: loads the first ones, or reads those in use anew where
-        they were replaced. The backbone that was chosen at the start stays."""
+        """Goes on with runs found later: loads the first ones, reads those in use anew where they
+        were replaced, and changes to another default where the rule says so now."""
         before, self.catalog = self.catalog, catalog
-        if catalog.runs and not before.runs:
-            self.start()
         if any(run not in catalog.runs for run in before.runs):
             self._turns.forget()
+        if catalog.backbones() != before.backbones():
+            self.start()
 
     def _load(self) -> None:
+        """Chooses the default and puts it in memory. Where a new default cannot be loaded, the one
+        before it stays, and says why."""
+        before = self.choice if self._comparer is not None else None
         try:
-            available = self.catalog.backbones()
-            # Importing torch only to learn that there is nothing to choose would delay the choice.
-            cuda = LARGE_BACKBONE in available and self.probe_cuda()
-            self.choice = choose_backbone(available, cuda)
+            choice = self._choose()
+            changes = before is None or choice.backbone != before.backbone
+            if changes:
+                # Before anybody learns of the choice: who sees it sees that it is being loaded.
+                self._announce(choice)
+            self.choice = choice
             self._chosen.set()
-            selection = self.catalog.select(self.choice.backbone)
-            self._status = Status("loading", "Importing the model library")
+            if changes:
+                self._place(choice)
+        except Exception as error:
+            if before is None or before.backbone not in self._chosen_from:
+                # The thread's only way to tell the visitor; nothing is hidden, `start` tries again.
+                self._status = Status("failed", f"Loading failed: {error}")
+                raise
+            _log.exception("the default stays %s", before.backbone)
+            self.choice = Choice(before.backbone, str(error))
+            self._announce(before)
+            self._place(before)
+        finally:
+            with self._starting:
+                self._loading = False
+            self._chosen.set()
+            self._settled.set()
+        self.start()  # in case other backbones came meanwhile
+
+    def _choose(self) -> Choice:
+        # Importing torch only to learn that there is nothing to choose would delay the choice.
+        cuda = LARGE_BACKBONE in self._chosen_from and self.probe_cuda()
+        return choose_backbone(self._chosen_from, cuda)
+
+    def _announce(self, choice: Choice) -> None:
+        """From here on who asks waits until `_place` has ended, and is told so."""
+        first = self._comparer is None
+        title = backbone_title(choice.backbone)
+        self._status = Status(
+            "loading", "Importing the model library" if first else f"Loading {title}"
+        )
+        self._settled.clear()
+
+    def _place(self, choice: Choice) -> None:
+        """Puts the first runs of a backbone in memory."""
+        selection = self.catalog.select(choice.backbone)
+        if self._comparer is None:
             comparer = self.factory(
                 self.catalog.folder(selection), selection.seed, selection.arms, self._report
             )
             with self._turns.take(selection, lambda: None):
                 self._comparer, self._placed = comparer, selection
-            title = backbone_title(selection.backbone)
-            self._status = Status("ready", f"{title} on {self._comparer.device_name}")
-        except Exception as error:
-            # The thread's only way to tell the visitor; nothing is hidden, `start` tries again.
-            self._status = Status("failed", f"Loading failed: {error}")
-            raise
-        finally:
-            self._chosen.set()
-            self._settled.set()
+        else:
+            with self._turns.take(selection, lambda: self._switch(selection, borrowed=False)):
+                pass
+        title = backbone_title(choice.backbone)
+        self._status = Status("ready", f"{title} on {self._comparer.device_name}")
 
     def _report(self, stage: str, fraction: float) -> None:
         self._status = Status("loading", stage[:1].upper() + stage[1:], min(max(fraction, 0), 1))
@@ -564,9 +620,18 @@ class ModelService:
 
     def _switch(self, selection: Selection, *, borrowed: bool) -> None:
         """Loads the runs of a selection. Where a GPU is lent that happens on it, in a process that
-        ends with the question, so the next one switches again."""
-        if self._comparer is not None and zero_gpu() is borrowed:
+        may end with the question, so the next one may switch again.
+
+        Raises ServiceError when they cannot be loaded, as where the weights cannot be had.
+        """
+        if self._comparer is None or zero_gpu() is not borrowed:
+            return
+        try:
             self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
+        except (OSError, RuntimeError, ValueError) as error:
+            title = backbone_title(selection.backbone)
+            _log.exception("loading %s", selection)
+            raise ServiceError(f"{title} could not be loaded: {error}") from error
 
     def _answer(
         self, selection: Selection, question: Callable[..., Any], argument: Any
@@ -574,8 +639,18 @@ class ModelService:
         if self._comparer is None:
             raise ServiceError(self._status.message)
         if selection != self._placed:
+            # A process that failed half-way, or is used again, must know what it holds.
+            self._placed = None
             self._switch(selection, borrowed=True)
+            self._placed = selection
         return question(self._comparer, selection.arms, argument), self._comparer.device_name
+
+    def _gpu_seconds(
+        self, selection: Selection, question: Callable[..., Any], argument: Any
+    ) -> int:
+        # A process that is lent again may hold another backbone.
+        ready = selection == self._placed and len(self.catalog.backbones()) == 1
+        return GPU_SECONDS[question] + (0 if ready else GPU_SECONDS_TO_LOAD)
 
     def _remember(
         self, selection: Selection, prediction: ArmPrediction, result: ComparisonResult

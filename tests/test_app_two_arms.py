@@ -1,0 +1,98 @@
+"""The page over data sets with other classes, without a matched control and with a single seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from bench.screenshots import CHROMIUM, TABS, open_tab, panel_of
+from finsent import leaderboard, runs
+from tests.app_fixtures import running_app
+from tests.artifact_factory import make_artifacts
+from tests.test_app_browser import Watched, settled
+from tests.test_app_browser import chromium as chromium
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
+)
+TITLES = {"numclaim": "Numerical claims", "fomc": "FOMC stance"}
+CLASSES = {"numclaim": {"out-of-claim", "in-claim"}, "fomc": {"dovish", "neutral", "hawkish"}}
+WITH_DATA_SET = tuple(tab for tab in TABS if tab not in ("Studies", "About"))
+
+
+@pytest.fixture(scope="module")
+def two_arms_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("two")
+    root = folder / "artifacts"
+    one = ("smollm2-135m",)
+    make_artifacts(root, backbones=one, datasets=("allagree",), publish=False)
+    make_artifacts(
+        root,
+        backbones=one,
+        datasets=tuple(TITLES),
+        arms=("baseline", "dendritic"),
+        seeds=(0,),
+        publish=False,
+    )
+    leaderboard.write(root)
+    runs.write_manifest(root)
+    with running_app(root, folder / "log") as url:
+        yield url
+
+
+def choose(page: Page, tab: str, title: str) -> None:
+    page.locator(panel_of(tab)).get_by_label("Data set", exact=True).first.click()
+    page.get_by_role("option", name=title, exact=True).click()
+
+
+@pytest.mark.parametrize("dataset", TITLES)
+def test_every_tab_shows_them(chromium: Browser, two_arms_url: str, dataset: str) -> None:
+    watched = Watched(chromium, two_arms_url)
+    page, title = watched.page, TITLES[dataset]
+    for tab in WITH_DATA_SET:
+        open_tab(page, tab)
+        choose(page, tab, title)
+    open_tab(page, "Compare")
+    box = page.locator("#matched input")
+    expect(box).to_be_disabled()
+    expect(page.locator("#matched")).to_contain_text("none for these runs")
+    watched.ask("profit rose")
+    watched.answered()
+    for label in CLASSES[dataset]:
+        expect(page.locator("#cards .fs-bar dt", has_text=re.compile(f"^{label}$"))).to_have_count(
+            2
+        )
+    expect(page.locator("#verdict")).to_contain_text(f"{title}, the whole test set")
+    expect(page.locator("#verdict")).to_contain_text("McNemar p ")
+    open_tab(page, "Batch")
+    expect(page.locator("#batch-matched input")).to_be_disabled()
+    page.locator("#batch-lines textarea").fill("profit rose\nsplit\nrates held")
+    page.locator("#batch-start").click()
+    expect(page.locator("#batch-status")).to_contain_text("3 texts scored")
+    expect(page.locator("#batch-chart .main-svg").first).to_be_visible()
+    open_tab(page, "Training curves")
+    expect(page.locator("#growth tbody tr")).to_have_count(1)
+    open_tab(page, "Leaderboard")
+    expect(page.locator("#verdicts")).to_contain_text("Dendritic against baseline")
+    expect(page.locator("#verdicts")).not_to_contain_text("matched")
+    expect(page.locator("#board-table tbody tr")).to_have_count(2)
+    open_tab(page, "Where they differ")
+    expect(page.locator(panel_of("Where they differ"))).to_contain_text(
+        "does not say how far its annotators agreed"
+    )
+    open_tab(page, "Latency")
+    expect(page.locator("#latency-matched input")).to_be_disabled()
+    for tab in WITH_DATA_SET:
+        open_tab(page, tab)
+        settled(page)
+    # Back to runs that have one.
+    open_tab(page, "Compare")
+    choose(page, "Compare", "AllAgree")
+    expect(box).to_be_enabled()
+    page.get_by_label("Also run the matched control").check()
+    watched.answered(arms=3)
+    page.close()
+    assert watched.problems == []
