@@ -41,7 +41,7 @@ def uses(path: Path, package: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for name in imports_of(path))
 
 
-def test_one_module_names_each_of_the_heavy_libraries() -> None:
+def test_few_modules_name_the_heavy_libraries() -> None:
     names = {
         package: {p.relative_to(ROOT).as_posix() for p in SOURCES if uses(p, package)}
         for package in ("perforatedai", "peft", "gradio", "bitsandbytes", "openvino")
@@ -49,7 +49,8 @@ def test_one_module_names_each_of_the_heavy_libraries() -> None:
     assert names["perforatedai"] == {"finsent/dendrites.py"}
     assert names["peft"] == {"finsent/adapters.py"}
     assert names["openvino"] == {"finsent/openvino_engine.py"}
-    assert names["bitsandbytes"] == {"finsent/backbones.py"}
+    # One packs weights into 4 bits, the other unpacks them.
+    assert names["bitsandbytes"] == {"finsent/backbones.py", "finsent/products.py"}
     assert all(n == "app.py" or n.startswith("finsent/ui/") for n in names["gradio"])
 
 
