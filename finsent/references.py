@@ -44,6 +44,9 @@ _WRITE_UP_NOTE = (
     "and the other model for 2 epochs at 8e-6, and the call that reports validation scores to "
     "PerforatedAI is commented out, so no dendrite is ever added. The gain is an extra epoch."
 )
+_ZERO = "Shah and Chava 2023, Zero is Not Hero Yet"
+_ZERO_URL = "https://github.com/gtfintechlab/zero-shot-finance"
+"""Holds the grid results and the answers that the four rows are computed from."""
 _FIGURE_ONLY = "Reported figure; its publication is not recorded here"
 
 REFERENCES: tuple[Reference, ...] = (
@@ -106,7 +109,8 @@ REFERENCES: tuple[Reference, ...] = (
         weighted_f1=0.9735,
         sd=0.004,
         n=453,
-        source=_FIGURE_ONLY,
+        source=_ZERO,
+        url=_ZERO_URL,
     ),
     Reference(
         model="RoBERTa-large",
@@ -116,7 +120,8 @@ REFERENCES: tuple[Reference, ...] = (
         weighted_f1=0.9757,
         sd=0.008,
         n=453,
-        source=_FIGURE_ONLY,
+        source=_ZERO,
+        url=_ZERO_URL,
     ),
     Reference(
         model="FinBERT, fine-tuned",
@@ -156,7 +161,8 @@ REFERENCES: tuple[Reference, ...] = (
         accuracy=0.8688,
         macro_f1=0.854,
         sd=0.010,
-        source=_FIGURE_ONLY,
+        source="ModernFinBERT repository, experiment 4",
+        url="https://github.com/neoyipeng2018/ModernFinBERT",
         note="Macro F1 0.854 +/- 0.014.",
     ),
     Reference(
@@ -166,7 +172,8 @@ REFERENCES: tuple[Reference, ...] = (
         protocol="80/20, 3 test sets",
         accuracy=0.939,
         n=453 * 3,
-        source=_FIGURE_ONLY,
+        source=_ZERO,
+        url=_ZERO_URL,
     ),
     Reference(
         model="ChatGPT, zero-shot",
@@ -175,7 +182,8 @@ REFERENCES: tuple[Reference, ...] = (
         protocol="80/20, 3 test sets",
         accuracy=0.896,
         n=453 * 3,
-        source=_FIGURE_ONLY,
+        source=_ZERO,
+        url=_ZERO_URL,
     ),
     Reference(
         model="FinGPT v3.3 (13B)",
