@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -200,19 +201,15 @@ class Pool:
         """
         actor = self._ray.remote(max_restarts=0, **self._share)(_Holder)
         holders = [actor.remote(settings()) for _ in range(self.slots)]
-        try:
-            for loading in [holder.make.remote(make) for holder in holders]:
-                self._get(loading)
-            pending: deque[Any] = deque()
-            for holder, item in zip(itertools.cycle(holders), items, strict=False):
-                pending.append(holder.call.remote(item))
-                if len(pending) == IN_FLIGHT * self.slots:
-                    yield self._get(pending.popleft())
-            while pending:
+        for loading in [holder.make.remote(make) for holder in holders]:
+            self._get(loading)
+        pending: deque[Any] = deque()
+        for holder, item in zip(itertools.cycle(holders), items, strict=False):
+            pending.append(holder.call.remote(item))
+            if len(pending) == IN_FLIGHT * self.slots:
                 yield self._get(pending.popleft())
-        finally:
-            for holder in holders:
-                self._ray.kill(holder)
+        while pending:
+            yield self._get(pending.popleft())
 
     def everywhere(self, function: Callable[[Item], None], item: Item) -> None:
         """Call the function once on every node; WorkersError where that was not possible."""
@@ -237,7 +234,9 @@ class Pool:
             raise error.cause from error
         except errors.RayError as error:
             reason = str(error).strip().splitlines()[0]
-            raise WorkersError(f"a worker process ended before its work did: {reason}") from error
+            raise WorkersError(
+                f"a worker ended before its work did; the same command goes on with it: {reason}"
+            ) from error
 
 
 class _Holder:
@@ -278,6 +277,12 @@ def _import_ray(local: bool) -> Any:
     return ray
 
 
+def _how_to_connect(ray: Any) -> dict[str, Any]:
+    # Workers import finsent from where it was imported here.
+    job = ray.job_config.JobConfig(py_driver_sys_path=[str(Path(__file__).resolve().parent.parent)])
+    return {"job_config": job, "logging_level": logging.WARNING}
+
+
 @contextlib.contextmanager
 def _local(ray: Any, workers: Workers) -> Iterator[None]:
     """A Ray of this command's own."""
@@ -293,11 +298,11 @@ def _local(ray: Any, workers: Workers) -> Iterator[None]:
                 num_cpus=workers.count * max(1, len(workers.gpus)),
                 num_gpus=len(workers.gpus),
                 include_dashboard=False,
-                logging_level=logging.WARNING,
                 object_store_memory=OBJECT_STORE_BYTES,
                 # A container's /dev/shm may be smaller than that.
                 _plasma_directory=folder,
                 _temp_dir=folder,
+                **_how_to_connect(ray),
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise WorkersError(f"Ray could not be started here: {error}") from error
@@ -321,7 +326,7 @@ def _remote(ray: Any, address: str) -> Iterator[None]:
             "(`ray start` joins it)"
         )
     try:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, **_how_to_connect(ray))
     except (OSError, RuntimeError, ValueError) as error:
         raise WorkersError(f"no Ray cluster answers at {address}: {error}") from error
     try:
