@@ -12,8 +12,10 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections import deque
@@ -21,6 +23,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -36,6 +39,7 @@ IN_FLIGHT = 2
 LOG_SECONDS = 0.5
 """For lines that workers printed last and that are still on their way."""
 CLEANING_SECONDS = 60.0
+CONNECT_SECONDS = 10.0
 
 
 class WorkersError(RuntimeError):
@@ -277,39 +281,32 @@ def _import_ray(local: bool) -> Any:
     return ray
 
 
-def _how_to_connect(ray: Any) -> dict[str, Any]:
-    # Workers import finsent from where it was imported here.
-    job = ray.job_config.JobConfig(py_driver_sys_path=[str(Path(__file__).resolve().parent.parent)])
-    return {"job_config": job, "logging_level": logging.WARNING}
-
-
 @contextlib.contextmanager
 def _local(ray: Any, workers: Workers) -> Iterator[None]:
     """A Ray of this command's own."""
     # As in Ray, not TMPDIR: names of sockets have to be short.
     folder = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Workers import finsent from where it was imported here.
+    code = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
+    changes = {"PYTHONPATH": os.pathsep.join(filter(None, code))}
+    if workers.gpus:
+        changes["CUDA_VISIBLE_DEVICES"] = ",".join(workers.gpus)
     try:
-        if workers.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(workers.gpus)
         try:
-            ray.init(
-                address="local",
-                num_cpus=workers.count * max(1, len(workers.gpus)),
-                num_gpus=len(workers.gpus),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                # A container's /dev/shm may be smaller than that.
-                _plasma_directory=folder,
-                _temp_dir=folder,
-                **_how_to_connect(ray),
-            )
-        except (OSError, RuntimeError, ValueError) as error:
+            with _changed_environment(changes):
+                ray.init(
+                    address="local",
+                    num_cpus=workers.count * max(1, len(workers.gpus)),
+                    num_gpus=len(workers.gpus),
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    # A container's /dev/shm may be smaller than that.
+                    _plasma_directory=folder,
+                    _temp_dir=folder,
+                )
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise WorkersError(f"Ray could not be started here: {error}") from error
-        finally:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-            if seen is not None:
-                os.environ["CUDA_VISIBLE_DEVICES"] = seen
         try:
             yield
         finally:
@@ -319,15 +316,33 @@ def _local(ray: Any, workers: Workers) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _changed_environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """For processes that are started in this block."""
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name in changes:
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
+
+
+@contextlib.contextmanager
 def _remote(ray: Any, address: str) -> Iterator[None]:
-    if "://" in address:
+    if address != "auto" and not re.fullmatch(r"[^/]+:\d{1,5}", address):
         raise WorkersError(
             f"--ray-address {address}: give host:port, on a machine that is a node of the cluster "
             "(`ray start` joins it)"
         )
     try:
-        ray.init(address=address, **_how_to_connect(ray))
-    except (OSError, RuntimeError, ValueError) as error:
+        if address != "auto":
+            # Ray itself would try for minutes.
+            place = urlsplit(f"//{address}")
+            socket.create_connection((place.hostname, place.port), CONNECT_SECONDS).close()
+        ray.init(address=address, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise WorkersError(f"no Ray cluster answers at {address}: {error}") from error
     try:
         yield

@@ -1,4 +1,4 @@
-"""Work spread by Ray: the same results, GPUs in turns, workers that die, a cluster, an interrupt."""
+"""Work spread by Ray: same results, GPUs in turns, workers that die, a cluster, an interrupt."""
 
 from __future__ import annotations
 
@@ -381,8 +381,22 @@ def test_a_cluster_that_lacks_what_is_asked_for_is_refused(cluster: str) -> None
         connect(Workers(3, address=cluster))
     with pytest.raises(WorkersError, match="no node of the Ray cluster.*has a GPU; use --device"):
         connect(Workers(address=cluster), on_gpu=True)
-    with pytest.raises(WorkersError, match="give host:port"):
-        connect(Workers(address="ray://there:10001"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://there:10001", "give host:port"),
+        ("there", "give host:port"),
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(address: str, message: str) -> None:
+    with (
+        pytest.raises(WorkersError, match=message),
+        connected(Workers(address=address)),
+    ):
+        pass
 
 
 def test_work_elsewhere_finds_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
