@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
     resumed = f", {done.resumed_from:,} of them by an earlier run" if done.resumed_from else ""
     print(f"{options.out}: {done.rows:,} rows{resumed}")
     return 0

@@ -15,8 +15,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -136,7 +138,10 @@ def connected(workers: Workers, *, on_gpu: bool | None = None) -> Iterator[Pool]
     Raises WorkersError when the cluster cannot be reached or has not what is needed.
     """
     ray = _import_ray(local=workers.address is None)
-    with _local(ray, workers) if workers.address is None else _remote(ray, workers.address):
+    with (
+        _local(ray, workers) if workers.address is None else _remote(ray, workers.address),
+        _orderly_end(),
+    ):
         yield Pool(ray, workers, on_gpu)
         time.sleep(LOG_SECONDS)
 
@@ -313,6 +318,19 @@ def _local(ray: Any, workers: Workers) -> Iterator[None]:
             ray.shutdown()
     finally:
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Let SIGTERM be an interrupt, after which all is tidied up; Ray would abort the program."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what signals do
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
