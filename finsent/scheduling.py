@@ -159,7 +159,11 @@ def _made_by(workers: Workers, work: Sequence[SeedWork]) -> Iterator[Failure]:
                         found = [Failure(item.name(arm), str(found)) for arm in item.missing]
                     yield from found
         finally:
-            pool.everywhere(_clean, work)
+            try:
+                pool.everywhere(_clean, work)
+            except WorkersError as error:
+                left = f"{work[0].token} may be left in a temporary folder"
+                print(f"warning: {left}: {error}", file=sys.stderr)
 
 
 def _clean(work: Sequence[SeedWork]) -> None:

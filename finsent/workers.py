@@ -42,6 +42,7 @@ LOG_SECONDS = 0.5
 """For lines that workers printed last and that are still on their way."""
 CLEANING_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
+TIDY_SECONDS = 10.0
 
 
 class WorkersError(RuntimeError):
@@ -317,7 +318,7 @@ def _local(ray: Any, workers: Workers) -> Iterator[None]:
         finally:
             ray.shutdown()
     finally:
-        shutil.rmtree(folder)
+        _remove(Path(folder))
 
 
 @contextlib.contextmanager
@@ -345,6 +346,13 @@ def _changed_environment(changes: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name)
             if name in before:
                 os.environ[name] = before[name]
+
+
+def _remove(folder: Path) -> None:
+    """What is left of a Ray whose last processes may still be writing to it."""
+    deadline = time.monotonic() + TIDY_SECONDS
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
