@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,25 +55,27 @@ def contents(root: Path) -> dict[str, Any]:
     return found
 
 
+def processes() -> dict[int, tuple[int, bytes]]:
+    """Parent and command line of everything that runs."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                found[int(path.name)] = (int(parent), (path / "cmdline").read_bytes())
+    return found
+
+
 def children() -> list[int]:
     """Processes that make runs for a child of this one, or of one of its children."""
-    parents, makers = {}, []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (path / "stat").read_text().rpartition(")")[2].split()
-            command = (path / "cmdline").read_bytes()
-        except OSError:  # gone meanwhile
-            continue
-        parents[int(path.name)] = int(stat[1])
-        if b"finsent.jobs" in command and stat[0] != "Z":
-            makers.append(int(path.name))
+    all_of_them = processes()
 
     def ours(process: int) -> bool:
-        while process in parents and process != os.getpid():
-            process = parents[process]
+        while process in all_of_them and process != os.getpid():
+            process = all_of_them[process][0]
         return process == os.getpid()
 
-    return [maker for maker in makers if ours(maker)]
+    return [p for p, (_, command) in all_of_them.items() if b"finsent.jobs" in command and ours(p)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,13 +148,10 @@ def test_a_cluster_finds_it_too_and_a_run_that_fails_leaves_the_others(
     assert made.returncode == 1
     assert "error: sample dendritic seed 0: cannot read the checkpoint" in made.stderr
     assert "error: 1 runs failed: sample dendritic seed 0" in made.stderr
-    assert list(contents(tmp_path)) == ["dendritic 1"]
-    made = train_command(*command, "--overwrite")
-    assert made.returncode == 0, made.stderr
-    assert contents(tmp_path) == contents(trained)
+    assert contents(tmp_path) == {"dendritic 1": contents(trained)["dendritic 1"]}
 
 
-def test_a_file_scored_by_two_workers_is_the_file_of_one(
+def test_two_workers_go_on_with_a_file_that_one_began_and_end_in_its_bytes(
     cluster: str,
     trained: Path,
     tmp_path: Path,
@@ -158,25 +159,19 @@ def test_a_file_scored_by_two_workers_is_the_file_of_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = tmp_path / "in.csv"
-    lines = [f"{i},Profit of firm {i} rose by {i % 7} percent" for i in range(1300)]
+    lines = [f"{i},Profit of firm {i} rose by {i % 7} percent" for i in range(2100)]
     source.write_text("\n".join(["id,headline", *lines, ""]))
     common = ["score", str(source), "--column", "headline", "--runs"]
     common += [str(trained / "tiny-phi" / "sample")]
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     spread = ["--workers", "2", "--ray-address", cluster]
     assert finsent.__main__.main([*common, "--out", str(one)]) == 0
-    assert finsent.__main__.main([*common, "--out", str(two), *spread]) == 0
-    assert two.read_bytes() == one.read_bytes()
-    # Cut at the end of a block, where one that was killed would have stopped.
+    # Cut in the row after a block, where one that was killed may have stopped.
     whole = one.read_bytes().splitlines(keepends=True)
     two.write_bytes(b"".join(whole[: 1 + 512]) + whole[513][:9])
     assert finsent.__main__.main([*common, "--out", str(two), *spread]) == 0
     assert two.read_bytes() == one.read_bytes()
-    assert "1,300 rows, 512 of them by an earlier run" in capsys.readouterr().out
-    # What a worker cannot load is told as one process would tell it.
-    (other := tmp_path / "three.csv").touch()
-    assert finsent.__main__.main([*common, "--out", str(other), *spread, "--engine", "x"]) == 1
-    assert "error: engine must be one of" in capsys.readouterr().err
+    assert "2,100 rows, 512 of them by an earlier run" in capsys.readouterr().out
 
 
 def test_workers_share_gpus_and_the_death_of_one_is_not_that_of_others() -> None:
@@ -228,9 +223,7 @@ def test_workers_share_gpus_and_the_death_of_one_is_not_that_of_others() -> None
             list(pool.map(refuse, [1]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_children_and_keeps_what_is_finished(
-    number: int,
     tmp_path: Path,
     tiny_environment: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -248,7 +241,7 @@ def test_an_interrupt_ends_the_children_and_keeps_what_is_finished(
         time.sleep(0.1)
     at_work = children()
     assert len(at_work) == 2
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130, said
     assert "interrupted; finished runs are kept" in said
@@ -259,6 +252,37 @@ def test_an_interrupt_ends_the_children_and_keeps_what_is_finished(
         assert time.monotonic() < deadline, "a child outlived its trainer"
         time.sleep(0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["artifacts"], "hidden states were left"
+
+
+def test_sigterm_leaves_neither_files_nor_processes() -> None:
+    """Not in pytest's own folder: the names of Ray's sockets have to be short."""
+    program = """
+import time
+from finsent.workers import Workers, connected
+with connected(Workers(2)) as pool:
+    print("connected", flush=True)
+    list(pool.run(lambda seconds: time.sleep(seconds), [("a", 600), ("b", 600)]))
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RAY_TMPDIR": folder},
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
+        (used,) = Path(folder).iterdir()
+        process.terminate()
+        process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert not list(Path(folder).iterdir())
+        deadline = time.monotonic() + 60
+        while any(str(used).encode() in command for _, command in processes().values()):
+            assert time.monotonic() < deadline, "a process of Ray was left"
+            time.sleep(0.1)
 
 
 def plan_of(artifacts: Path, **changes: Any) -> scheduling.Plan:
