@@ -27,8 +27,8 @@ from finsent.config import (
     POOLINGS,
     PRECISIONS,
     STUDY_ARMS,
-    ConfigError,
 )
+from finsent.workers import add_worker_options, workers_from_options
 
 if TYPE_CHECKING:
     import torch
@@ -140,8 +140,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
-    add("--workers", type=int, default=1, help="seeds side by side, on each GPU (%(default)s)")
-    add("--gpus", metavar="LIST", help="spread seeds over GPUs: numbers such as 0,1, or 'all'")
+    add_worker_options(parser, "seeds")
 
 
 def _layers(text: str) -> int | str | None:
@@ -209,8 +208,7 @@ def _train(options: argparse.Namespace) -> int:
         seeds=tuple(dict.fromkeys(options.seeds)),
         artifacts=options.artifacts.absolute(),
         device=device.type,
-        gpus=_gpus(options.gpus, torch.cuda.device_count() if device.type == "cuda" else 0),
-        workers=_workers(options.workers),
+        workers=workers_from_options(options, _gpus_for(device)),
         overwrite=options.overwrite,
         command=shlex.join(["python", "train_models.py", *_shown_arguments()]),
         git_commit=git_commit(ROOT),
@@ -241,17 +239,11 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _gpus(given: str | None, present: int) -> tuple[str, ...]:
-    """The GPUs named on the command line; ConfigError for one that is not there."""
-    if given is None:
-        return ()
-    if present == 0:
-        raise ConfigError(f"--gpus {given}: torch sees no CUDA GPU here; leave it out")
-    names = [str(i) for i in range(present)] if given == "all" else given.split(",")
-    for name in names:
-        if not name.isdigit() or int(name) >= present:
-            raise ConfigError(f"--gpus {given}: {name!r} is none of the GPUs 0 to {present - 1}")
-    return tuple(dict.fromkeys(names))
+def _gpus_for(device: torch.device) -> int:
+    """How many GPUs there are to work on."""
+    import torch
+
+    return torch.cuda.device_count() if device.type == "cuda" else 0
 
 
 def _shown_arguments() -> list[str]:
@@ -357,8 +349,7 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
     resources = Resources(
         base=_recipe_config(study.backbone, study.datasets[0], device),
         device=device.type,
-        gpus=_gpus(options.gpus, torch.cuda.device_count() if device.type == "cuda" else 0),
-        workers=_workers(options.workers),
+        workers=workers_from_options(options, _gpus_for(device)),
         command=shlex.join(["python", "train_models.py", *_shown_arguments()]),
         git_commit=git_commit(ROOT),
         data_dir=options.data_dir,
@@ -387,12 +378,6 @@ def _recipe_config(backbone: str, dataset: str, device: torch.device) -> TrainCo
         label_smoothing=recipe.label_smoothing,
         prompt_suffix=cue(recipe, dataset),
     )
-
-
-def _workers(given: int) -> int:
-    if given < 1:
-        raise ConfigError(f"--workers must be at least 1, got {given}")
-    return given
 
 
 def _leaderboard(options: argparse.Namespace) -> int:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from finsent.scoring import ScoringError, score_csv
+from finsent.scoring import Model, PredictAll, ScoringError, score_csv
+from finsent.workers import (
+    Workers,
+    WorkersError,
+    add_worker_options,
+    connected,
+    workers_from_options,
+)
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
 
@@ -48,23 +57,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score.add_argument(
         "--engine", help="torch, graphs, openvino or openvino-fp32 (default: a rule)"
     )
+    add_worker_options(score, "blocks of rows")
     options = parser.parse_args(arguments)
     # Wrong options are told at once, not after the seconds that torch takes to import.
+    import torch
+
     from finsent.adapters import AdapterError
-    from finsent.backbones import BackboneError
-    from finsent.classifier import Classifier
+    from finsent.backbones import BackboneError, default_device
     from finsent.engines import EngineError
     from finsent.runs import ArtifactError
-    from finsent.weights import WeightsError, terminal_bar
+    from finsent.weights import WeightsError
 
     try:
         if not options.source.is_file():
             raise ScoringError(f"there is no file {options.source}")
-        with terminal_bar() as bar:
-            model = Classifier.from_artifacts(
-                options.runs, options.arm, options.seed, engine=options.engine, progress=bar
-            )
-        with tqdm(total=1.0, bar_format="{percentage:3.0f}% {bar} {postfix} [{elapsed}]") as shown:
+        present = torch.cuda.device_count() if default_device().type == "cuda" else 0
+        workers = workers_from_options(options, present)
+        model = Model(
+            options.runs.absolute(),
+            options.arm,
+            options.seed,
+            options.engine,
+            whole=options.long == "windows",
+        )
+        label_names = model.label_names
+        with (
+            _predicting(model, workers) as predict,
+            tqdm(total=1.0, bar_format="{percentage:3.0f}% {bar} {postfix} [{elapsed}]") as shown,
+        ):
 
             def report(rows: int, share: float) -> None:
                 shown.n = share
@@ -74,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.source,
                 options.out,
                 options.column,
-                model.predict_document_proba if options.long == "windows" else model.predict_proba,
-                model.label_names,
+                predict,
+                label_names,
                 encoding=options.encoding,
                 report=report,
             )
@@ -86,12 +106,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         EngineError,
         ScoringError,
         WeightsError,
+        WorkersError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
     resumed = f", {done.resumed_from:,} of them by an earlier run" if done.resumed_from else ""
     print(f"{options.out}: {done.rows:,} rows{resumed}")
     return 0
+
+
+@contextlib.contextmanager
+def _predicting(model: Model, workers: Workers) -> Iterator[PredictAll]:
+    """The model in this process, or one in each worker."""
+    from finsent.weights import terminal_bar
+
+    if workers.alone:
+        with terminal_bar() as bar:
+            predict = model.load(bar)
+        yield functools.partial(map, predict)
+    else:
+        with connected(workers) as pool:
+            yield functools.partial(pool.map, model.load)
 
 
 if __name__ == "__main__":

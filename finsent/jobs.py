@@ -1,9 +1,8 @@
 """Runs in a process of their own: load, train, evaluate once on test, write the artifact.
 
-PerforatedAI keeps its state in globals and a crash may take the interpreter along, so the trainer
-starts `python -m finsent.jobs` and sees only replies and files. The process reads the path of a job
-file from every line of its standard input, makes that run, and answers with a line: the arms of a
-seed follow one another on one base in memory.
+Started by `finsent.children`, which says why. The process reads a job from every line of its
+standard input, makes that run, and answers with a line: the arms of a seed follow one another on
+one base in memory.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +44,7 @@ from finsent.backbones import (
     pool,
 )
 from finsent.checkpoints import CHECKPOINT, CheckpointError
+from finsent.children import Job
 from finsent.config import ConfigError, DendriteConfig, MatchedCapacity, TrainConfig
 from finsent.data import DataError, Dataset, load_dataset
 from finsent.dendrites import GrowthError
@@ -73,59 +74,9 @@ PACKAGES = (
 
 LATENCY_SENTENCES = 30
 
-DONE = "done"
-"""The reply to a job that was finished."""
-
 
 class JobError(RuntimeError):
     """A run that cannot be made now."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a child process needs to make one run."""
-
-    config: TrainConfig
-    artifacts: Path
-    """Artifacts root; the run goes to <root>/<backbone>/<dataset>/<arm>/seed-<n>."""
-    shared: Path
-    """Folder for hidden states, which all arms and seeds of a data set have in common."""
-    device: str
-    command: str
-    git_commit: str | None
-    data_dir: Path | None = None
-    backbone_dir: Path | None = None
-    overwrite: bool = False
-    """Start anew, also where an unfinished run could go on."""
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        data = {**asdict(self), "config": self.config.to_dict()}
-        path.write_text(json.dumps(data, default=str, indent=2), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Job:
-        """Inverse of `save`."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("data_dir", "backbone_dir"):
-            data[key] = None if data[key] is None else Path(data[key])
-        for key in ("artifacts", "shared"):
-            data[key] = Path(data[key])
-        return cls(**{**data, "config": TrainConfig.from_dict(data["config"])})
-
-    @property
-    def folder(self) -> Path:
-        """Where the finished run stands."""
-        c = self.config
-        return runs.run_folder(self.artifacts, c.backbone, c.dataset, c.arm, c.seed)
-
-    @property
-    def work_folder(self) -> Path:
-        """Where it stands until it is finished; no reader of the artifacts looks there."""
-        c = self.config
-        return runs.run_folder(
-            self.artifacts / runs.WORK_FOLDER, c.backbone, c.dataset, c.arm, c.seed
-        )
 
 
 class Bases:
@@ -153,7 +104,9 @@ class Bases:
         return self._backbone
 
 
-def run_job(job: Job, bases: Bases | None = None) -> Path:
+def run_job(
+    job: Job, bases: Bases | None = None, show: Callable[[str], _Bar | _Lines] | None = None
+) -> Path:
     """Train and evaluate one run; returns its folder. What can go wrong is one of EXPECTED.
 
     A run that was killed goes on after its last whole epoch, and two processes never make the same
@@ -163,7 +116,7 @@ def run_job(job: Job, bases: Bases | None = None) -> Path:
     lock = FileLock(job.work_folder.with_name(f"{job.work_folder.name}.lock"), timeout=0)
     try:
         with lock:
-            return _run_locked(job, bases or Bases())
+            return _run_locked(job, bases or Bases(), show or _Bar)
     except Timeout as error:
         raise JobError(
             f"another process is making this run in {job.work_folder}; wait for it or stop it, or "
@@ -171,12 +124,12 @@ def run_job(job: Job, bases: Bases | None = None) -> Path:
         ) from error
 
 
-def _run_locked(job: Job, bases: Bases) -> Path:
+def _run_locked(job: Job, bases: Bases, show: Callable[[str], _Bar | _Lines]) -> Path:
     config = job.config
     dataset = load_dataset(config.dataset, job.data_dir)
     split = part_examples(dataset, config.split, config.seed, config.train_fraction, job.data_dir)
     label = f"{config.dataset} {config.arm} seed {config.seed}"
-    with _Bar(label) as bar:
+    with show(label) as bar:
         device = torch.device(job.device)
         use_deterministic_kernels(device)
         backbone = bases.get(job, bar.status)
@@ -444,12 +397,48 @@ class _Bar:
         self._bar.update(steps)
 
     def epoch(self, record: EpochRecord) -> None:
-        self._bar.set_postfix_str(
-            f"epoch {record.epoch + 1}, val NLL {record.val_loss:.3f}, "
-            f"accuracy {record.val_accuracy:.3f}"
-        )
+        self._bar.set_postfix_str(_scores(record))
         if record.event is not None:
             tqdm.write(f"{self._label}: {record.event} after epoch {record.epoch + 1}", sys.stderr)
+
+
+class _Lines:
+    """The same in whole lines, for output that several runs share: one a stage and one an epoch."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._stage = ""
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def status(self, what: str, done: float) -> None:
+        if what != self._stage:
+            self._say(what)
+        self._stage = what
+
+    def start_training(self, steps: int) -> None:
+        self._say(f"training, {steps} steps")
+
+    def advance(self, steps: int) -> None:
+        pass  # epochs are told
+
+    def epoch(self, record: EpochRecord) -> None:
+        event = "" if record.event is None else f", {record.event}"
+        self._say(f"{_scores(record)}{event}")
+
+    def _say(self, what: str) -> None:
+        print(f"{self._label}: {what}", file=sys.stderr, flush=True)
+
+
+def _scores(record: EpochRecord) -> str:
+    return (
+        f"epoch {record.epoch + 1}, val NLL {record.val_loss:.3f}, "
+        f"accuracy {record.val_accuracy:.3f}"
+    )
 
 
 EXPECTED = (
@@ -475,41 +464,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the child process: jobs in, replies out. Ends at the first failure, because
     a run that failed may leave the base with its adapters."""
     parser = argparse.ArgumentParser(prog="python -m finsent.jobs", description=__doc__)
-    parser.parse_args(arguments)
+    parser.add_argument("--lines", action="store_true", help="print progress in lines, not a bar")
+    options = parser.parse_args(arguments)
     # Replies get a channel of their own: libraries print to standard output.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     bases = Bases()
-    for path in _jobs_from(sys.stdin):
-        job = Job.load(path)
-        try:
-            run_job(job, bases)
-        except EXPECTED as error:
-            c = job.config
-            print(f"error: {c.dataset} {c.arm} seed {c.seed}: {_plain(error)}", file=sys.stderr)
+    for job in _jobs_from(sys.stdin):
+        error = _error_of(job, bases, _Lines if options.lines else _Bar)
+        print(json.dumps({"error": error}), file=replies, flush=True)
+        if error is not None:
             return 1
-        print(DONE, file=replies, flush=True)
     return 0
 
 
-def _jobs_from(lines: IO[str]) -> Iterator[Path]:
-    """Paths of job files as they come. When the input ends during a job, the trainer was killed:
-    so is this process, and the run goes on when it is asked for again."""
-    paths: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+def _error_of(job: Job, bases: Bases, show: Callable[[str], _Bar | _Lines]) -> str | None:
+    """Make a run; returns what to tell the user if that failed."""
+    try:
+        run_job(job, bases, show)
+    except EXPECTED as error:
+        return _plain(error)
+    except Exception:  # a bug: the trainer tells it with the other failures
+        return traceback.format_exc()
+    return None
+
+
+def _jobs_from(lines: IO[str]) -> Iterator[Job]:
+    """Jobs as they come. When the input ends during a job, the trainer was killed: so is this
+    process, and the run goes on when it is asked for again."""
+    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     idle = threading.Event()
 
     def listen() -> None:
         for line in lines:
-            paths.put(Path(line.strip()))
+            jobs.put(Job.from_json(line))
         if not idle.is_set():
             os._exit(1)
-        paths.put(None)
+        jobs.put(None)
 
     idle.set()
     threading.Thread(target=listen, daemon=True).start()
-    while (path := paths.get()) is not None:
+    while (job := jobs.get()) is not None:
         idle.clear()
-        yield path
+        yield job
         idle.set()
 
 

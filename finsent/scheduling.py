@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
-import subprocess
+import platform
+import shutil
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finsent import runs
+from finsent.children import Child, Job
 from finsent.config import (
     STUDY_ARMS,
     ConfigError,
@@ -26,7 +26,7 @@ from finsent.config import (
     arm_config,
 )
 from finsent.data import load_dataset
-from finsent.jobs import DONE, Job
+from finsent.workers import Workers, WorkersError, connected, settings, with_settings
 
 COPYING = ("restart", "matched")
 """Arms that are made after the dendritic run of the same seed, from what it became."""
@@ -43,10 +43,7 @@ class Plan:
     seeds: tuple[int, ...]
     artifacts: Path
     device: str
-    gpus: tuple[str, ...]
-    """GPUs to spread the runs over, as CUDA_VISIBLE_DEVICES names them; empty: no choice made."""
-    workers: int
-    """Runs at a time, on each GPU where there is a choice."""
+    workers: Workers
     overwrite: bool
     command: str
     git_commit: str | None
@@ -60,13 +57,50 @@ class Plan:
         return runs.run_folder(self.artifacts, self.base.backbone, self.base.dataset, arm, seed)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A run that was not made."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class SeedWork:
+    """What makes the runs of one seed, on any machine that sees the same folders."""
+
+    plan: Plan
+    seed: int
+    token: str
+    """Tells this command's files apart from those of others."""
+    settings: dict[str, str | None]
+    folder: Path
+    """Where relative paths start."""
+    lines: bool
+    """Whether progress is printed in lines: others print beside it."""
+
+    def name(self, arm: str) -> str:
+        """Of a run, for people."""
+        return f"{self.plan.base.dataset} {arm} seed {self.seed}"
+
+    @property
+    def missing(self) -> list[str]:
+        """Arms to make, in their order."""
+        return [
+            arm
+            for arm in STUDY_ARMS
+            if arm in self.plan.arms
+            and (self.plan.overwrite or not runs.is_finished(self.plan.folder(arm, self.seed)))
+        ]
+
+
 def execute(plan: Plan) -> list[str]:
     """Make every run of the plan that is not finished; returns the names of those that failed."""
     return execute_all([plan])
 
 
 def execute_all(plans: Sequence[Plan]) -> list[str]:
-    """Make the runs of several plans that share GPUs and workers (those of the first).
+    """Make the runs of several plans that share workers (those of the first).
 
     Seeds and plans may go side by side. The arms of a seed follow one another in one process, on
     one base in memory; restart and matched arms copy from the dendritic run before them.
@@ -74,18 +108,79 @@ def execute_all(plans: Sequence[Plan]) -> list[str]:
     """
     for plan in plans:
         _require_possible(plan)
-    first = plans[0]
-    slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for slot in (first.gpus or (None,)) * first.workers:
-        slots.put(slot)
-    work = [(plan, seed) for plan in plans for seed in plan.seeds]
-    with (
-        tempfile.TemporaryDirectory(prefix="finsent-") as scratch,
-        # Threads only wait: each seed is a process of its own.
-        ThreadPoolExecutor(max_workers=slots.qsize()) as pool,
-    ):
-        failed = pool.map(lambda item: _run_seed(item[0], item[1], Path(scratch), slots), work)
-        return [name for names in failed for name in names]
+    workers = plans[0].workers
+    token = f"finsent-{uuid.uuid4().hex}"
+    work = [
+        SeedWork(plan, seed, token, settings(), Path.cwd(), lines=not workers.alone)
+        for plan in plans
+        for seed in plan.seeds
+    ]
+    for item in work:
+        for arm in (arm for arm in STUDY_ARMS if arm in item.plan.arms):
+            if arm not in item.missing:
+                folder = item.plan.folder(arm, item.seed)
+                print(
+                    f"{item.name(arm)}: already trained in {folder} (--overwrite trains it again)"
+                )
+    work = [item for item in work if item.missing]
+    marks = {_mark(item) for item in work}
+    for mark in marks:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    failed = []
+    try:
+        for failure in _made_here(work) if workers.alone else _made_by(workers, work):
+            print(f"error: {failure.name}: {failure.why}", file=sys.stderr)
+            failed.append(failure.name)
+    finally:
+        for mark in marks:
+            mark.unlink()
+    return failed
+
+
+def _made_here(work: Sequence[SeedWork]) -> Iterator[Failure]:
+    try:
+        for item in work:
+            yield from make_seed(item)
+    finally:
+        _clean(work)
+
+
+def _made_by(workers: Workers, work: Sequence[SeedWork]) -> Iterator[Failure]:
+    """The same, by workers. A seed that took its worker along failed in all arms it did not end."""
+    if not work:
+        return
+    with connected(workers, on_gpu=work[0].plan.device == "cuda") as pool:
+        names = [(f"seed {item.seed}", item) for item in work]
+        try:
+            with contextlib.closing(pool.run(make_seed, names)) as made:
+                for item, found in made:
+                    if isinstance(found, WorkersError):
+                        found = [Failure(item.name(arm), str(found)) for arm in item.missing]
+                    yield from found
+        finally:
+            try:
+                pool.everywhere(_clean, work)
+            except WorkersError as error:
+                left = f"{work[0].token} may be left in a temporary folder"
+                print(f"warning: {left}: {error}", file=sys.stderr)
+
+
+def _clean(work: Sequence[SeedWork]) -> None:
+    """Remove the hidden states on the machine that this is called on."""
+    for folder in {_shared(item) for item in work}:
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _shared(item: SeedWork) -> Path:
+    """Hidden states of this command's runs, on a disk of the machine that makes them."""
+    return Path(tempfile.gettempdir()) / item.token
+
+
+def _mark(item: SeedWork) -> Path:
+    """A file by which a worker knows that it sees the artifacts' folder and not one of its own."""
+    return item.plan.artifacts / runs.WORK_FOLDER / item.token
 
 
 def _require_possible(plan: Plan) -> None:
@@ -119,38 +214,51 @@ def _require_same_settings(plan: Plan, folder: Path, seed: int) -> None:
         )
 
 
-def _run_seed(
-    plan: Plan, seed: int, scratch: Path, slots: queue.SimpleQueue[str | None]
-) -> list[str]:
-    """The arms of one seed, on a GPU of which no more than `workers` seeds make use at a time;
-    returns the names of those that failed."""
-    gpu = slots.get()
-    failed: list[str] = []
-    try:
-        with contextlib.ExitStack() as stack:
-            child: Child | None = None
-            for arm in (arm for arm in STUDY_ARMS if arm in plan.arms):
-                folder = plan.folder(arm, seed)
-                name = f"{plan.base.dataset} {arm} seed {seed}"
-                if runs.is_finished(folder) and not plan.overwrite:
-                    print(f"{name}: already trained in {folder} (--overwrite trains it again)")
-                    continue
-                if arm in COPYING and f"{plan.base.dataset} dendritic seed {seed}" in failed:
-                    failed.append(name)  # it copies from a run that is not there
-                    continue
-                path = scratch / f"{uuid.uuid4()}.json"
-                _job(plan, arm, seed, scratch).save(path)
-                if child is None:
-                    child = stack.enter_context(Child(gpu))
-                if not child.make(path):
-                    failed.append(name)
-                    child = None
-    finally:
-        slots.put(gpu)
-    return failed
+def make_seed(work: SeedWork) -> list[Failure]:
+    """The arms of one seed that are missing, one after another in one process; a run that fails
+    takes it along, and the next one gets another. Returns what failed."""
+    plan = work.plan
+    unseen = _unseen(work)
+    if unseen is not None:
+        why = (
+            f"{platform.node()} does not see {unseen}; put it where every machine of the cluster "
+            "finds it under the same path"
+        )
+        return [Failure(work.name(arm), why) for arm in work.missing]
+    environment = with_settings(os.environ, work.settings)
+    failed: dict[str, Failure] = {}
+    with contextlib.ExitStack() as stack:
+        child: Child | None = None
+        for arm in work.missing:
+            name = work.name(arm)
+            if arm in COPYING and "dendritic" in failed:
+                failed[arm] = Failure(name, "it copies from the dendritic run, which failed")
+                continue
+            try:
+                job = _job(plan, arm, work.seed, _shared(work))
+            except (ConfigError, runs.ArtifactError) as impossible:
+                failed[arm] = Failure(name, str(impossible))
+                continue
+            if child is None:
+                child = stack.enter_context(Child(environment, work.folder, lines=work.lines))
+            error = child.make(job)
+            if error is not None:
+                failed[arm] = Failure(name, error)
+                child = None
+    return list(failed.values())
 
 
-def _job(plan: Plan, arm: str, seed: int, scratch: Path) -> Job:
+def _unseen(work: SeedWork) -> Path | None:
+    """A path of the plan that this machine does not have."""
+    plan = work.plan
+    needed = (_mark(work), work.folder, plan.data_dir, plan.backbone_dir)
+    for path in needed:
+        if path is not None and not (work.folder / path).exists():
+            return plan.artifacts if path == needed[0] else path
+    return None
+
+
+def _job(plan: Plan, arm: str, seed: int, shared: Path) -> Job:
     treatment: Treatment = None
     if arm == "dendritic":
         treatment = plan.dendrites
@@ -168,7 +276,7 @@ def _job(plan: Plan, arm: str, seed: int, scratch: Path) -> Job:
     return Job(
         config=arm_config(replace(plan.base, seed=seed), arm, treatment),
         artifacts=plan.artifacts,
-        shared=scratch / "hidden-states",
+        shared=shared,
         device=plan.device,
         command=plan.command,
         git_commit=plan.git_commit,
@@ -176,42 +284,6 @@ def _job(plan: Plan, arm: str, seed: int, scratch: Path) -> Job:
         backbone_dir=plan.backbone_dir,
         overwrite=plan.overwrite,
     )
-
-
-class Child:
-    """A process that makes runs one after another, without a terminal to ask questions on."""
-
-    def __init__(self, gpu: str | None) -> None:
-        root = str(Path(__file__).resolve().parent.parent)
-        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "finsent.jobs"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": search, "TOKENIZERS_PARALLELISM": "false", **chosen},
-        )
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        # Without further jobs it ends by itself; a caller that was interrupted does not wait.
-        if any(error):
-            self._process.terminate()
-        self._process.communicate()
-
-    def make(self, job: Path) -> bool:
-        """Have a job made. False when it failed, after which the process is gone."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        try:
-            print(job, file=stdin, flush=True)
-        except BrokenPipeError:  # it died between two jobs
-            return False
-        return stdout.readline().strip() == DONE
 
 
 def summary(plan: Plan) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """Scoring a CSV file of any size: row by row into another CSV, resumable, in constant memory.
 
 The output repeats the input's columns and adds the label and one probability per class. Rows are
-scored in chunks and written a chunk at a time. A killed run leaves whole rows (a cut last row is
-removed when it resumes); resuming reads as many input rows as there are output rows and goes on,
-so the finished file is the one that an undisturbed run would have written.
+scored in blocks, by one worker or several, and written in their order. A killed run leaves whole
+rows (a cut last row is removed when it resumes); resuming reads as many input rows as there are
+output rows and goes on, so the finished file is the one that an undisturbed run would have written.
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from finsent.runs import read_run
 from finsent.spreadsheet import neutralize
 
-CHUNK_ROWS = 512
+BLOCK_ROWS = 512
 MAX_FIELD = 1 << 20
 """Characters in one cell; the csv module's own limit is lower than some exported articles."""
 
 Predict = Callable[[list[str]], Any]
 """Texts to probabilities (n, classes)."""
+PredictAll = Callable[[Iterator[list[str]]], Iterator[Any]]
+"""Blocks of texts to their probabilities, in order. May ask for some blocks ahead."""
 Report = Callable[[int, float], None]
-"""Called after every chunk with the rows done and the share of the input file read, in [0, 1]."""
+"""Called after every block with the rows done and the share of the input file read, in [0, 1]."""
 
 
 class ScoringError(ValueError):
@@ -42,15 +46,51 @@ class Scored:
     """Of those, rows that an earlier run had written."""
 
 
+@dataclass(frozen=True)
+class Model:
+    """Which trained run scores, and how; every worker loads it for itself."""
+
+    folder: Path
+    """artifacts/<backbone>/<dataset>."""
+    arm: str
+    seed: int
+    engine: str | None = None
+    whole: bool = False
+    """Whether all of a long text is read."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """In the order of the probabilities. ArtifactError where there is no such run."""
+        return read_run(self.folder / self.arm / f"seed-{self.seed}").label_names
+
+    def load(self, progress: Callable[[str, float], None] | None = None) -> Predict:
+        """Raises what Classifier.from_artifacts raises."""
+        from finsent.classifier import Classifier
+
+        model = Classifier.from_artifacts(
+            self.folder, self.arm, self.seed, engine=self.engine, progress=progress
+        )
+        return model.predict_document_proba if self.whole else model.predict_proba
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows that are scored together."""
+
+    rows: list[list[str]]
+    share: float
+    """Of the input file that had been read by then."""
+
+
 def score_csv(
     source: Path,
     target: Path,
     column: str,
-    predict: Predict,
+    predict: PredictAll,
     label_names: Sequence[str],
     *,
     encoding: str = "utf-8-sig",
-    chunk_rows: int = CHUNK_ROWS,
+    block_rows: int = BLOCK_ROWS,
     report: Report | None = None,
 ) -> Scored:
     """Score `column` of every row of `source` into `target`; goes on where `target` ends.
@@ -58,7 +98,8 @@ def score_csv(
     Added columns: `label`, then a probability for each label name. Cells that a spreadsheet would
     take for a formula get a leading apostrophe. Raises ScoringError, naming the line where there is
     one, for a missing column, bytes that are not `encoding`, an empty cell, a row of another width,
-    or a target that belongs to another input. What was written by then stays and can be resumed.
+    or a target that belongs to another input. All rows before that line are written first, and can
+    be resumed.
     """
     if source.resolve() == target.resolve():
         raise ScoringError(f"{source} is both input and output; name another output file")
@@ -80,52 +121,63 @@ def score_csv(
         done = _prepare(target, wanted)
         _skip(rows, done, target, place)
         total = done
+        good = _checked(rows, names, place, source)
+        read: deque[_Block] = deque()
+        fault: list[ScoringError] = []
+
+        def texts() -> Iterator[list[str]]:
+            while not fault:
+                block: list[list[str]] = []
+                try:
+                    for row in itertools.islice(good, block_rows):
+                        block.append(row)
+                except ScoringError as error:
+                    # Told when what was read before it has been written.
+                    fault.append(error)
+                if not block:
+                    return
+                read.append(_Block(block, raw.tell() / size))
+                yield [row[place] for row in block]
+
         with target.open("a", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             if done == 0 and stream.tell() == 0:
                 writer.writerow(wanted)
-            while chunk := list(itertools.islice(rows, chunk_rows)):
-                total += _score_chunk(
-                    chunk, names, place, column, source, predict, writer, label_names
-                )
+            for probabilities in predict(texts()):
+                block = read.popleft()
+                _write(writer, block.rows, probabilities, label_names)
                 stream.flush()
+                total += len(block.rows)
                 if report is not None:
-                    report(total, raw.tell() / size)
+                    report(total, block.share)
+    if fault:
+        raise ScoringError(f"{fault[0]} ({total:,} rows before it are in {target})") from fault[0]
     return Scored(total, done)
 
 
-def _score_chunk(
-    chunk: Sequence[tuple[int, list[str]]],
-    names: Sequence[str],
-    place: int,
-    column: str,
-    source: Path,
-    predict: Predict,
-    writer: Any,
-    label_names: Sequence[str],
-) -> int:
-    """Write the rows before the first bad one, then raise for that one."""
-    good, fault = [], None
-    for line, row in chunk:
+def _checked(
+    rows: Iterator[tuple[int, list[str]]], names: Sequence[str], place: int, source: Path
+) -> Iterator[list[str]]:
+    """Rows as wide as the header with a text to score; ScoringError at the first other one."""
+    for line, row in rows:
         if len(row) != len(names):
-            fault = f"{source}, line {line}: {len(row)} cells, the header has {len(names)}"
-        elif not row[place].strip():
-            fault = (
-                f"{source}, line {line}: the cell in column {column!r} is empty; "
+            raise ScoringError(
+                f"{source}, line {line}: {len(row)} cells, the header has {len(names)}"
+            )
+        if not row[place].strip():
+            raise ScoringError(
+                f"{source}, line {line}: the cell in column {names[place]!r} is empty; "
                 "fill it or remove the row"
             )
-        if fault is not None:
-            break
-        good.append(row)
-    if good:
-        found = predict([row[place] for row in good])
-        for row, probabilities in zip(good, found, strict=True):
-            best = max(range(len(label_names)), key=lambda i: probabilities[i])
-            numbers = [f"{p:.6f}" for p in probabilities]
-            writer.writerow([*map(neutralize, row), label_names[best], *numbers])
-    if fault is not None:
-        raise ScoringError(f"{fault} ({len(good)} rows of this part were written before it)")
-    return len(good)
+        yield row
+
+
+def _write(
+    writer: Any, rows: Sequence[list[str]], probabilities: Any, label_names: Sequence[str]
+) -> None:
+    for row, found in zip(rows, probabilities, strict=True):
+        best = max(range(len(label_names)), key=lambda i: found[i])
+        writer.writerow([*map(neutralize, row), label_names[best], *(f"{p:.6f}" for p in found)])
 
 
 def _read(raw: IO[bytes], encoding: str, source: Path) -> Iterator[tuple[int, list[str]]]:

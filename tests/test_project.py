@@ -44,8 +44,9 @@ def uses(path: Path, package: str) -> bool:
 def test_few_modules_name_the_heavy_libraries() -> None:
     names = {
         package: {p.relative_to(ROOT).as_posix() for p in SOURCES if uses(p, package)}
-        for package in ("perforatedai", "peft", "gradio", "bitsandbytes", "openvino")
+        for package in ("perforatedai", "peft", "gradio", "bitsandbytes", "openvino", "ray")
     }
+    assert names["ray"] == {"finsent/workers.py"}
     assert names["perforatedai"] == {"finsent/dendrites.py"}
     assert names["peft"] == {"finsent/adapters.py"}
     assert names["openvino"] == {"finsent/openvino_engine.py"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import queue
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from finsent import checkpoints, jobs, runs, scheduling, training
+from finsent import checkpoints, jobs, runs, training
 from finsent.checkpoints import CHECKPOINT, CheckpointError
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, arm_config
 from finsent.jobs import Bases, Job, JobError
@@ -199,85 +198,6 @@ def test_a_trainer_killed_in_the_middle_goes_on(
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "tiny-phi" / "sample" / "baseline" / "seed-0"
     assert [line["epoch"] for line in runs.read_run(folder).history] == list(range(25))
-
-
-def test_seeds_take_turns_on_the_gpus_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_environment: None
-) -> None:
-    """Two slots, three seeds: every seed gets one, and none two at a time."""
-    taken: queue.SimpleQueue[tuple[int, str | None]] = queue.SimpleQueue()
-
-    class FakeChild:
-        def __init__(self, gpu: str | None) -> None:
-            self.gpu = gpu
-
-        def __enter__(self) -> FakeChild:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-        def make(self, path: Path) -> bool:
-            taken.put((Job.load(path).config.seed, self.gpu))
-            time.sleep(0.05)
-            return True
-
-    monkeypatch.setattr(scheduling, "Child", FakeChild)
-    plan = scheduling.Plan(
-        base=BASE,
-        dendrites=DendriteConfig(grow_by=1),
-        arms=("baseline", "dendritic"),
-        seeds=(0, 1, 2),
-        artifacts=tmp_path,
-        device="cuda",
-        gpus=("0", "3"),
-        workers=1,
-        overwrite=False,
-        command="test",
-        git_commit=None,
-        data_dir=None,
-        backbone_dir=None,
-    )
-    assert scheduling.execute(plan) == []
-    seen = [taken.get() for _ in range(6)]
-    assert sorted(seed for seed, _ in seen) == [0, 0, 1, 1, 2, 2]
-    assert {gpu for _, gpu in seen} == {"0", "3"}
-    assert all(len({gpu for s, gpu in seen if s == seed}) == 1 for seed in range(3))
-
-
-def test_two_workers_find_what_one_finds(
-    tmp_path: Path,
-    train_command: Callable[..., subprocess.CompletedProcess[str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Processes side by side, each with a seed of its own, end in the same bytes."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    found = []
-    for workers in (1, 2):
-        root = tmp_path / str(workers)
-        command = ["train", "--backbone", "tiny-phi", "--dataset", "sample", "--epochs", "2"]
-        command += ["--grow-by", "0", "--lora-r", "2", "--no-autocast", "--arms", "dendritic"]
-        command += ["--seeds", "0", "1", "--workers", str(workers), "--artifacts", str(root)]
-        made = train_command(*command)
-        assert made.returncode == 0, made.stderr
-        found.append([contents(run.folder) for run in runs.find_runs(root)])
-    assert len(found[0]) == 2
-    assert found[0] == found[1]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"), [("0,9", "'9' is none of the GPUs 0 to 1"), ("x", "'x' is none of")]
-)
-def test_a_gpu_that_is_not_there_is_refused(given: str, message: str) -> None:
-    from finsent.config import ConfigError
-    from train_models import _gpus
-
-    assert _gpus("all", 2) == ("0", "1")
-    assert _gpus(None, 0) == ()
-    with pytest.raises(ConfigError, match=message):
-        _gpus(given, 2)
-    with pytest.raises(ConfigError, match="sees no CUDA GPU"):
-        _gpus(given, 0)
 
 
 def test_an_exhausted_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

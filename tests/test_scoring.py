@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import csv
+import functools
 import random
 import tracemalloc
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from finsent.__main__ import main
-from finsent.scoring import ScoringError, score_csv
+from finsent.scoring import PredictAll, ScoringError, score_csv
 from finsent.spreadsheet import neutralize
 
 LABELS = ("negative", "neutral", "positive")
 
 
-def predict(texts: list[str]) -> list[list[float]]:
-    """From the text alone, so that chunks and restarts cannot matter."""
+def predict_block(texts: list[str]) -> list[list[float]]:
+    """From the text alone, so that blocks and restarts cannot matter."""
     rows = []
     for text in texts:
         draw = random.Random(text)
         values = [draw.random() for _ in LABELS]
         rows.append([v / sum(values) for v in values])
     return rows
+
+
+predict = functools.partial(map, predict_block)
+
+
+def ahead(blocks: Iterator[list[str]]) -> Iterator[list[list[float]]]:
+    """Asks for blocks before it answers those it has, as several workers do."""
+    waiting: deque[list[list[float]]] = deque()
+    for texts in blocks:
+        waiting.append(predict_block(texts))
+        if len(waiting) == 4:
+            yield waiting.popleft()
+    yield from waiting
 
 
 @pytest.fixture
@@ -46,13 +61,13 @@ def rows_of(path: Path) -> list[list[str]]:
 
 def test_columns_are_kept_and_added(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
-    done = score_csv(source, target, "headline", predict, LABELS, chunk_rows=7)
+    done = score_csv(source, target, "headline", predict, LABELS, block_rows=7)
     assert (done.rows, done.resumed_from) == (50, 0)
     found, given = rows_of(target), rows_of(source)
     assert found[0] == ["id", "headline", "'=note", "label", *LABELS]
     for row, original in zip(found[1:], given[1:], strict=True):
         assert row[:3] == [neutralize(cell) for cell in original]
-        (expected,) = predict([original[1]])
+        (expected,) = predict_block([original[1]])
         assert [float(p) for p in row[4:]] == pytest.approx(expected, abs=1e-6)
         assert row[3] == LABELS[expected.index(max(expected))]
 
@@ -64,7 +79,7 @@ def test_killed_anywhere_and_resumed_the_file_is_the_same(source: Path, tmp_path
     target = tmp_path / "cut.csv"
     for cut in sorted({0, 1, 30, 70, len(expected), *random.Random(0).sample(range(3000), 40)}):
         target.write_bytes(expected[:cut])
-        score_csv(source, target, "headline", predict, LABELS, chunk_rows=9)
+        score_csv(source, target, "headline", predict, LABELS, block_rows=9)
         assert target.read_bytes() == expected, cut
 
 
@@ -77,18 +92,20 @@ def test_an_interrupted_run_keeps_what_it_wrote(source: Path, tmp_path: Path) ->
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
-        return predict(texts)
+        return predict_block(texts)
 
     with pytest.raises(KeyboardInterrupt):
-        score_csv(source, target, "headline", dying, LABELS, chunk_rows=10)
+        score_csv(source, target, "headline", functools.partial(map, dying), LABELS, block_rows=10)
     assert len(rows_of(target)) == 31
     asked: list[str] = []
 
     def counting(texts: list[str]) -> list[list[float]]:
         asked.extend(texts)
-        return predict(texts)
+        return predict_block(texts)
 
-    done = score_csv(source, target, "headline", counting, LABELS, chunk_rows=10)
+    done = score_csv(
+        source, target, "headline", functools.partial(map, counting), LABELS, block_rows=10
+    )
     assert (done.rows, done.resumed_from, len(asked)) == (50, 30, 20)
 
 
@@ -118,15 +135,38 @@ def test_bad_files_are_explained(content: bytes, fault: str, tmp_path: Path) -> 
         score_csv(source, target, "headline", predict, LABELS)
 
 
-def test_rows_before_a_bad_one_are_kept_and_the_rest_follows_its_repair(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answering", [predict, ahead])
+@pytest.mark.parametrize("bad", [b" ", b"f\xfcr"])
+def test_rows_before_a_bad_one_are_kept_and_the_rest_follows_its_repair(
+    tmp_path: Path, answering: PredictAll, bad: bytes
+) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
-    source.write_text("headline\nup\n \ndown\n")
-    with pytest.raises(ScoringError, match="line 3"):
-        score_csv(source, target, "headline", predict, LABELS)
-    assert [row[0] for row in rows_of(target)] == ["headline", "up"]
-    source.write_text("headline\nup\nflat\ndown\n")
-    assert score_csv(source, target, "headline", predict, LABELS).resumed_from == 1
-    assert [row[0] for row in rows_of(target)] == ["headline", "up", "flat", "down"]
+    source.write_bytes(b"headline\nup\nupper\nuppest\n" + bad + b"\ndown\n")
+    with pytest.raises(ScoringError, match=r"line 5.*3 rows before it are in"):
+        score_csv(source, target, "headline", answering, LABELS, block_rows=2)
+    assert [row[0] for row in rows_of(target)] == ["headline", "up", "upper", "uppest"]
+    source.write_bytes(source.read_bytes().replace(bad, b"flat"))
+    done = score_csv(source, target, "headline", answering, LABELS, block_rows=2)
+    assert (done.rows, done.resumed_from) == (5, 3)
+    assert [row[0] for row in rows_of(target)][3:] == ["uppest", "flat", "down"]
+
+
+def test_answers_that_come_behind_reading_stay_with_their_rows(
+    source: Path, tmp_path: Path
+) -> None:
+    shares: list[float] = []
+    for name, answering in (("at-once", predict), ("ahead", ahead)):
+        score_csv(
+            source,
+            tmp_path / name,
+            "headline",
+            answering,
+            LABELS,
+            block_rows=7,
+            report=lambda rows, share: shares.append(share),
+        )
+    assert (tmp_path / "ahead").read_bytes() == (tmp_path / "at-once").read_bytes()
+    assert shares[:8] == shares[8:] == sorted(shares[:8])
 
 
 def test_an_output_of_another_input_is_left_alone(source: Path, tmp_path: Path) -> None:
@@ -158,12 +198,15 @@ def test_other_encodings_and_byte_order_marks(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    def ones(blocks: Iterator[list[str]]) -> Iterator[list[list[float]]]:
+        return ([[1.0, 0.0, 0.0]] * len(texts) for texts in blocks)
+
     def peak(rows: int) -> int:
         source, target = tmp_path / f"{rows}.csv", tmp_path / f"{rows}.out"
         source.write_text("headline\n" + "Profit rose by a fifth\n" * rows)
         tracemalloc.start()
         try:
-            score_csv(source, target, "headline", lambda t: [[1.0, 0.0, 0.0]] * len(t), LABELS)
+            score_csv(source, target, "headline", ones, LABELS)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ from finsent.study.lora_runner import LoraStudyRunner, Resources
 from finsent.study.plans import LORA, LoraRegime, LoraStudy
 from finsent.study.results import RESULTS, StudyError, read_runs
 from finsent.training import RESTARTED
+from finsent.workers import Workers
 
 BASE = TrainConfig(
     backbone="tiny-phi", dataset="sample", epochs=4, lora=LoraConfig(r=2), autocast=False
@@ -42,7 +44,8 @@ class HereChild:
     made: list[str] = []  # noqa: RUF012
     fail = ""
 
-    def __init__(self, gpu: str | None) -> None:
+    def __init__(self, environment: Mapping[str, str], folder: Path, *, lines: bool) -> None:
+        assert not lines
         self.bases = Bases()
 
     def __enter__(self) -> HereChild:
@@ -56,14 +59,13 @@ class HereChild:
     ) -> None:
         pass
 
-    def make(self, path: Path) -> bool:
-        job = Job.load(path)
+    def make(self, job: Job) -> str | None:
         name = f"{job.config.split} {job.config.arm} {job.config.seed}"
         HereChild.made.append(name)
         if name == HereChild.fail:
-            return False
+            return "told to"
         run_job(job, self.bases)
-        return True
+        return None
 
 
 @pytest.fixture
@@ -82,8 +84,7 @@ def plan_of(artifacts: Path, **changes: object) -> scheduling.Plan:
         seeds=(0,),
         artifacts=artifacts,
         device="cpu",
-        gpus=(),
-        workers=1,
+        workers=Workers(),
         overwrite=False,
         command="test",
         git_commit=None,
@@ -138,8 +139,7 @@ STUDY = LoraStudy(
 RESOURCES = Resources(
     base=BASE,
     device="cpu",
-    gpus=(),
-    workers=1,
+    workers=Workers(),
     command="test",
     git_commit=None,
     data_dir=None,
@@ -246,7 +246,7 @@ def test_a_study_can_be_cut_down_on_the_command_line(
     assert study == replace(
         LORA, regimes=(LORA.regime("r1-last1"),), datasets=("50agree",), seeds=(3,)
     )
-    assert (resources.workers, resources.base.backbone) == (2, "smollm2-135m")
+    assert (resources.workers, resources.base.backbone) == (Workers(2), "smollm2-135m")
     assert train_models.main([*command[:2], "--regimes", "r3"]) == 1
     assert "study 'lora' has no regime 'r3'; it has r8-all" in capsys.readouterr().err
     assert train_models.main(["study", "lora", "--select"]) == 1

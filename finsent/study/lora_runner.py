@@ -20,6 +20,7 @@ from finsent.folds import part_examples
 from finsent.scheduling import Plan, execute_all
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.results import RESULTS, RunKey, StudyRun, append_runs, read_runs
+from finsent.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class Resources:
     base: TrainConfig
     """The recipe for the device; the study fills in what it varies."""
     device: str
-    gpus: tuple[str, ...]
-    workers: int
+    workers: Workers
     command: str
     git_commit: str | None
     data_dir: Path | None
@@ -119,7 +119,6 @@ class LoraStudyRunner:
             seeds=seeds,
             artifacts=self._work / dataset / regime.name / recipe / split,
             device=self.resources.device,
-            gpus=self.resources.gpus,
             workers=self.resources.workers,
             overwrite=False,
             command=self.resources.command,

@@ -1,0 +1,443 @@
+"""Work spread by Ray: same results, GPUs in turns, workers that die, a cluster, an interrupt."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import finsent.__main__
+from finsent import jobs, runs, scheduling
+from finsent.children import Child
+from finsent.config import DendriteConfig, LoraConfig, TrainConfig
+from finsent.jobs import Job
+from finsent.workers import (
+    Workers,
+    WorkersError,
+    add_worker_options,
+    connected,
+    settings,
+    with_settings,
+    workers_from_options,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = TrainConfig(
+    backbone="tiny-phi",
+    dataset="sample",
+    epochs=2,
+    learning_rate=5e-3,
+    lora=LoraConfig(r=2),
+    autocast=False,
+)
+TRAIN = ["train", "--backbone", "tiny-phi", "--dataset", "sample", "--epochs", "2", "--lora-r", "2"]
+TRAIN += ["--grow-by", "0", "--no-autocast", "--seeds", "0", "1", "--arms", "dendritic"]
+
+
+def contents(root: Path) -> dict[str, Any]:
+    """What the runs below a folder found, without times."""
+    found: dict[str, Any] = {}
+    for run in runs.find_runs(root):
+        history = [{k: v for k, v in line.items() if k != "seconds"} for line in run.history]
+        files = [(run.folder / f).read_bytes() for f in ("adapter.safetensors", "predictions.csv")]
+        found[f"{run.arm} {run.seed}"] = (history, files)
+    return found
+
+
+def processes() -> dict[int, tuple[int, bytes]]:
+    """Parent and command line of everything that runs."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                found[int(path.name)] = (int(parent), (path / "cmdline").read_bytes())
+    return found
+
+
+def children() -> list[int]:
+    """Processes that make runs for a child of this one, or of one of its children."""
+    all_of_them = processes()
+
+    def ours(process: int) -> bool:
+        while process in all_of_them and process != os.getpid():
+            process = all_of_them[process][0]
+        return process == os.getpid()
+
+    return [p for p, (_, command) in all_of_them.items() if b"finsent.jobs" in command and ours(p)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def token() -> Iterator[None]:
+    """One for all Rays of this process: ray reads it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 32)
+        patch.setenv("RAY_DEDUP_LOGS", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one worker makes of TRAIN."""
+    root = tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
+        patch.setattr(sys, "argv", ["train_models.py"])
+        import train_models
+
+        assert train_models.main([*TRAIN, "--artifacts", str(root)]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def cluster(token: None, tiny_cache: Path) -> Iterator[str]:
+    """Address of a Ray with two nodes, each with one CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster
+
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            nodes.add_node(num_cpus=1)
+            yield nodes.address
+        finally:
+            nodes.shutdown()
+
+
+def test_two_workers_find_what_one_finds(
+    trained: Path,
+    tmp_path: Path,
+    train_command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """Side by side on this machine, each with a seed of its own, they end in the same bytes."""
+    made = train_command(*TRAIN, "--workers", "2", "--artifacts", str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    assert list(contents(tmp_path)) == ["dendritic 0", "dendritic 1"]
+    assert contents(tmp_path) == contents(trained)
+    for seed in (0, 1):
+        assert f"sample dendritic seed {seed}: epoch 1, val NLL" in made.stderr
+    assert not list(tmp_path.rglob("finsent-*")), "the mark of this command was left behind"
+
+
+def test_a_cluster_finds_it_too_and_a_run_that_fails_leaves_the_others(
+    cluster: str,
+    trained: Path,
+    tmp_path: Path,
+    train_command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    work = tmp_path / ".work" / "tiny-phi" / "sample" / "dendritic" / "seed-0"
+    work.mkdir(parents=True)
+    (work / "checkpoint.safetensors").write_bytes(b"not one")
+    command = [*TRAIN, "--workers", "2", "--ray-address", cluster, "--artifacts", str(tmp_path)]
+    made = train_command(*command)
+    assert made.returncode == 1
+    assert "error: sample dendritic seed 0: cannot read the checkpoint" in made.stderr
+    assert "error: 1 runs failed: sample dendritic seed 0" in made.stderr
+    assert contents(tmp_path) == {"dendritic 1": contents(trained)["dendritic 1"]}
+
+
+def test_two_workers_go_on_with_a_file_that_one_began_and_end_in_its_bytes(
+    cluster: str,
+    trained: Path,
+    tmp_path: Path,
+    tiny_environment: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = tmp_path / "in.csv"
+    lines = [f"{i},Profit of firm {i} rose by {i % 7} percent" for i in range(2100)]
+    source.write_text("\n".join(["id,headline", *lines, ""]))
+    common = ["score", str(source), "--column", "headline", "--runs"]
+    common += [str(trained / "tiny-phi" / "sample")]
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    spread = ["--workers", "2", "--ray-address", cluster]
+    assert finsent.__main__.main([*common, "--out", str(one)]) == 0
+    # Cut in the row after a block, where one that was killed may have stopped.
+    whole = one.read_bytes().splitlines(keepends=True)
+    two.write_bytes(b"".join(whole[: 1 + 512]) + whole[513][:9])
+    assert finsent.__main__.main([*common, "--out", str(two), *spread]) == 0
+    assert two.read_bytes() == one.read_bytes()
+    assert "2,100 rows, 512 of them by an earlier run" in capsys.readouterr().out
+
+
+def test_workers_share_gpus_and_the_death_of_one_is_not_that_of_others() -> None:
+    def place(number: int) -> tuple[str, float, float]:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        started = time.time()
+        time.sleep(1.0)
+        return os.environ["CUDA_VISIBLE_DEVICES"], started, time.time()
+
+    def late_when_even() -> Callable[[int], int]:
+        process = os.getpid()
+
+        def answer(number: int) -> int:
+            assert os.getpid() == process
+            time.sleep(0.2 * (number % 2 == 0))
+            return number * number
+
+        return answer
+
+    def refuse() -> Callable[[int], int]:
+        raise ValueError("not here")
+
+    asked: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(20):
+            asked.append(number)
+            yield number
+
+    with connected(Workers(2, gpus=("0", "3")), on_gpu=True) as pool:
+        assert pool.slots == 4
+        found = dict(pool.run(place, [(str(i), i) for i in range(9)]))
+        died = found.pop(3)
+        assert isinstance(died, WorkersError)
+        assert "ended before its work did" in str(died)
+        assert len(found) == 8
+        turns = [turn for turn in found.values() if not isinstance(turn, WorkersError)]
+        assert {gpu for gpu, _, _ in turns} == {"0", "3"}
+        for gpu, started, _ in turns:
+            beside = [1 for g, s, e in turns if g == gpu and s <= started < e]
+            assert len(beside) <= 2, "more than two at a time on a GPU"
+        squares = []
+        for value in pool.map(late_when_even, numbers()):
+            squares.append(value)
+            assert len(asked) - len(squares) <= 2 * pool.slots
+        assert squares == [number * number for number in range(20)]
+        with pytest.raises(ValueError, match="not here"):
+            list(pool.map(refuse, [1]))
+
+
+def test_an_interrupt_ends_the_children_and_keeps_what_is_finished(
+    tmp_path: Path,
+    tiny_environment: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    root = tmp_path / "artifacts"
+    command = [sys.executable, "train_models.py", *TRAIN, "--epochs", "2000", "--workers", "2"]
+    command += ["--arms", "baseline", "--artifacts", str(root)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    work = root / ".work" / "tiny-phi" / "sample" / "baseline"
+    checkpoints = [work / f"seed-{seed}" / "checkpoint.safetensors" for seed in (0, 1)]
+    deadline = time.monotonic() + 300
+    while not all(path.exists() for path in checkpoints) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    at_work = children()
+    assert len(at_work) == 2
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, said
+    assert "interrupted; finished runs are kept" in said
+    assert "Traceback" not in said
+    assert all(path.exists() for path in checkpoints)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() for child in at_work):
+        assert time.monotonic() < deadline, "a child outlived its trainer"
+        time.sleep(0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["artifacts"], "hidden states were left"
+
+
+def test_sigterm_leaves_neither_files_nor_processes() -> None:
+    """Not in pytest's own folder: the names of Ray's sockets have to be short."""
+    program = """
+import time
+from finsent.workers import Workers, connected
+with connected(Workers(2)) as pool:
+    print("connected", flush=True)
+    list(pool.run(lambda seconds: time.sleep(seconds), [("a", 600), ("b", 600)]))
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RAY_TMPDIR": folder},
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
+        (used,) = Path(folder).iterdir()
+        process.terminate()
+        process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert not list(Path(folder).iterdir())
+        deadline = time.monotonic() + 60
+        while any(str(used).encode() in command for _, command in processes().values()):
+            assert time.monotonic() < deadline, "a process of Ray was left"
+            time.sleep(0.1)
+
+
+def plan_of(artifacts: Path, **changes: Any) -> scheduling.Plan:
+    given: dict[str, Any] = {
+        "base": BASE,
+        "dendrites": DendriteConfig(grow_by=0),
+        "arms": ("baseline",),
+        "seeds": (0,),
+        "artifacts": artifacts,
+        "device": "cpu",
+        "workers": Workers(),
+        "overwrite": False,
+        "command": "test",
+        "git_commit": None,
+        "data_dir": None,
+        "backbone_dir": None,
+    }
+    return scheduling.Plan(**{**given, **changes})
+
+
+def test_a_process_that_is_killed_is_a_run_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its dendritic run takes the controls that copy from it along; the next seed is made."""
+    asked: list[str] = []
+
+    class Dying(Child):
+        def make(self, job: Job) -> str | None:
+            asked.append(f"{job.config.arm} {job.config.seed}")
+            if asked[-1] == "dendritic 0":
+                os.kill(self._process.pid, signal.SIGKILL)
+                return super().make(job)
+            return None
+
+    monkeypatch.setattr(scheduling, "Child", Dying)
+    plan = plan_of(tmp_path, arms=("baseline", "dendritic", "restart"), seeds=(0,))
+    other = plan_of(tmp_path, seeds=(1,))
+    failed = scheduling.execute_all([plan, other])
+    assert failed == ["sample dendritic seed 0", "sample restart seed 0"]
+    assert asked == ["baseline 0", "dendritic 0", "baseline 1"]
+    said = capsys.readouterr().err
+    assert "error: sample dendritic seed 0: its process was ended by SIGKILL" in said
+    assert "error: sample restart seed 0: it copies from the dendritic run" in said
+
+
+def test_folders_that_another_machine_does_not_see_are_named(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path / "artifacts", backbone_dir=tmp_path / "phi")
+    work = scheduling.SeedWork(plan, 0, "none", settings(), tmp_path, lines=True)
+    (failure,) = scheduling.make_seed(work)
+    assert f"does not see {tmp_path / 'artifacts'}; put it where every machine" in failure.why
+    mark = tmp_path / "artifacts" / runs.WORK_FOLDER / "none"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    (failure,) = scheduling.make_seed(work)
+    assert f"does not see {tmp_path / 'phi'};" in failure.why
+
+
+def test_jobs_survive_the_way_to_their_process(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = TrainConfig(**{**BASE.__dict__, "treatment": DendriteConfig(grow_by=0)})
+    job = Job(config, tmp_path, tmp_path / "s", "cpu", "a\nb", None, tmp_path, None, overwrite=True)
+    assert "\n" not in job.to_json()
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_a_bug_in_a_run_is_told_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(jobs, "run_job", broken)
+    job = Job(BASE, tmp_path, tmp_path, "cpu", "test", None)
+    error = jobs._error_of(job, jobs.Bases(), jobs._Lines)
+    assert error is not None
+    assert "Traceback" in error
+    assert json.loads(json.dumps({"error": error}))["error"] == error
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_worker_options(parser, "seeds")
+    return parser.parse_args(arguments)
+
+
+def test_options_say_where_work_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert workers_from_options(options(), 2) == Workers()
+    assert Workers().alone
+    assert not Workers(gpus=("0",)).alone
+    assert workers_from_options(options("--gpus", "all"), 2) == Workers(1, ("0", "1"))
+    assert workers_from_options(options("--workers", "3"), 2) == Workers(3, ("0",))
+    assert workers_from_options(options("--workers", "3"), 0) == Workers(3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert workers_from_options(options("--gpus", "1,1"), 2) == Workers(1, ("7",))
+    monkeypatch.setenv("RAY_ADDRESS", "there:6379")
+    assert workers_from_options(options(), 2) == Workers(address="there:6379")
+    assert not workers_from_options(options(), 0).alone
+    assert workers_from_options(options("--ray-address", "here:1"), 0).address == "here:1"
+    assert workers_from_options(options("--ray-address", "local"), 0) == Workers()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "present", "message"),
+    [
+        (("--gpus", "0,9"), 2, "'9' is none of the GPUs 0 to 1"),
+        (("--gpus", "x"), 2, "'x' is none of"),
+        (("--gpus", "0"), 0, "sees no CUDA GPU"),
+        (("--workers", "0"), 0, "--workers must be at least 1, got 0"),
+        (("--gpus", "0", "--ray-address", "there:1"), 2, "Ray hands out those of the cluster"),
+    ],
+)
+def test_workers_that_are_not_there_are_refused(
+    arguments: tuple[str, ...], present: int, message: str
+) -> None:
+    with pytest.raises(WorkersError, match=message):
+        workers_from_options(options(*arguments), present)
+
+
+def test_a_cluster_that_lacks_what_is_asked_for_is_refused(cluster: str) -> None:
+    def connect(workers: Workers, on_gpu: bool | None = None) -> None:
+        with connected(workers, on_gpu=on_gpu):
+            pass
+
+    with pytest.raises(WorkersError, match="3 workers need as many CPUs.*has 2"):
+        connect(Workers(3, address=cluster))
+    with pytest.raises(WorkersError, match="no node of the Ray cluster.*has a GPU; use --device"):
+        connect(Workers(address=cluster), on_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://there:10001", "give host:port"),
+        ("there", "give host:port"),
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(address: str, message: str) -> None:
+    with (
+        pytest.raises(WorkersError, match=message),
+        connected(Workers(address=address)),
+    ):
+        pass
+
+
+def test_work_elsewhere_finds_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads decide the last bits of sums; Ray sets them to 1 where nothing is said."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("FINSENT_CACHE_DIR", "/here")
+    there = with_settings({"OMP_NUM_THREADS": "1", "PATH": "/bin"}, settings())
+    assert "OMP_NUM_THREADS" not in there
+    assert (there["PATH"], there["FINSENT_CACHE_DIR"]) == ("/bin", "/here")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.delenv("FINSENT_CACHE_DIR")
+    there = with_settings({"FINSENT_CACHE_DIR": "/there"}, settings())
+    assert there == {"FINSENT_CACHE_DIR": "/there", "OMP_NUM_THREADS": "2"}
