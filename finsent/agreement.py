@@ -18,9 +18,9 @@ from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 
+from finsent.files import write_bytes_atomically
 from finsent.phrasebank import LEVELS, load_phrasebank
 from finsent.records import DataError
-from finsent.runs import write_bytes_atomically
 
 AGREEMENT_FILE = "agreement.csv"
 BANDS: Mapping[str, str] = MappingProxyType(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from finsent.runs import write_bytes_atomically
+from finsent.files import write_bytes_atomically
 
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = "finsent-checkpoint-1"

@@ -42,7 +42,8 @@ from finsent.figure_style import (
     png,
     side_note,
 )
-from finsent.runs import Run, find_runs, write_bytes_atomically
+from finsent.files import write_bytes_atomically
+from finsent.runs import Run, find_runs
 
 ACCURACY_FIGURE = "Accuracy_Improvement.png"
 TRAINING_FIGURE = "Dendrite_vs_Baseline_Training.png"

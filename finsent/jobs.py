@@ -49,6 +49,7 @@ from finsent.config import ConfigError, DendriteConfig, MatchedCapacity, TrainCo
 from finsent.data import DataError, Dataset, load_dataset
 from finsent.dendrites import GrowthError
 from finsent.evaluation import EvaluationError, confidence_intervals, score
+from finsent.files import published
 from finsent.folds import part_examples
 from finsent.latency import time_interleaved
 from finsent.progress import EpochRecord
@@ -235,12 +236,10 @@ def _shared_states(
             if (archive.metadata() or {}).get("backbone") == backbone.sha256:
                 return HiddenStates(archive.get_tensor("values"), archive.get_tensor("offsets"))
     states = entering_hidden_states(backbone, token_ids, block, progress=status)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several runs may compute the same states at once; each publishes whole files only.
-    partial = path.with_suffix(f".{platform.node()}-{os.getpid()}.partial")
     tensors = {"values": states.values.cpu(), "offsets": states.offsets.cpu()}
-    save_file(tensors, partial, metadata={"backbone": backbone.sha256})
-    partial.replace(path)
+    # Several runs may compute the same states at once; each publishes whole files only.
+    with published(path) as partial:
+        save_file(tensors, partial, metadata={"backbone": backbone.sha256})
     return states
 
 

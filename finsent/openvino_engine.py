@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from finsent.adapters import Adapter, AdapterError
 from finsent.dendritic_linear import DendriticLinear, FusedDendriticLinear
+from finsent.files import write_bytes_atomically
 
 FAMILIES = ("llama",)
 """`model_type` in config.json of the decoders that can be written down here."""
@@ -622,11 +622,8 @@ class _Stored:
             "sha256": hashlib.sha256(blob).hexdigest(),
             "products": [asdict(product) for product in products],
         }
-        self._blob.parent.mkdir(parents=True, exist_ok=True)
-        for path, content in ((self._blob, blob), (self._about, json.dumps(about).encode())):
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-                stream.write(content)
-            Path(stream.name).replace(path)
+        write_bytes_atomically(self._blob, blob)
+        write_bytes_atomically(self._about, json.dumps(about).encode())
 
 
 def _joined_inputs(product: _Product, adapter: Adapter, k: int) -> dict[str, Array]:

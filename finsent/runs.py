@@ -15,13 +15,13 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from finsent.files import write_bytes_atomically
 
 RUN_FILES = (
     "config.json",
@@ -292,23 +292,6 @@ def canonical_json(value: Any) -> str:
             f"cannot be stored as JSON: {error}; convert to plain finite numbers, strings, "
             "lists and dicts first"
         ) from error
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the target and renames, so readers see the old file or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files private to the user; results are meant to be read by others.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -202,20 +201,6 @@ def test_write_refuses_before_touching_the_disk(folder: Path) -> None:
 def test_json_error_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"x\.json: cannot be stored"):
         runs.write_json(tmp_path / "x.json", {"a": {1, 2}})
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.txt"
-    runs.write_bytes_atomically(path, b"old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        runs.write_bytes_atomically(path, b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    assert path.read_bytes() == b"old"
 
 
 def test_tensor_shapes(folder: Path) -> None:

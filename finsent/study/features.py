@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from finsent.backbones import (
 )
 from finsent.config import POOLINGS
 from finsent.data import Dataset
+from finsent.files import published
 from finsent.runs import slug
 from finsent.weights import Progress, default_cache_dir
 
@@ -40,8 +40,6 @@ BATCH_TOKENS = 2048
 class Features:
     """Pooled hidden states of a data set's sentences, in the data set's order."""
 
-    backbone: str
-    dataset: str
     values: dict[str, Tensor]
     """`<pooling>-<layer>` -> (n, H) fp32."""
 
@@ -80,13 +78,11 @@ def frozen_features(
         )
         texts = [example.text for example in dataset.examples]
         values = pooled_states(loaded, texts, suffix, progress=progress)
-        root.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({name: tensor.half() for name, tensor in values.items()}, partial)
-        partial.replace(path)
+        with published(path) as partial:
+            save_file({name: tensor.half() for name, tensor in values.items()}, partial)
     # Half precision on disk for both, so that the first study and the next see the same numbers.
     values = {name: tensor.float() for name, tensor in load_file(path).items()}
-    return Features(backbone, dataset.name, values)
+    return Features(values)
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ import matplotlib as mpl
 
 from finsent.figure_style import STYLE, png
 from finsent.figures import FigureError
+from finsent.files import write_bytes_atomically
 from finsent.folds import FOLDS
-from finsent.runs import ArtifactError, Run, find_runs, read_json, write_bytes_atomically
+from finsent.runs import ArtifactError, Run, find_runs, read_json
 from finsent.study import report_figures
 from finsent.study.markdown import NONE, count, link_to, percent, seconds, signed, table
 from finsent.study.results import CLASSICAL, StudyError

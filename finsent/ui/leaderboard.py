@@ -17,7 +17,8 @@ from finsent.charts import ARM_STYLES, ChartError
 from finsent.citations import bibtex
 from finsent.config import ARMS
 from finsent.exports import arms_csv
-from finsent.runs import canonical_json, write_bytes_atomically
+from finsent.files import write_bytes_atomically
+from finsent.runs import canonical_json
 from finsent.ui.events import interactive_html, sent
 from finsent.ui.markup import (
     arms_legend,
