@@ -77,16 +77,17 @@ def main() -> None:
     stats = time_interleaved(calls, repeats=REPEATS, warmup=10, seed=0)
     p50 = {name: s.p50_ms for name, s in stats.items()}
     whole = p50["backbone"] + p50["linear"]
+    measured = {
+        name: {
+            "p50_ms": p50[name],
+            "p95_ms": stats[name].p95_ms,
+            "trainable_params": made.trainable_params,
+            "answer_times_that_of_linear": (p50["backbone"] + p50[name]) / whole,
+        }
+        for name, made in heads.items()
+    }
     result = {
-        "heads": {
-            name: {
-                "p50_ms": p50[name],
-                "p95_ms": stats[name].p95_ms,
-                "trainable_params": made.trainable_params,
-                "answer_times_that_of_linear": (p50["backbone"] + p50[name]) / whole,
-            }
-            for name, made in heads.items()
-        },
+        "heads": measured,
         "backbone_p50_ms": p50["backbone"],
         "n": REPEATS,
         "tokens": TOKENS,
@@ -96,8 +97,8 @@ def main() -> None:
         "commit": git_commit(ROOT),
     }
     write_json(RESULTS, result)
-    for name, measured in result["heads"].items():  # type: ignore[union-attr]
-        print(f"{name}: {measured['p50_ms']:.3f} ms, {measured['answer_times_that_of_linear']:.4f}")
+    for name, found in measured.items():
+        print(f"{name}: {found['p50_ms']:.3f} ms, {found['answer_times_that_of_linear']:.4f}")
     print(f"backbone: {p50['backbone']:.1f} ms")
 
 
