@@ -2,6 +2,7 @@
 
     python bench/serve_cpu.py latency    # one sentence at a time, all variants in turns
     python bench/serve_cpu.py limit      # what the cores could do at most, beside what is done
+    python bench/serve_cpu.py batches    # many sentences, by tokens of a batch
     python bench/serve_cpu.py margin     # errors of 8 bits on validation sentences: CLOSE_CALL
     python bench/serve_cpu.py accuracy   # every AllAgree test sentence of seed 0, all arms
     python bench/serve_cpu.py startup    # python app.py to page and to first prediction
@@ -34,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 
-from bench.load import app_asks
+from bench.load import app_asks, texts
 from finsent.adapters import load_adapter
 from finsent.backbones import FileTokenizer, folder_sha256, load_backbone, preset, token_batches
 from finsent.config import ARMS, TrainConfig
@@ -49,6 +50,8 @@ from finsent.weights import default_cache_dir
 RESULTS = ROOT / "bench/results/serve_cpu.json"
 SENTENCES = 40
 ROUNDS = 2
+WAITING = 64
+BATCH_TOKENS = (256, 512, 1024, 4096)
 LARGE = 2048
 """Rows and columns of a product large enough to run at full speed."""
 
@@ -222,6 +225,25 @@ def limit() -> dict[str, Any]:
     }
 
 
+def batches() -> dict[str, Any]:
+    """Milliseconds a sentence when many wait, by the most tokens that go into one batch."""
+    models = Models([0])
+    ids = models.ids(texts(WAITING))
+    lengths = [len(i) for i in ids]
+
+    def all_of_them(tokens: int) -> None:
+        for batch in token_batches(lengths, tokens):
+            models.openvino.scores_in("baseline 0", [ids[i] for i in batch], quick=False)
+
+    calls = {str(tokens): partial(all_of_them, tokens) for tokens in (1, *BATCH_TOKENS)}
+    stats = time_interleaved(calls, repeats=5, warmup=1, seed=0)
+    return {
+        "ms_per_sentence_by_batch_tokens": {
+            "one by one" if name == "1" else name: s.p50_ms / WAITING for name, s in stats.items()
+        }
+    }
+
+
 def _scores(score: Callable[[list[list[int]]], Any], ids: list[list[int]]) -> Any:
     result = np.empty((len(ids), 3), np.float32)
     for batch in token_batches([len(i) for i in ids], 1024):
@@ -288,7 +310,7 @@ def _wait_for(url: str) -> None:
 
 def main() -> None:
     """Runs one part and adds its keys to the results."""
-    parts = {f.__name__: f for f in (latency, limit, margin, accuracy, startup)}
+    parts = {f.__name__: f for f in (latency, limit, batches, margin, accuracy, startup)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=parts)
     part = parser.parse_args().part
@@ -304,7 +326,7 @@ def main() -> None:
             name: importlib.metadata.version(name)
             for name in ("openvino", "torch", "transformers", "gradio")
         },
-        "command": "python bench/serve_cpu.py {latency,limit,margin,accuracy,startup}",
+        "command": "python bench/serve_cpu.py {latency,limit,batches,margin,accuracy,startup}",
         "commit": git_commit(ROOT),
     }
     write_json(RESULTS, result)

@@ -58,7 +58,6 @@ __all__ = [
 ]
 
 WARMUP_TEXT = "Net sales rose 4 percent while operating profit stayed flat."
-BATCH_TOKENS = 4096
 WINDOWS_AT_ONCE = 512
 """Parts of long texts in memory at a time."""
 
@@ -334,7 +333,7 @@ class Comparer:
             found: dict[int, dict[str, ArmPrediction]] = {}
             sizes: dict[int, int] = {}
             lengths = [len(question.ids) for question in questions]
-            for batch in token_batches(lengths, BATCH_TOKENS):
+            for batch in token_batches(lengths, engine.batch_tokens):
                 order = list(self.arms)
                 self._random.shuffle(order)
                 ids = [questions[i].ids for i in batch]
@@ -389,7 +388,7 @@ class Comparer:
         if not texts:
             return result
         ids = [tokens for tokens, _ in self._loaded.tokenize(texts)]
-        for batch in token_batches([len(tokens) for tokens in ids], BATCH_TOKENS):
+        for batch in token_batches([len(tokens) for tokens in ids], self.engine.batch_tokens):
             # Let go between batches: a visitor need not wait for a whole file.
             with self._lock:
                 result[batch] = _softmax(self.engine.scores(arm, [ids[i] for i in batch]))

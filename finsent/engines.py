@@ -29,6 +29,10 @@ ENGINES = ("torch", "graphs", "openvino", "openvino-fp32")
 8-bit with fp32 for close calls. `openvino-fp32`: everything in fp32."""
 
 
+BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
+"""By type of device: a CPU's caches hold less than what a GPU needs to be busy."""
+
+
 class EngineError(RuntimeError):
     """An engine that cannot run here."""
 
@@ -48,6 +52,11 @@ class Engine(Protocol):
 
     def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
         """Exchange all arms; the base stays. AdapterError when one does not fit."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens, with padding, beyond which a larger batch is no faster for each text."""
         ...
 
     def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -149,6 +158,11 @@ class TorchEngine:
                 added = _bytes_of(self.backbone.decoder) - before
                 self._arm_bytes[name] = added + _bytes_of(self._bank.activate(name))
 
+    @property
+    def batch_tokens(self) -> int:
+        """By type of device."""
+        return BATCH_TOKENS[self.backbone.device.type]
+
     @torch.inference_mode()
     def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Class scores (n, classes) of one arm."""
@@ -213,6 +227,11 @@ class GraphEngine:
             name: GraphedForward(partial(forward, arm=layout), self._device)
             for name, layout in layouts.items()
         }
+
+    @property
+    def batch_tokens(self) -> int:
+        """By type of device."""
+        return BATCH_TOKENS[self._device.type]
 
     def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Class scores (n, classes) of one arm."""

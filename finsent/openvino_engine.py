@@ -38,6 +38,8 @@ GROUP = 32
 """Inputs that share a scale: as in the 4-bit file that the embedded weights come from."""
 ROUNDED_GROUP = 64
 """The same where inputs are rounded too: larger groups are faster and coarser."""
+BATCH_TOKENS = 512
+"""Measured by bench/serve_cpu.py batches; larger ones no longer fit the caches."""
 CLOSE_CALL = 2.0
 """Nats between the two best classes below which fp32 answers. Above the largest error of a score
 difference seen so far with every product in 8 bits (1.8); bench/serve_cpu.py accuracy checks it."""
@@ -456,6 +458,11 @@ class OpenVinoEngine:
     def warm_up(self) -> None:
         """Make the fp32 graph ready for close calls; the first one waits for it otherwise."""
         self._ready(False)
+
+    @property
+    def batch_tokens(self) -> int:
+        """What two cores are fastest with."""
+        return BATCH_TOKENS
 
     def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Class scores (n, classes) of one arm. KeyError when no such arm is loaded."""
