@@ -233,12 +233,18 @@ def test_cost_chart_follows_its_controls(watched: Watched, board: dict[str, Any]
     for cost in COSTS:
         page.get_by_label(cost.title).check()
         expect(chart.locator(".xtitle")).to_have_text(cost.axis)
-        drawn(chart)
-        points = {trace["name"]: trace for trace in data_of(chart)}
-        for name, arm in arms.items():
-            point = points[f"smollm2-135m, {name}"]
-            assert point["y"] == [arm["mean"]["macro_f1"]]
-            assert point["x"] == [arm["mean"][cost.key]]
+        wanted = {
+            f"smollm2-135m, {name}": ([arm["mean"][cost.key]], [arm["mean"]["macro_f1"]])
+            for name, arm in arms.items()
+        }
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:  # until then it shows the data set before
+            drawn(chart)
+            points = {t["name"]: (t["x"], t["y"]) for t in data_of(chart)}
+            if {name: points.get(name) for name in wanted} == wanted:
+                break
+            page.wait_for_timeout(50)
+        assert {name: points.get(name) for name in wanted} == wanted
     page.locator("#board-arms").get_by_label("Dendritic").uncheck()
     expect(page.locator("#pareto-legend")).not_to_contain_text("Dendritic")
 

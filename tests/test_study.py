@@ -226,9 +226,7 @@ def made_up_features(backbone: str, dataset: Dataset, **_: object) -> Features:
     y = torch.tensor([example.label for example in dataset.examples])
     noise = torch.randn(len(y), 8, generator=generator)
     onehot = torch.nn.functional.one_hot(y, 8).float()
-    return Features(
-        backbone, dataset.name, {"last-1": noise + 3 * onehot, "mean-1": noise + 0.1 * onehot}
-    )
+    return Features({"last-1": noise + 3 * onehot, "mean-1": noise + 0.1 * onehot})
 
 
 @pytest.fixture

@@ -439,5 +439,6 @@ def test_work_elsewhere_finds_the_same_settings(monkeypatch: pytest.MonkeyPatch)
     assert (there["PATH"], there["FINSENT_CACHE_DIR"]) == ("/bin", "/here")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.delenv("FINSENT_CACHE_DIR")
+    monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
     there = with_settings({"FINSENT_CACHE_DIR": "/there"}, settings())
     assert there == {"FINSENT_CACHE_DIR": "/there", "OMP_NUM_THREADS": "2"}
