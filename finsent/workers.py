@@ -214,8 +214,8 @@ class Pool:
         for loading in [holder.make.remote(make) for holder in holders]:
             self._get(loading)
         pending: deque[Any] = deque()
-        for holder, item in zip(itertools.cycle(holders), items, strict=False):
-            pending.append(holder.call.remote(item))
+        for place, item in enumerate(items):
+            pending.append(holders[place % len(holders)].call.remote(item))
             if len(pending) == IN_FLIGHT * self.slots:
                 yield self._get(pending.popleft())
         while pending:

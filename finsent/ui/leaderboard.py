@@ -31,6 +31,7 @@ from finsent.ui.markup import (
     swatch,
     table,
 )
+from finsent.ui.selectors import QUICK
 from finsent.ui.state import Catalog, backbone_title, dataset_description, dataset_title
 
 Board = Mapping[str, Any]
@@ -586,9 +587,6 @@ def add_leaderboard_tab(catalog: Catalog) -> None:
     _Tab(catalog, board).draw()
 
 
-_QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-
-
 def _split(values: Sequence[Any]) -> tuple[Filters, Sequence[Any]]:
     """The controls' values: the filters, then what follows them."""
     dataset, protocol, backbone, arms, search, *rest = values
@@ -750,7 +748,7 @@ class _Tab:
             shown_csv,
             inputs=controls,
             outputs=shown,
-            **_QUICK,
+            **QUICK,
         )
 
     def _connect_rows(self, verdicts: gr.HTML, references: gr.HTML) -> None:
@@ -771,7 +769,7 @@ class _Tab:
             rows,
             inputs=controls,
             outputs=[self.table, verdicts, references],
-            **_QUICK,
+            **QUICK,
         )
 
         def sort_by(chosen: str, reverse: bool, event: gr.EventData) -> tuple[str, bool]:
@@ -781,7 +779,7 @@ class _Tab:
             return key, not reverse if key == chosen else False
 
         _, sort, reverse, _ = self.view
-        self.table.click(sort_by, inputs=[sort, reverse], outputs=[sort, reverse], **_QUICK)
+        self.table.click(sort_by, inputs=[sort, reverse], outputs=[sort, reverse], **QUICK)
 
     def _connect_chart(self, cost: gr.Radio, legend: gr.HTML, plot: gr.Plot, note: gr.HTML) -> None:
         def chart(cost_key: str, *values: Any) -> tuple[str, Any, str]:
@@ -793,5 +791,5 @@ class _Tab:
             chart,
             inputs=[cost, *self.filters],
             outputs=[legend, plot, note],
-            **_QUICK,
+            **QUICK,
         )

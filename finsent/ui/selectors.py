@@ -9,6 +9,9 @@ import gradio as gr
 
 from finsent.ui.state import Catalog, Selection, backbone_title, dataset_title
 
+QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+"""Of events that only draw the page anew from what is in memory."""
+
 
 @dataclass(frozen=True)
 class RunSelectors:

@@ -45,11 +45,11 @@ from finsent.ui.markup import (
     swatch,
     table,
 )
+from finsent.ui.selectors import QUICK
 from finsent.ui.state import Catalog, dataset_description, dataset_order, dataset_title
 
 ALL = ""
 """The regime that stands for all of them."""
-_QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 _NONE = "–"
 _ANY = "any"
 """No regime's name: the first one is taken."""
@@ -447,12 +447,12 @@ class _Tab:
             choose,
             inputs=list(controls),
             outputs=list(controls[1:]),
-            **_QUICK,
+            **QUICK,
         )
         gr.on(
             [control.change for control in controls],
             renew,
             inputs=list(controls),
             outputs=list(outputs),
-            **_QUICK,
+            **QUICK,
         )
