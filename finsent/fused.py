@@ -58,13 +58,14 @@ class _Delta(nn.Module):
             )
             self.ups.extend(up.to(dtype) for _, _, up in members)
 
-    def add_to(self, x: Tensor, y: Tensor) -> None:
-        """Adds scaling * B(A x) to the outputs of every adapted layer, in place."""
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + scaling * B(A x) for the outputs of every adapted layer, in place."""
         ups = iter(self.ups)
         for number, (inputs, ranks, outputs) in enumerate(self._groups):
             z = F.linear(x[..., inputs], self.get_buffer(f"down_{number}"))
             for part, target in zip(z.split(ranks, dim=-1), outputs, strict=True):
                 y[..., target] += next(ups)(part)
+        return y
 
 
 class FusedArm(nn.Module):
@@ -197,9 +198,15 @@ class FusedDecoder(nn.Module):
         Padding is harmless: attention is causal, so no real token sees what stands behind it.
         """
         x = self.embedding(input_ids)
-        for block, deltas in zip(self.blocks, arm.deltas, strict=True):
-            x = self.step(x, block, deltas)
-        return arm.head(self._pool(x, last))
+        return arm.head(self.pooled(x, last, list(arm.deltas)))
+
+    def pooled(self, x: Tensor, last: Tensor, deltas: Sequence[Any]) -> Tensor:
+        """Hidden states (B, L, H) that enter the block to which the first of `deltas` belongs (one
+        mapping of products to deltas for every block from there on) -> what a head reads (B, H)."""
+        first = len(self.blocks) - len(deltas)
+        for index, of_block in enumerate(deltas, first):
+            x = self.step(x, self.blocks[index], of_block)
+        return self._pool(x, last)
 
     def _pool(self, x: Tensor, last: Tensor) -> Tensor:
         if self.pooling == "last":
@@ -217,9 +224,7 @@ class FusedDecoder(nn.Module):
 
     def _product(self, name: str, block: Any, x: Tensor, deltas: Any) -> Tensor:
         y = getattr(block, name)(x)
-        if name in deltas:
-            deltas[name].add_to(x, y)
-        return y
+        return deltas[name](x, y) if name in deltas else y
 
     def _attend(self, joined: Tensor) -> Tensor:
         """Queries, keys and values side by side (B, L, ...) -> attended values (B, L, H)."""
