@@ -134,6 +134,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     _add_resources(parser)
     add("--datasets", nargs="+", metavar="NAME", help="LoRA studies: only these data sets")
     add("--regimes", nargs="+", metavar="NAME", help="LoRA studies: only these regimes")
+    add("--stacked", type=int, metavar="N", help="LoRA studies: runs side by side in a process")
     add("--seeds", nargs="+", type=int, metavar="N", help="LoRA studies: only these seeds")
 
 
@@ -310,7 +311,6 @@ def _study(options: argparse.Namespace) -> int:
         raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
     if options.select and not isinstance(study, HeadStudy):
         raise StudyError(f"--select: study {options.name!r} has no settings to choose")
-    failed: list[str] = []
     if study is None:
         classical.run_classical(
             folder, classical.PLAN, data_dir=options.data_dir, backbone_dir=options.backbone_dir
@@ -330,32 +330,31 @@ def _study(options: argparse.Namespace) -> int:
             study = replace(study, regimes=tuple(study.regime(name) for name in options.regimes))
         if options.datasets:
             study = replace(study, datasets=tuple(dict.fromkeys(options.datasets)))
-        failed = _lora_study(study, options)
+        _lora_study(study, options)
     print(f"wrote {write_summary(folder)}")
     runs.write_manifest(options.artifacts)
-    if failed:
-        print(f"error: {len(failed)} runs failed; run the study again", file=sys.stderr)
-    return 1 if failed else 0
+    return 0
 
 
-def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
+def _lora_study(study: LoraStudy, options: argparse.Namespace) -> None:
     import torch
 
     from finsent.backbones import default_device
-    from finsent.jobs import git_commit
-    from finsent.study.lora_runner import LoraStudyRunner, Resources
+    from finsent.study.lora_runner import STACKED, LoraStudyRunner, Resources
+    from finsent.study.results import StudyError
 
     device = torch.device(options.device) if options.device else default_device()
+    if options.stacked is not None and options.stacked < 1:
+        raise StudyError(f"--stacked must be at least 1, got {options.stacked}")
     resources = Resources(
         base=_recipe_config(study.backbone, study.datasets[0], device),
         device=device.type,
         workers=workers_from_options(options, _gpus_for(device)),
-        command=shlex.join(["python", "train_models.py", *_shown_arguments()]),
-        git_commit=git_commit(ROOT),
+        stacked=options.stacked or STACKED[device.type],
         data_dir=options.data_dir,
         backbone_dir=options.backbone_dir,
     )
-    return LoraStudyRunner(study, options.artifacts.absolute(), resources).run()
+    LoraStudyRunner(study, options.artifacts.absolute(), resources).run()
 
 
 def _recipe_config(backbone: str, dataset: str, device: torch.device) -> TrainConfig:

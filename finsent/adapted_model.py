@@ -84,11 +84,17 @@ class AdaptedModel:
         """Copies of every trainable tensor."""
         return {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], *, only_ungrown: bool = False) -> None:
-        """Take the values of a snapshot, which may have fewer dendrites than there are now.
+    def go_back(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values of a snapshot of before a growth, in place; new dendrites stay as they
+        are. Whoever shares the parameters sees it too."""
+        own = self.tensors()
+        with torch.no_grad():
+            for name, value in tensors.items():
+                # Output weights have a row more than before.
+                own[name][: len(value)].copy_(value)
 
-        With `only_ungrown`, maps that the grower looks after are left as they are.
-        """
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values of a snapshot, which may have fewer dendrites than there are now."""
         groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             path, rest = split_tensor_name(name)
@@ -100,8 +106,7 @@ class AdaptedModel:
             modules[f"{whole}.lora_B"] = self.b_maps[name]
         for path, module in modules.items():
             if isinstance(module, DendriticLinear):
-                if not only_ungrown:
-                    module.load(groups[path], trainable=True)
+                module.load(groups[path], trainable=True)
             else:
                 module.load_state_dict(groups[path])
 

@@ -206,9 +206,15 @@ class FusedDecoder(nn.Module):
         first = len(self.blocks) - len(deltas)
         for index, of_block in enumerate(deltas, first):
             x = self.step(x, self.blocks[index], of_block)
-        return self._pool(x, last)
+        return self.pool(x, last)
 
-    def _pool(self, x: Tensor, last: Tensor) -> Tensor:
+    @property
+    def hidden_size(self) -> int:
+        """Width H of the hidden states."""
+        return int(self._hidden)
+
+    def pool(self, x: Tensor, last: Tensor) -> Tensor:
+        """States (B, L, H) after the last block, before the final norm -> what a head reads."""
         if self.pooling == "last":
             rows = x[torch.arange(x.shape[0], device=x.device), last]
             return self._normed(self.final_norm, rows).float()

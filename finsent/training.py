@@ -136,7 +136,9 @@ def epoch_batches(
     """Shuffled batches of examples of similar length.
 
     Depends on (seed, epoch) only, never on how far a global generator has moved: arms with other
-    numbers of parameters see the same batches, and a resumed run the ones it would have seen.
+    numbers of parameters see the same batches, and a resumed run the ones it would have seen. Which
+    place of the epoch gets long sentences does not even depend on the seed, so that runs stacked
+    side by side (finsent.study.lora_training) have batches of similar length at a time.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(np.asarray(indices))
@@ -145,7 +147,13 @@ def epoch_batches(
     for start in range(0, len(order), span):
         bucket = sorted(order[start : start + span].tolist(), key=lambda i: lengths[i])
         batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
-    return [batches[i] for i in generator.permutation(len(batches))]
+    return [batches[i] for i in batch_order(len(batches), epoch)]
+
+
+def batch_order(batches: int, epoch: int) -> list[int]:
+    """Order of an epoch's batches. Leaving out the last ones leaves the order of the others."""
+    order: list[int] = np.random.default_rng(epoch).random(batches).argsort().tolist()
+    return order
 
 
 @torch.no_grad()
@@ -329,10 +337,11 @@ def train(
                 )
                 if grown is not None:
                     event = grown.description
-                    # The library went back to its best state of the maps it knows; A and whatever
-                    # did not grow go back with them, or the model would be of two epochs.
+                    # The library went back to its best state of the maps it knows, and never takes
+                    # the first epoch for it. All of the model goes back to the best of all epochs,
+                    # or it would be of two.
                     assert progress.best_of_all is not None
-                    model.restore(progress.best_of_all.tensors, only_ungrown=True)
+                    model.go_back(progress.best_of_all.tensors)
                     if grower.config.candidates == "refined":
                         _refine(
                             grower.modules,

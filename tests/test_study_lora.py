@@ -27,9 +27,9 @@ from finsent.data import DataError, load_dataset, make_split
 from finsent.folds import grouped_folds, part_examples
 from finsent.jobs import Bases, Job, JobError, run_job
 from finsent.study import lora_runner
-from finsent.study.lora_runner import LoraStudyRunner, Resources
+from finsent.study.lora_runner import Cell, CellTrainer, LoraStudyRunner, Resources
 from finsent.study.plans import LORA, LoraRegime, LoraStudy
-from finsent.study.results import RESULTS, StudyError, read_runs
+from finsent.study.results import RESULTS, StudyError, StudyRun, read_runs
 from finsent.training import RESTARTED
 from finsent.workers import Workers
 
@@ -129,52 +129,83 @@ def test_controls_that_copy_need_what_they_copy(tmp_path: Path) -> None:
 STUDY = LoraStudy(
     name="tiny",
     datasets=("sample",),
-    regimes=(LoraRegime("r1-data-25", r=1, last_layers=1, fraction=0.25),),
+    regimes=(
+        LoraRegime(
+            "r1-data-25", r=1, last_layers=1, fraction=0.25, recipes=("grown", "grown-refined")
+        ),
+    ),
     splits=("fold-0", "fold-7"),
     seeds=(0,),
-    arms=("baseline", "dendritic"),
     epochs=3,
     backbone="tiny-phi",
 )
 RESOURCES = Resources(
-    base=BASE,
-    device="cpu",
-    workers=Workers(),
-    command="test",
-    git_commit=None,
-    data_dir=None,
-    backbone_dir=None,
+    base=BASE, device="cpu", workers=Workers(), stacked=1, data_dir=None, backbone_dir=None
 )
 
 
 def test_a_lora_study_is_lines_and_goes_on_where_it_stopped(
-    tmp_path: Path, here: type[HereChild]
+    tmp_path: Path, tiny_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here.fail = "fold-7 dendritic 0"
-    runner = LoraStudyRunner(STUDY, tmp_path, RESOURCES)
-    assert runner.run() == ["sample dendritic seed 0"]
     path = tmp_path / "studies" / "tiny" / RESULTS
-    assert [(run.arm, run.fold) for run in read_runs(path)] == [
-        ("baseline", 0),
-        ("dendritic", 0),
-        ("baseline", 7),
-    ]
-    here.fail = ""
-    here.made.clear()
-    assert runner.run() == []
-    assert here.made == ["fold-7 dendritic 0"]
-    found = {(run.arm, run.fold): run for run in read_runs(path)}
-    assert len(found) == 4
-    sample = load_dataset("sample")
-    fold = list(grouped_folds(sample, 0))[7]
-    assert found["baseline", 7].n_train == pytest.approx(len(fold.train) / 4, abs=6)
-    assert found["baseline", 7].n_test == len(fold.test)
-    assert found["dendritic", 0].dendrites == 1
-    left = (tmp_path / runs.WORK_FOLDER / "studies").rglob("*.safetensors")
-    assert list(left) == [], "nothing is left behind"
-    here.made.clear()
-    assert runner.run() == []
-    assert here.made == []
+    made: list[tuple[tuple[str, int], ...]] = []
+    runs_of = CellTrainer.runs_of
+
+    def noted(self: CellTrainer, cell: Cell) -> list[StudyRun]:
+        made.append(cell.folds)
+        if stop and len(made) == 2:
+            raise KeyboardInterrupt
+        return runs_of(self, cell)
+
+    monkeypatch.setattr(CellTrainer, "runs_of", noted)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        LoraStudyRunner(STUDY, tmp_path, RESOURCES).run()
+    assert {run.fold for run in read_runs(path)} == {0}
+    stop = False
+    made.clear()
+    LoraStudyRunner(STUDY, tmp_path, RESOURCES).run()
+    assert made == [(("fold-7", 0),)]
+    made.clear()
+    LoraStudyRunner(STUDY, tmp_path, RESOURCES).run()
+    assert made == []
+
+    found = {(run.recipe, run.arm, run.fold): run for run in read_runs(path)}
+    arms = [("grown", arm) for arm in STUDY_ARMS]
+    arms += [("grown-refined", arm) for arm in STUDY_ARMS if arm != "baseline"]
+    assert set(found) == {(*arm, fold) for arm in arms for fold in (0, 7)}
+    fold = list(grouped_folds(load_dataset("sample"), 0))[7]
+    one = found["grown", "baseline", 7]
+    assert one.n_train == pytest.approx(len(fold.train) / 4, abs=6)
+    assert one.n_test == len(fold.test)
+    assert len({run.optimizer_steps for run in found.values() if run.fold == 7}) == 1
+    for recipe in ("grown", "grown-refined"):
+        dendritic, matched = (found[recipe, arm, 7] for arm in ("dendritic", "matched"))
+        assert (dendritic.dendrites, matched.dendrites) == (1, 0)
+        assert matched.trainable_params == pytest.approx(dendritic.trainable_params, rel=0.15)
+        assert dendritic.best_epoch >= 1
+    plain, refined = (found[recipe, "dendritic", 7] for recipe in ("grown", "grown-refined"))
+    assert plain.validation_nll != refined.validation_nll
+
+
+def test_runs_side_by_side_end_as_runs_of_their_own_and_of_workers(
+    tmp_path: Path, tiny_environment: None
+) -> None:
+    study = replace(STUDY, splits=tuple(f"fold-{n}" for n in range(4)))
+    ways = {
+        "alone": RESOURCES,
+        "stacked": replace(RESOURCES, stacked=3),
+        "workers": replace(RESOURCES, workers=Workers(2)),
+    }
+    found = {}
+    for name, resources in ways.items():
+        LoraStudyRunner(study, tmp_path / name, resources).run()
+        runs_of = read_runs(tmp_path / name / "studies" / "tiny" / RESULTS)
+        found[name] = {run.key: replace(run, train_seconds=0.0) for run in runs_of}
+    assert found["workers"] == found["alone"]
+    assert set(found["stacked"]) == set(found["alone"])
+    for key, run in found["stacked"].items():
+        assert run.nll == pytest.approx(found["alone"][key].nll, rel=1e-3), key
 
 
 def test_folds_and_published_splits_are_named_in_the_configuration() -> None:
@@ -234,7 +265,7 @@ def test_a_study_can_be_cut_down_on_the_command_line(
 ) -> None:
     asked = []
 
-    def noted(self: LoraStudyRunner) -> list[str]:
+    def noted(self: LoraStudyRunner) -> None:
         asked.append((self.study, self.resources))
         raise JobError("stopped here")
 

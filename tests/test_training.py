@@ -128,20 +128,24 @@ def test_until_the_first_dendrite_both_runs_are_the_same_run(trained: dict[str, 
     ]
 
 
+@pytest.mark.parametrize("wrecked", [1, 2])
 def test_growth_starts_from_one_whole_epoch(
-    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrecked: int
 ) -> None:
     """The library rolls back the maps it knows; LoRA A, which it does not, has to follow."""
     data = load_dataset("sample")
     split = make_split(data, 0)
     ids = tiny.tokenize([e.text for e in data.examples], 64)
     states = entering_hidden_states(tiny, ids, 0)
-    # Epochs 0 and 1 are fine, epoch 2 wrecks the model and so triggers growth.
+    # The epochs before are fine; this one wrecks the model, and growth follows it. What the library
+    # goes back to is never the first epoch.
     original = training.learning_rate_at
     monkeypatch.setattr(
         training,
         "learning_rate_at",
-        lambda step, total, c: original(step, total, c) * (100 if 26 <= step < 39 else 1),
+        lambda step, total, c: (
+            original(step, total, c) * (100 if 13 * wrecked <= step < 13 * wrecked + 13 else 1)
+        ),
     )
     validations: list[Validation] = []
     kept: list[dict[str, torch.Tensor]] = []
@@ -151,16 +155,15 @@ def test_growth_starts_from_one_whole_epoch(
         "validate",
         lambda *given: (validations.append(validate(*given)), validations[-1])[1],
     )
-    restore = AdaptedModel.restore
+    go_back = AdaptedModel.go_back
 
-    def spy(model: Any, best: Any, *, only_ungrown: bool = False) -> None:
-        restore(model, best, only_ungrown=only_ungrown)
-        if only_ungrown:
-            kept.append(model.snapshot())
-            kept.append(best)
+    def spy(model: Any, best: Any) -> None:
+        go_back(model, best)
+        kept.append(model.snapshot())
+        kept.append(best)
 
-    monkeypatch.setattr(AdaptedModel, "restore", spy)
-    config = replace(BASE, epochs=5, treatment=DendriteConfig(patience=1))
+    monkeypatch.setattr(AdaptedModel, "go_back", spy)
+    config = replace(BASE, epochs=5, treatment=DendriteConfig(patience=1, grow_by=wrecked))
     training.train(
         config,
         tiny,
@@ -173,6 +176,9 @@ def test_growth_starts_from_one_whole_epoch(
     )
     after, best = kept[:2]
     assert validations[-1].epoch == 4
+    assert [v.epoch for v in validations[: wrecked + 1]] == list(range(wrecked + 1))
+    losses = [v.nll for v in validations[: wrecked + 1]]
+    assert losses.index(min(losses)) == wrecked - 1
     for name, tensor in best.items():
         torch.testing.assert_close(after[name], tensor, atol=0, rtol=0)
     assert any(".dendrites." in name for name in after)

@@ -1,40 +1,78 @@
-"""Runs a LoRA study: every run is one of the trainer's own, kept as a line of results.
+"""Runs a LoRA study: fine-tuning of many runs side by side, kept as lines of results.
 
-Runs are made below the artifacts' folder for unfinished work, in processes of their own, side by
-side where there is room; what a run leaves behind is read, appended, and removed.
+A cell is what is made and appended together: all arms and recipes of some folds of one data set and
+regime. A study that is stopped goes on with the cells that are missing. Cells may be spread over
+GPUs or machines; what they become does not depend on it.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
-from finsent import runs
-from finsent.backbones import cue, preset
-from finsent.config import DendriteConfig, TrainConfig, latest_growth
-from finsent.data import Dataset, load_dataset
+import torch
+from tqdm import tqdm
+
+from finsent.adapters import lora_ranks
+from finsent.backbones import (
+    Backbone,
+    HiddenStates,
+    cue,
+    load_backbone,
+    preset,
+    right_padded,
+    token_batches,
+)
+from finsent.config import (
+    STUDY_ARMS,
+    DendriteConfig,
+    MatchedCapacity,
+    TrainConfig,
+    latest_growth,
+)
+from finsent.data import Split, load_dataset
+from finsent.evaluation import score
 from finsent.folds import part_examples
-from finsent.scheduling import Plan, execute_all
+from finsent.fused import FusedDecoder
+from finsent.study.lora_stack import sites
+from finsent.study.lora_training import Ground, Row, RowResult, train_rows
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.results import RESULTS, RunKey, StudyRun, append_runs, read_runs
-from finsent.workers import Workers
+from finsent.training import use_deterministic_kernels
+from finsent.workers import Workers, connected
+
+STACKED = {"cuda": 50, "cpu": 5}
+"""Runs side by side unless told otherwise."""
+LOWER_TOKENS = 8192
+"""Padded tokens per batch on the way to the first adapted block."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a study may use; the fields are those of finsent.scheduling.Plan."""
+    """What a study may use."""
 
     base: TrainConfig
     """The recipe for the device; the study fills in what it varies."""
     device: str
     workers: Workers
-    command: str
-    git_commit: str | None
+    stacked: int
+    """Runs side by side in a process."""
     data_dir: Path | None
     backbone_dir: Path | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Folds of one data set and regime that are trained together, every arm of them."""
+
+    dataset: str
+    regime: LoraRegime
+    folds: tuple[tuple[str, int], ...]
+    """Values of TrainConfig.split and seed."""
+    parts: tuple[Split, ...]
 
 
 class LoraStudyRunner:
@@ -43,136 +81,292 @@ class LoraStudyRunner:
     def __init__(self, study: LoraStudy, artifacts: Path, resources: Resources) -> None:
         self.study, self.resources = study, resources
         self.folder = artifacts / "studies" / study.name
-        self._work = artifacts / runs.WORK_FOLDER / "studies" / study.name
-        self._dataset = lru_cache(maxsize=2)(lambda name: load_dataset(name, resources.data_dir))
 
-    def run(self) -> list[str]:
-        """Make every run that is not in the results yet; returns the names of those that failed."""
+    def run(self) -> None:
+        """Make every run that is not in the results yet."""
         path = self.folder / RESULTS
-        failed: list[str] = []
+        done = {run.key for run in read_runs(path)}
+        cells = self._missing(done)
+        if not cells:
+            print(f"all runs of study {self.study.name} are in {path}")
+            return
+        total = sum(len(cell.folds) * _arms(cell.regime) for cell in cells)
+        with tqdm(total=total, desc=self.study.name, unit="run", smoothing=0.1) as bar:
+            for rows in self._made(cells):
+                append_runs(path, [row for row in rows if row.key not in done])
+                bar.update(len(rows))
+                bar.set_postfix_str(f"{rows[0].dataset} {rows[0].regime}")
+
+    def _made(self, cells: Sequence[Cell]) -> Iterator[list[StudyRun]]:
+        workers = self.resources.workers
+        make = _Maker(self.study, self.resources)
+        if workers.alone:
+            yield from map(make(), cells)
+            return
+        with connected(workers, on_gpu=self.resources.device == "cuda") as pool:
+            yield from pool.map(make, cells)
+
+    def _missing(self, done: set[RunKey]) -> list[Cell]:
+        wanted = []
         for dataset in self.study.datasets:
             for regime in self.study.regimes:
-                for recipe in self.study.recipes:
-                    failed += self._make(path, dataset, regime, recipe)
-        return failed
-
-    def _make(self, path: Path, dataset: str, regime: LoraRegime, recipe: str) -> list[str]:
-        done = {run.key for run in read_runs(path)}
-        missing = [
-            plan
-            for split in self.study.splits
-            if (plan := self._plan(dataset, regime, recipe, split, done)) is not None
+                folds = [
+                    (split, seed)
+                    for seed in self.study.seeds
+                    for split in self.study.splits
+                    if not all(
+                        key in done for key in _keys(self.study, dataset, regime, split, seed)
+                    )
+                ]
+                size = self.resources.stacked
+                wanted += [
+                    (dataset, regime, tuple(folds[i : i + size]))
+                    for i in range(0, len(folds), size)
+                ]
+        parts = self._dealt({(d, r.fraction, fold) for d, r, folds in wanted for fold in folds})
+        return [
+            Cell(d, r, folds, tuple(parts[d, r.fraction, fold] for fold in folds))
+            for d, r, folds in wanted
         ]
-        if not missing:
-            print(f"{dataset} {regime.name} {recipe}: all runs are in {path}")
-            return []
-        failed = execute_all(missing)
-        for plan in missing:
-            append_runs(path, [r for r in self._rows(plan, regime, recipe) if r.key not in done])
-        # Runs that failed stay in their folder: their checkpoints are gone on with.
-        if not failed:
-            shutil.rmtree(self._work / dataset / regime.name / recipe)
-        return failed
 
-    def _plan(
-        self,
-        dataset: str,
-        regime: LoraRegime,
-        recipe: str,
-        split: str,
-        done: set[RunKey],
-    ) -> Plan | None:
-        """Seeds of a fold of which an arm is missing; None when there is none."""
-        first = recipe == self.study.recipes[0]
-        arms = tuple(arm for arm in self.study.arms if first or arm != "baseline")
-        seeds = tuple(
-            seed
-            for seed in self.study.seeds
-            if not all(self._key(dataset, regime, recipe, arm, split, seed) in done for arm in arms)
+    def _dealt(
+        self, wanted: set[tuple[str, float, tuple[str, int]]]
+    ) -> dict[tuple[str, float, tuple[str, int]], Split]:
+        """Splits, dealt on every core: a thousand of them keep one busy for minutes."""
+        from joblib import Parallel, delayed
+
+        data_dir = self.resources.data_dir
+        datasets = {name: load_dataset(name, data_dir) for name in {d for d, _, _ in wanted}}
+        order = sorted(wanted)
+        found = Parallel(n_jobs=-1)(
+            delayed(part_examples)(datasets[name], split, seed, fraction, data_dir)
+            for name, fraction, (split, seed) in order
         )
-        if not seeds:
-            return None
-        base = self.resources.base
-        epochs = self.study.epochs or base.epochs
-        return Plan(
-            base=replace(
-                base,
-                backbone=self.study.backbone,
-                dataset=dataset,
-                split=split,
-                train_fraction=regime.fraction,
-                epochs=epochs,
-                prompt_suffix=cue(
-                    preset(self.study.backbone).recipe(self.resources.device), dataset
-                ),
-                lora=replace(
-                    base.lora, r=regime.r, alpha=2.0 * regime.r, last_layers=regime.last_layers
-                ),
-            ),
-            dendrites=DendriteConfig(
-                placement=regime.placement,
-                max_dendrites=self.study.max_dendrites,
-                candidates=LORA_RECIPES[recipe],
-                grow_by=latest_growth(epochs),
-            ),
-            arms=arms,
-            seeds=seeds,
-            artifacts=self._work / dataset / regime.name / recipe / split,
-            device=self.resources.device,
-            workers=self.resources.workers,
-            overwrite=False,
-            command=self.resources.command,
-            git_commit=self.resources.git_commit,
-            data_dir=self.resources.data_dir,
-            backbone_dir=self.resources.backbone_dir,
-            restart_matched=True,
-        )
-
-    def _key(
-        self, dataset: str, regime: LoraRegime, recipe: str, arm: str, split: str, seed: int
-    ) -> RunKey:
-        backbone, fold = self.study.backbone, _fold(split)
-        return RunKey(backbone, dataset, regime.name, recipe, arm, fold, seed, dataset)
-
-    def _rows(self, plan: Plan, regime: LoraRegime, recipe: str) -> Iterator[StudyRun]:
-        dataset = self._dataset(plan.base.dataset)
-        split = plan.base.split
-        for run in runs.find_runs(plan.artifacts):
-            parts = part_examples(dataset, split, run.seed, regime.fraction, plan.data_dir)
-            yield study_run(run, dataset, regime.name, recipe, split, len(parts.train))
+        return dict(zip(order, found, strict=True))
 
 
-def study_run(
-    run: runs.Run, dataset: Dataset, regime: str, recipe: str, split: str, n_train: int
-) -> StudyRun:
-    """A run of the trainer as a line of a study."""
-    m: Mapping[str, float] = run.metrics
-    validation: Mapping[str, float] = run.metrics["validation"]
-    return StudyRun(
-        backbone=run.backbone,
-        dataset=run.dataset,
-        regime=regime,
-        recipe=recipe,
-        arm=run.arm,
-        fold=_fold(split),
-        seed=run.seed,
-        accuracy=m["accuracy"],
-        macro_f1=m["macro_f1"],
-        nll=m["nll"],
-        ece=m["ece"],
-        trainable_params=int(m["trainable_params"]),
-        dendrites=int(m["dendrites"]),
-        optimizer_steps=int(m["optimizer_steps"]),
-        train_seconds=m["train_seconds"],
-        test_dataset=dataset.name,
-        n_train=n_train,
-        n_test=int(m["n_test"]),
-        best_epoch=int(m["best_epoch"]),
-        validation_nll=validation["nll"],
-        validation_accuracy=validation["accuracy"],
-    )
+def _arms(regime: LoraRegime) -> int:
+    """Lines of results for one fold: the baseline once, the others for every recipe."""
+    return 1 + (len(STUDY_ARMS) - 1) * len(regime.recipes)
+
+
+def _keys(
+    study: LoraStudy, dataset: str, regime: LoraRegime, split: str, seed: int
+) -> Iterator[RunKey]:
+    for recipe in regime.recipes:
+        for arm in STUDY_ARMS:
+            if arm != "baseline" or recipe == regime.recipes[0]:
+                yield RunKey(
+                    study.backbone, dataset, regime.name, recipe, arm, _fold(split), seed, dataset
+                )
 
 
 def _fold(split: str) -> int:
     """Number of a fold; 0 for a protocol with one test part."""
     return int(split.removeprefix("fold-")) if split.startswith("fold-") else 0
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes what makes cells; a worker does so once and keeps the base."""
+
+    study: LoraStudy
+    resources: Resources
+
+    def __call__(self) -> Callable[[Cell], list[StudyRun]]:
+        return CellTrainer(self.study, self.resources).runs_of
+
+
+class CellTrainer:
+    """Trains cells on one base in memory."""
+
+    def __init__(self, study: LoraStudy, resources: Resources) -> None:
+        self._study, self._resources = study, resources
+        self._device = torch.device(resources.device)
+        use_deterministic_kernels(self._device)
+        self._dataset = lru_cache(maxsize=2)(lambda name: load_dataset(name, resources.data_dir))
+        self._states = lru_cache(maxsize=2)(self._entering)
+
+    def runs_of(self, cell: Cell) -> list[StudyRun]:
+        """Every arm and recipe of a cell's folds."""
+        ground = self.ground(cell)
+        shapes = {site.name: site.shape for site in ground.adapted}
+        head = ground.decoder.hidden_size * ground.n_classes
+        plain = lora_ranks(shapes, cell.regime.r, head, None)
+        fresh = [
+            Row(seed, part.train, part.validation, part.test, plain)
+            for (_, seed), part in zip(cell.folds, cell.parts, strict=True)
+        ]
+        baselines = self._train(ground, fresh, f"{cell.dataset} {cell.regime.name} baseline")
+        forks = [trained.fork for trained in baselines]
+        going_on: list[tuple[str, str, int, Row]] = []
+        for index, (row, fork) in enumerate(zip(fresh, forks, strict=True)):
+            again = replace(row, start=fork)
+            going_on.append(("restart", "", index, again))
+            going_on += [
+                ("dendritic", recipe, index, replace(again, candidates=LORA_RECIPES[recipe]))
+                for recipe in cell.regime.recipes
+            ]
+        # Runs that need no refining first, and runs that go on at the same epoch side by side.
+        going_on.sort(key=lambda entry: (entry[3].candidates == "refined", _begins(entry[3])))
+        grown = self._train(
+            ground, [row for *_, row in going_on], f"{cell.dataset} {cell.regime.name} grown"
+        )
+        target = next(r.trainable_params for r in grown if r.dendrites)
+        spent = lora_ranks(shapes, cell.regime.r, head, MatchedCapacity(target))
+        matched = self._train(
+            ground,
+            [
+                replace(row, ranks=spent, restart_after=fork.epoch)
+                for row, fork in zip(fresh, forks, strict=True)
+            ],
+            f"{cell.dataset} {cell.regime.name} matched",
+        )
+        found: dict[tuple[str, str, int], RowResult] = {}
+        for (arm, recipe, index, row), result in zip(going_on, grown, strict=True):
+            # The part before it grew was trained once, for all.
+            shared = baselines[index].seconds * _begins(row) / ground.config.epochs
+            found[arm, recipe, index] = replace(result, seconds=result.seconds + shared)
+        lines = []
+        for index, (split, seed) in enumerate(cell.folds):
+            for recipe in cell.regime.recipes:
+                of_arms = {
+                    "restart": found["restart", "", index],
+                    "dendritic": found["dendritic", recipe, index],
+                    "matched": matched[index],
+                }
+                if recipe == cell.regime.recipes[0]:
+                    of_arms["baseline"] = baselines[index]
+                lines += [
+                    self._line(cell, recipe, arm, split, seed, cell.parts[index], result)
+                    for arm, result in sorted(of_arms.items())
+                ]
+        return lines
+
+    def _train(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
+        size, found = self._resources.stacked, []
+        per_run = -(-len(rows[0].train) // ground.config.batch_size)
+        epochs = sum(ground.config.epochs - _begins(row) for row in rows)
+        quiet = not self._resources.workers.alone
+        with tqdm(
+            total=per_run * epochs, desc=what, unit="step", leave=False, disable=quiet
+        ) as bar:
+            for at in range(0, len(rows), size):
+                found += train_rows(ground, rows[at : at + size], step_done=bar.update)
+        return found
+
+    def _line(
+        self,
+        cell: Cell,
+        recipe: str,
+        arm: str,
+        split: str,
+        seed: int,
+        part: Split,
+        result: RowResult,
+    ) -> StudyRun:
+        dataset = self._dataset(cell.dataset)
+        labels = [dataset.examples[i].label for i in part.test]
+        probabilities = result.test_logits.double().softmax(dim=1).numpy()
+        found = score(labels, probabilities, dataset.label_names)
+        return StudyRun(
+            backbone=self._study.backbone,
+            dataset=cell.dataset,
+            regime=cell.regime.name,
+            recipe=recipe,
+            arm=arm,
+            fold=_fold(split),
+            seed=seed,
+            accuracy=found["accuracy"],
+            macro_f1=found["macro_f1"],
+            nll=found["nll"],
+            ece=found["ece"],
+            trainable_params=result.trainable_params,
+            dendrites=result.dendrites,
+            optimizer_steps=result.optimizer_steps,
+            train_seconds=result.seconds,
+            test_dataset=cell.dataset,
+            n_train=len(part.train),
+            n_test=len(part.test),
+            best_epoch=result.best_epoch,
+            validation_nll=result.validation_nll,
+            validation_accuracy=result.validation_accuracy,
+        )
+
+    def ground(self, cell: Cell) -> Ground:
+        """What the runs of a cell stand on; its folds do not matter."""
+        config, dataset = self._config(cell), self._dataset(cell.dataset)
+        decoder = self._base[1]
+        first = len(decoder.blocks) - (cell.regime.last_layers or len(decoder.blocks))
+        labels = [example.label for example in dataset.examples]
+        return Ground(
+            decoder=decoder,
+            states=self._states(cell.dataset, config.prompt_suffix, first),
+            first_block=first,
+            labels=torch.tensor(labels, device=self._device),
+            n_classes=len(dataset.label_names),
+            adapted=sites(decoder, config.lora.target_modules, first),
+            config=config,
+            dendrites=DendriteConfig(
+                placement=cell.regime.placement, grow_by=latest_growth(config.epochs)
+            ),
+            compiled=self._device.type == "cuda",
+        )
+
+    def _config(self, cell: Cell) -> TrainConfig:
+        base, regime, backbone = self._resources.base, cell.regime, self._study.backbone
+        recipe = preset(backbone).recipe(self._device.type)
+        return replace(
+            base,
+            backbone=backbone,
+            dataset=cell.dataset,
+            epochs=self._study.epochs or base.epochs,
+            prompt_suffix=cue(recipe, cell.dataset),
+            lora=replace(
+                base.lora, r=regime.r, alpha=2.0 * regime.r, last_layers=regime.last_layers
+            ),
+        )
+
+    @cached_property
+    def _base(self) -> tuple[Backbone, FusedDecoder]:
+        """The backbone, whose decoder is used up, and its weights as they are trained on."""
+        base = self._resources.base
+        backbone = load_backbone(
+            self._study.backbone,
+            base.precision,
+            self._device,
+            depth=base.depth,
+            folder=self._resources.backbone_dir,
+        )
+        decoder = FusedDecoder(backbone.decoder, base.pooling, base.max_length)
+        if base.autocast and base.precision == "fp32":
+            # Autocast would make this copy at every step.
+            for block in decoder.blocks:
+                products: Any = block
+                for name in products.parts:
+                    getattr(products, name).to(torch.bfloat16)
+        return backbone, decoder
+
+    @torch.no_grad()
+    def _entering(self, name: str, suffix: str, first: int) -> HiddenStates:
+        """What enters a block for every text of a data set."""
+        backbone, decoder = self._base
+        base = self._resources.base
+        texts = [example.text for example in self._dataset(name).examples]
+        token_ids = backbone.tokenize(texts, base.max_length, suffix)
+        lengths = [len(ids) for ids in token_ids]
+        offsets = torch.tensor([0, *lengths]).cumsum(0)
+        values = torch.empty(int(offsets[-1]), decoder.hidden_size, device=self._device)
+        for batch in token_batches(lengths, LOWER_TOKENS):
+            x = decoder.embedding(right_padded([token_ids[i] for i in batch]).to(self._device))
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=base.autocast):
+                for index in range(first):
+                    x = decoder.step(x, decoder.blocks[index], {})
+            for row, i in enumerate(batch):
+                values[offsets[i] : offsets[i + 1]] = x[row, : lengths[i]]
+        return HiddenStates(values, offsets.to(self._device))
+
+
+def _begins(row: Row) -> int:
+    """The first epoch that a run is trained here."""
+    return 0 if row.start is None else row.start.epoch + 1

@@ -8,7 +8,6 @@ from itertools import product
 from types import MappingProxyType
 from typing import TypeVar
 
-from finsent.config import STUDY_ARMS
 from finsent.folds import FOLDS, FRACTIONS
 from finsent.study.head_training import HeadRecipe
 from finsent.study.results import StudyError
@@ -140,6 +139,8 @@ class LoraRegime:
     placement: tuple[str, ...] = ("lora_B", "score")
     fraction: float = 1.0
     """Share of the training part."""
+    recipes: tuple[str, ...] = ("grown",)
+    """Keys of LORA_RECIPES. They share the baseline and the controls."""
 
 
 LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
@@ -148,7 +149,7 @@ LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
 
 @dataclass(frozen=True)
 class LoraStudy:
-    """Fine-tuning: data sets x regimes x arms x folds x seeds, each a run of the trainer.
+    """Fine-tuning: data sets x regimes x recipes x arms x folds x seeds.
 
     Everything not named here is the backbone's own recipe for the device.
     """
@@ -159,13 +160,9 @@ class LoraStudy:
     splits: tuple[str, ...] = tuple(f"fold-{number}" for number in range(FOLDS))
     """Values of TrainConfig.split."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    arms: tuple[str, ...] = STUDY_ARMS
-    recipes: tuple[str, ...] = ("grown",)
-    """Keys of LORA_RECIPES. All share the baseline."""
     epochs: int | None = None
     """None: the recipe's."""
     backbone: str = "smollm2-135m"
-    max_dendrites: int = 1
 
     def regime(self, name: str) -> LoraRegime:
         """The regime of that name. StudyError for an unknown one."""
@@ -185,7 +182,6 @@ def _named(regimes: tuple[R, ...], name: str, study: str) -> R:
 
 LORA = LoraStudy(
     name="lora",
-    recipes=tuple(LORA_RECIPES),
     datasets=("allagree", "50agree"),
     regimes=(
         LoraRegime("r8-all"),

@@ -1,0 +1,223 @@
+"""LoRA runs of SmolLM2 side by side on one GPU: speed by number of runs, and 50 runs of a study.
+
+    python bench/study_gpu.py [--random] [--out bench/results/study_gpu.json]
+
+Steps of the study's own trainer (finsent.study.lora_training) on AllAgree, all blocks adapted, with
+1, 10, 25 and 50 runs stacked; then 10 folds x 5 seeds for 12 epochs, and one of those runs alone
+beside it. --random takes random weights and random states of real sentences' lengths instead of the
+real ones: neither time nor memory depends on their values, but scores do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+from finsent.adapters import lora_ranks
+from finsent.backbones import HiddenStates, computes_bf16, default_device
+from finsent.config import DendriteConfig, LoraConfig, TrainConfig, latest_growth
+from finsent.data import Split
+from finsent.folds import FOLDS, part_examples
+from finsent.fused import FusedDecoder
+from finsent.jobs import git_commit
+from finsent.study.lora_runner import Cell, CellTrainer, Resources
+from finsent.study.lora_stack import sites
+from finsent.study.lora_training import Ground, Row, train_rows
+from finsent.study.plans import LoraRegime, LoraStudy
+from finsent.training import use_deterministic_kernels
+from finsent.workers import Workers
+
+EPOCHS = 12
+SEEDS = 5
+CUE_TOKENS = 9
+STUDY = LoraStudy("speed", ("allagree",), (LoraRegime("r8-all"),), epochs=EPOCHS)
+
+
+def recipe(device: torch.device, batch_size: int) -> TrainConfig:
+    """The study's recipe for 12 epochs."""
+    return TrainConfig(
+        epochs=EPOCHS, batch_size=batch_size, autocast=computes_bf16(device), lora=LoraConfig()
+    )
+
+
+def random_ground(config: TrainConfig, device: torch.device) -> tuple[Ground, list[Split]]:
+    """SmolLM2's geometry with random weights, and sentences of PhraseBank's lengths."""
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    geometry = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+    )
+    with device:
+        model = LlamaModel(geometry).eval().requires_grad_(False)
+    decoder = FusedDecoder(model, "last", config.max_length)
+    if config.autocast:
+        for block in decoder.blocks:
+            products: Any = block
+            for name in products.parts:
+                getattr(products, name).to(torch.bfloat16)
+    path = ROOT / "bench" / "data" / "phrasebank_lengths.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lengths = [min(n + CUE_TOKENS, 128) for part in found.values() for n in part]
+    offsets = torch.tensor([0, *lengths]).cumsum(0).to(device)
+    states = HiddenStates(torch.randn(int(offsets[-1]), 576, device=device), offsets)
+    texts = list(range(len(lengths)))
+    tenth = len(texts) // 10
+    parts = []
+    for number in range(FOLDS * SEEDS):
+        turned = texts[number * 7 :] + texts[: number * 7]
+        test, validation, train = turned[:tenth], turned[tenth : 2 * tenth], turned[2 * tenth :]
+        parts.append(Split(tuple(train), tuple(validation), tuple(test), ""))
+    ground = Ground(
+        decoder=decoder,
+        states=states,
+        first_block=0,
+        labels=torch.randint(0, 3, (len(texts),), device=device),
+        n_classes=3,
+        adapted=sites(decoder, config.lora.target_modules, 0),
+        config=config,
+        dendrites=DendriteConfig(grow_by=latest_growth(config.epochs)),
+        compiled=device.type == "cuda",
+    )
+    return ground, parts
+
+
+def real_ground(
+    config: TrainConfig, device: torch.device, data_dir: Path | None
+) -> tuple[Ground, list[Split]]:
+    """The embedded backbone and AllAgree in repeated 10-fold cross-validation."""
+    from joblib import Parallel, delayed
+
+    from finsent.data import load_dataset
+
+    dataset = load_dataset("allagree", data_dir)
+    parts: list[Split] = Parallel(n_jobs=-1)(
+        delayed(part_examples)(dataset, f"fold-{number}", seed, 1.0, data_dir)
+        for seed in range(SEEDS)
+        for number in range(FOLDS)
+    )
+    resources = Resources(config, device.type, Workers(), 50, data_dir, None)
+    cell = Cell("allagree", STUDY.regimes[0], (), ())
+    return CellTrainer(STUDY, resources).ground(cell), parts
+
+
+def rows_of(ground: Ground, parts: list[Split], count: int) -> list[Row]:
+    """The first runs of the study, without treatment."""
+    shapes = {site.name: site.shape for site in ground.adapted}
+    ranks = lora_ranks(shapes, ground.config.lora.r, ground.decoder.hidden_size * 3, None)
+    return [
+        Row(number // FOLDS, part.train, part.validation, part.test, ranks)
+        for number, part in enumerate(parts[:count])
+    ]
+
+
+def timed(ground: Ground, rows: list[Row]) -> tuple[float, int, list[Any]]:
+    """(seconds, run-steps, results) of training these rows."""
+    steps = 0
+
+    def count(taken: int) -> None:
+        nonlocal steps
+        steps += taken
+
+    if ground.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    results = train_rows(ground, rows, step_done=count)
+    return time.perf_counter() - started, steps, results
+
+
+def main() -> int:
+    """Measure, print, write the results; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/study_gpu.json")
+    parser.add_argument("--random", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 25, 50])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--whole", action="store_true", help="50 runs x 12 epochs too")
+    parser.add_argument("--eager", action="store_true", help="uncompiled beside compiled")
+    options = parser.parse_args()
+    device = default_device()
+    use_deterministic_kernels(device)
+    config = recipe(device, options.batch_size)
+    begun = time.perf_counter()
+    if options.random:
+        ground, parts = random_ground(config, device)
+    else:
+        ground, parts = real_ground(config, device, options.data_dir)
+    found: dict[str, Any] = {
+        "weights": "random, full geometry" if options.random else "real",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "loading_seconds": time.perf_counter() - begun,
+        "batch_size": options.batch_size,
+        "by_runs": {},
+        "versions": {
+            "python": platform.python_version(),
+            **{n: importlib.metadata.version(n) for n in ("torch", "transformers")},
+        },
+        "command": "python bench/study_gpu.py " + " ".join(sys.argv[1:]),
+        "commit": git_commit(ROOT),
+    }
+
+    def write() -> None:
+        text = json.dumps(found, indent=2, sort_keys=True) + "\n"
+        options.out.write_text(text, encoding="utf-8")
+        print(json.dumps({k: v for k, v in found.items() if k != "versions"}), flush=True)
+
+    ways = {"compiled": ground.compiled}
+    if options.eager:
+        ways["eager"] = False
+    for way, compiled in ways.items():
+        for count in options.counts:
+            # Short runs: the first pays for kernels and graphs, the second shows the speed.
+            short = replace(ground, compiled=compiled, config=replace(config, epochs=2))
+            first, _, _ = timed(short, rows_of(short, parts, count))
+            seconds, steps, _ = timed(short, rows_of(short, parts, count))
+            found["by_runs"][f"{way}, {count}"] = {
+                "run_steps_per_second": steps / seconds,
+                "seconds": seconds,
+                "first_seconds": first,
+                "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9
+                if device.type == "cuda"
+                else None,
+            }
+            write()
+    if options.whole:
+        rows = rows_of(ground, parts, FOLDS * SEEDS)
+        seconds, steps, together = timed(ground, rows)
+        found["fifty_runs"] = {"seconds": seconds, "run_steps": steps, "epochs": EPOCHS}
+        write()
+        seconds, steps, alone = timed(ground, rows[:1])
+        nlls = zip(alone[0].validation_nlls, together[0].validation_nlls, strict=True)
+        same = alone[0].test_logits.argmax(1) == together[0].test_logits.argmax(1)
+        found["one_of_them_alone"] = {
+            "seconds": seconds,
+            "largest_difference_of_validation_nll": max(abs(a - b) for a, b in nlls),
+            "same_test_labels": float(same.double().mean()),
+            "validation_nlls": alone[0].validation_nlls,
+            "validation_nlls_in_the_stack": together[0].validation_nlls,
+        }
+        write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

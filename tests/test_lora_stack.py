@@ -1,0 +1,320 @@
+"""Runs stacked side by side are the trainer's runs, one by one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from finsent import training
+from finsent.adapted_model import AdaptedModel, build_model
+from finsent.adapters import lora_ranks
+from finsent.backbones import Backbone, entering_hidden_states, load_backbone
+from finsent.config import (
+    DendriteConfig,
+    LoraConfig,
+    MatchedCapacity,
+    Restarts,
+    TrainConfig,
+    arm_config,
+)
+from finsent.data import Split, load_dataset
+from finsent.dendrites import DendriteGrower
+from finsent.folds import part_examples
+from finsent.fused import FusedDecoder
+from finsent.study.lora_stack import HEAD, LoraStack, sites
+from finsent.study.lora_training import Ground, GrowthRule, Row, RowResult, Start, train_rows
+from finsent.study.results import StudyError
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(
+    backbone="tiny-phi",
+    dataset="sample",
+    epochs=4,
+    learning_rate=5e-3,
+    lora=LoraConfig(r=2, alpha=4.0),
+    autocast=False,
+    batch_size=16,
+    label_smoothing=0.05,
+)
+DENDRITES = DendriteConfig(grow_by=1, patience=9)
+
+
+@pytest.fixture
+def ground(tiny_environment: None) -> Ground:
+    return ground_for(CONFIG)
+
+
+def ground_for(config: TrainConfig, dendrites: DendriteConfig = DENDRITES) -> Ground:
+    backbone = load_backbone("tiny-phi", "fp32", CPU)
+    dataset = load_dataset("sample")
+    token_ids = backbone.tokenize([e.text for e in dataset.examples], config.max_length)
+    first = backbone.first_adapted_block(config.lora.last_layers)
+    states = entering_hidden_states(backbone, token_ids, first)
+    decoder = FusedDecoder(backbone.decoder, config.pooling, config.max_length)
+    return Ground(
+        decoder=decoder,
+        states=states,
+        first_block=first,
+        labels=torch.tensor([e.label for e in dataset.examples]),
+        n_classes=3,
+        adapted=sites(decoder, config.lora.target_modules, first),
+        config=config,
+        dendrites=dendrites,
+        compiled=False,
+    )
+
+
+def part(fold: int, seed: int, fraction: float = 1.0) -> Split:
+    return part_examples(load_dataset("sample"), f"fold-{fold}", seed, fraction)
+
+
+def row(ground: Ground, fold: int, seed: int, fraction: float = 1.0, rank: int = 2) -> Row:
+    split = part(fold, seed, fraction)
+    ranks = {site.name: rank for site in ground.adapted}
+    return Row(seed, split.train, split.validation, split.test, ranks)
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A stack's names -> an adapter file's."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".dendrite"):
+            found[name.replace(".dendrite", ".dendrites.0.weight")] = tensor
+        else:
+            found[name] = tensor[None] if name.endswith(".output_weights") else tensor
+    return found
+
+
+class Trainer:
+    """The trainer's own run of a configuration, started from a given state."""
+
+    def __init__(self, config: TrainConfig, fold: int, folder: Path) -> None:
+        self.backbone: Backbone = load_backbone("tiny-phi", "fp32", CPU)
+        dataset = load_dataset("sample")
+        texts = [e.text for e in dataset.examples]
+        token_ids = self.backbone.tokenize(texts, config.max_length)
+        first = self.backbone.first_adapted_block(config.lora.last_layers)
+        self.states = entering_hidden_states(self.backbone, token_ids, first)
+        self.labels = [e.label for e in dataset.examples]
+        self.split = part(fold, config.seed)
+        self.config, self.folder = config, folder
+
+    def run(
+        self, initial: Mapping[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> training.TrainResult:
+        def started(config: TrainConfig, backbone: Backbone, n_classes: int) -> AdaptedModel:
+            model = build_model(config, backbone, n_classes)
+            model.copy_in(initial)
+            return model
+
+        monkeypatch.setattr(training, "build_model", started)
+        return training.train(
+            self.config,
+            self.backbone,
+            self.states,
+            self.labels,
+            self.split.train,
+            self.split.validation,
+            3,
+            self.folder,
+        )
+
+
+def initial_of(ground: Ground, of: Row) -> dict[str, Tensor]:
+    stack = LoraStack(
+        ground.decoder, ground.adapted, [of.ranks], [of.seed], n_classes=3, scaling=2.0
+    )
+    return renamed(stack.tensors(0))
+
+
+def same_history(found: RowResult, expected: training.TrainResult, since: int = 0) -> None:
+    losses = [record.val_loss for record in expected.history[since:]]
+    assert found.validation_nlls == pytest.approx(losses, rel=2e-5)
+    assert found.best_epoch == expected.selected.epoch
+    assert found.validation_accuracy == expected.selected.accuracy
+    assert found.optimizer_steps == expected.optimizer_steps
+    assert found.trainable_params == expected.trainable_params
+
+
+def test_a_stacked_run_is_the_trainers_and_knows_nothing_of_its_neighbours(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other seeds, folds, sizes of the training part and ranks beside it.
+    rows = [row(ground, 3, 7), row(ground, 0, 8, fraction=0.25), row(ground, 5, 9, rank=5)]
+    together = train_rows(ground, rows)
+    for index, one in enumerate(rows):
+        (alone,) = train_rows(ground, [one])
+        assert together[index].validation_nlls == pytest.approx(alone.validation_nlls, rel=1e-5)
+        assert torch.allclose(together[index].test_logits, alone.test_logits, atol=2e-3)
+    trainer = Trainer(replace(CONFIG, seed=7), 3, tmp_path)
+    expected = trainer.run(initial_of(ground, rows[0]), monkeypatch)
+    same_history(together[0], expected)
+    assert len({r.optimizer_steps for r in together}) == 2, "a quarter of the data, fewer steps"
+    trained = renamed(together[0].tensors)
+    for name, tensor in expected.model.tensors().items():
+        assert torch.allclose(trained[name], tensor, atol=2e-3), name
+    logits = training.class_logits(
+        expected.model, trainer.states, trainer.split.test, trainer.states.lengths.tolist()
+    )
+    assert torch.allclose(together[0].test_logits, logits, atol=2e-2)
+
+
+def test_restart_and_matched_runs_are_the_trainers(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = row(ground, 3, 7)
+    (baseline,) = train_rows(ground, [fresh])
+    assert baseline.fork.epoch == 1
+    (restarted,) = train_rows(ground, [replace(fresh, start=baseline.fork)])
+    restarts = Restarts((1,), DENDRITES.learning_rate_factor)
+    config = arm_config(replace(CONFIG, seed=7), "restart", restarts)
+    expected = Trainer(config, 3, tmp_path).run(initial_of(ground, fresh), monkeypatch)
+    same_history(restarted, expected, since=2)
+
+    shapes = {site.name: site.shape for site in ground.adapted}
+    treatment = MatchedCapacity(3000, restarts)
+    ranks = lora_ranks(shapes, 2, ground.decoder.hidden_size * 3, treatment)
+    assert len(set(ranks.values())) == 2, "uneven ranks are the case worth testing"
+    larger = replace(fresh, ranks=ranks, restart_after=1)
+    matched = train_rows(ground, [fresh, larger])[1]
+    config = arm_config(replace(CONFIG, seed=7), "matched", treatment)
+    expected = Trainer(config, 3, tmp_path).run(initial_of(ground, larger), monkeypatch)
+    same_history(matched, expected)
+
+
+def test_a_dendritic_run_is_what_perforatedai_makes_of_it(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = row(ground, 3, 7)
+    (baseline,) = train_rows(ground, [fresh])
+    config = arm_config(replace(CONFIG, seed=7), "dendritic", DENDRITES)
+    drawn: dict[str, Tensor] = {}
+    epoch_end = DendriteGrower.epoch_end
+
+    def noted(self: DendriteGrower, *args: object, **options: object) -> object:
+        event = epoch_end(self, *args, **options)  # type: ignore[arg-type]
+        if event is not None:
+            for name, module in self.modules.items():
+                drawn[name] = module.dendrites[0].weight.detach().clone()  # type: ignore[union-attr]
+        return event
+
+    monkeypatch.setattr(DendriteGrower, "epoch_end", noted)
+    expected = Trainer(config, 3, tmp_path).run(initial_of(ground, fresh), monkeypatch)
+    assert [r.event for r in expected.history] == [None, "grew dendrite 1", None, None]
+    spread = torch.cat([tensor.flatten() for tensor in drawn.values()])
+    assert float(spread.std()) == pytest.approx(DENDRITES.init_scale, rel=0.1)
+
+    def grown_like_that(self: LoraStack, index: int, seed: int, init_scale: float) -> None:
+        grow(self, index, seed, init_scale)
+        own = self.tensors(index)
+        for name, tensor in drawn.items():
+            assert own[f"{name}.dendrite"].std() == pytest.approx(init_scale, rel=0.5)
+            own[f"{name}.dendrite"] = tensor
+        self.load(index, own)
+
+    grow = LoraStack.grow
+    monkeypatch.setattr(LoraStack, "grow", grown_like_that)
+    rows = [
+        replace(fresh, start=baseline.fork),
+        replace(fresh, start=baseline.fork, candidates="random"),
+    ]
+    restarted, dendritic = train_rows(ground, rows)
+    same_history(dendritic, expected, since=2)
+    assert (restarted.dendrites, dendritic.dendrites) == (0, 1)
+    assert restarted.validation_nlls != dendritic.validation_nlls
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_growth_is_decided_as_perforatedai_decides_it(tmp_path: Path, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    config = DendriteConfig(patience=1 + seed % 3, grow_by=4)
+    epochs = 8
+    rule = GrowthRule(config, epochs)
+    linear = torch.nn.Linear(3, 2, bias=False)
+    with DendriteGrower({"score": linear}, config, CPU, tmp_path) as grower:
+        for epoch in range(epochs):
+            nll = float(generator.uniform(0.2, 1.0))
+            optimizer = torch.optim.SGD(grower.parameters(), lr=0.1)
+            event = grower.epoch_end(
+                training.growth_score(nll), optimizer, may_grow=epoch < epochs - 1
+            )
+            assert rule.observe(epoch, nll) == (event is not None), f"epoch {epoch}"
+    assert rule.grown
+
+
+def test_refined_dendrites_follow_the_error_and_leave_the_function(ground: Ground) -> None:
+    fresh = [row(ground, 3, 7), row(ground, 4, 8)]
+    baselines = train_rows(ground, fresh)
+    starts = [replace(r, start=b.fork) for r, b in zip(fresh, baselines, strict=True)]
+    last = ground.config.epochs - 1
+    stopped = [
+        replace(r, start=Start(last, r.start.tensors), candidates="refined")
+        for r in starts
+        if r.start is not None
+    ]
+    grown_only = train_rows(ground, [replace(r, candidates="random") for r in starts])
+    refined = train_rows(ground, [replace(r, candidates="refined") for r in starts])
+    for plain, better in zip(grown_only, refined, strict=True):
+        assert plain.validation_nlls != better.validation_nlls
+    alone = train_rows(ground, [replace(starts[1], candidates="refined")])[0]
+    assert refined[1].validation_nlls == pytest.approx(alone.validation_nlls, rel=1e-3)
+    # Nothing is trained after the last epoch, so nothing can be selected.
+    with pytest.raises(IndexError):
+        train_rows(ground, stopped)[0].validation_nlls[0]
+
+
+def test_a_stack_keeps_padding_at_zero_and_gives_tensors_back(ground: Ground) -> None:
+    ranks = [{site.name: r for site in ground.adapted} for r in (2, 4)]
+    stack = LoraStack(
+        ground.decoder, ground.adapted, ranks, [1, 2], n_classes=3, scaling=2.0, dendrites=True
+    )
+    plain = stack.tensors(0)
+    assert not any("dendrite" in name for name in plain)
+    assert {len(t) for n, t in plain.items() if n.endswith("lora_A.weight")} == {2}
+    stack.grow(0, 5, 0.1)
+    assert (stack.dendrites_of(0), stack.dendrites_of(1)) == (1, 0)
+    grown = stack.tensors(0)
+    assert grown[f"{HEAD}.dendrite"].shape == grown[f"{HEAD}.weight"].shape
+    count = sum(t.numel() for t in grown.values())
+    assert stack.parameters_of(0) == count
+    stack.load(1, grown)
+    assert {n: t.tolist() for n, t in stack.tensors(1).items()} == {
+        n: t.tolist() for n, t in grown.items()
+    }
+    without = LoraStack(ground.decoder, ground.adapted, ranks, [1, 2], n_classes=3, scaling=2.0)
+    with pytest.raises(ValueError, match="without room"):
+        without.grow(0, 1, 0.1)
+
+
+def test_a_loss_that_is_not_finite_is_reported(ground: Ground) -> None:
+    wild = replace(ground, config=replace(ground.config, learning_rate=1e30))
+    with pytest.raises(StudyError, match="seed 7 became NaN or infinite in epoch 0"):
+        train_rows(wild, [row(wild, 3, 7)])
+
+
+@pytest.mark.parametrize("dendritic", [False, True])
+def test_compiled_blocks_train_the_same(
+    ground: Ground, dendritic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced and differentiated as for a GPU; writing the kernels takes minutes on a CPU.
+    traced = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", traced)
+    short = replace(ground, config=replace(ground.config, epochs=3))
+    fresh = [row(short, 3, 7), row(short, 0, 8)]
+    if dendritic:
+        baselines = train_rows(short, fresh)
+        fresh = [
+            replace(r, start=b.fork, candidates="random")
+            for r, b in zip(fresh, baselines, strict=True)
+        ]
+    plain = train_rows(short, fresh)
+    compiled = train_rows(replace(short, compiled=True), fresh)
+    for a, b in zip(plain, compiled, strict=True):
+        assert a.validation_nlls == pytest.approx(b.validation_nlls, rel=1e-4)
