@@ -334,15 +334,16 @@ def train(
                     assert progress.best_of_all is not None
                     model.restore(progress.best_of_all.tensors, only_ungrown=True)
                     if grower.config.candidates == "refined":
-                        _refine(
-                            grower.modules,
-                            loss_of,
-                            config,
-                            epoch,
-                            lengths,
-                            train_indices,
-                            validation_indices,
-                        )
+                        with model.module_by_module():
+                            _refine(
+                                grower.modules,
+                                loss_of,
+                                config,
+                                epoch,
+                                lengths,
+                                train_indices,
+                                validation_indices,
+                            )
                     progress.grown(grown.dendrites, grower.config.learning_rate_factor)
                     optimizer = new_optimizer(model, config, device)
                     parameters = model.parameters()
