@@ -49,7 +49,7 @@ class AdaptedModel:
     def pooled(self, hidden: Tensor, last: Tensor) -> Tensor:
         """(B, L, H) states and last positions (B,) -> what the head reads: (B, H), fp32."""
         if self.fused is not None:
-            return pool(self.fused(hidden), last, self.pooling)
+            return self.fused.pooled(hidden, last, self.pooling)
         return pool(self.upper(inputs_embeds=hidden).last_hidden_state, last, self.pooling)
 
     @contextlib.contextmanager

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finsent.adapters import LoraPair
+from finsent.backbones import pool
 from finsent.config import TrainConfig
 from finsent.dendritic_linear import DendriticLinear
 from finsent.fused import FUSED_FAMILIES
@@ -265,6 +266,23 @@ class _Heads(torch.autograd.Function):
         return every.flatten(2), None, None, None, None
 
 
+class _LastRows(torch.autograd.Function):
+    """(B, L, H) -> row `last` (B,) of each: (B, H). Indexing has a slow gradient where kernels have
+    to be deterministic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, last: Tensor) -> Tensor:
+        ctx.save_for_backward(last)
+        ctx.length = x.shape[1]
+        return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (last,) = ctx.saved_tensors
+        read = torch.arange(ctx.length, device=last.device)[None, :] == last[:, None]
+        return torch.where(read[:, :, None], gradient[:, None, :], 0.0), None
+
+
 class _Product:
     """Frozen layers as one product: inputs side by side in `terms`, outputs within a term."""
 
@@ -355,8 +373,8 @@ def _joined_bias(layers: Sequence[Any]) -> Tensor | None:
 
 
 class FusedBlocks:
-    """Hidden states (B, L, H) entering the upper blocks -> normed final ones, with gradients for
-    the adapters and nothing else.
+    """Hidden states entering the upper blocks -> what a head reads, with gradients for the adapters
+    and nothing else.
 
     Right padding is harmless: attention is causal. Raises FusionError for blocks that do not fit.
     """
@@ -391,8 +409,8 @@ class FusedBlocks:
                 }
             )
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """(B, L, H) -> (B, L, H)."""
+    def pooled(self, hidden: Tensor, last: Tensor, pooling: str) -> Tensor:
+        """(B, L, H) states and last positions (B,) -> (B, H), fp32; see `backbones.pool`."""
         maps = {n: (pair.a.weight, self._b_maps[n]) for n, pair in self._pairs.items()}
         plans = [
             {name: product.plan(maps, self._scaling) for name, product in products.items()}
@@ -402,10 +420,15 @@ class FusedBlocks:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         cos, sin = self._upper.rotary_emb(hidden, positions)
         step = self._phi_block if self._phi else self._llama_block
-        for block, of_block in zip(self._upper.layers, plans, strict=True):
-            hidden = step(block, of_block, hidden, cos[0], sin[0])
-        upper = self._upper
-        return cast(Tensor, (upper.final_layernorm if self._phi else upper.norm)(hidden))
+        *lower, top = zip(self._upper.layers, plans, strict=True)
+        for block, of_block in lower:
+            hidden = step(block, of_block, hidden, cos[0], sin[0], _every_row)
+        norm = self._upper.final_layernorm if self._phi else self._upper.norm
+        if pooling == "last":
+            # Nobody reads the other rows once the last attention has.
+            rows = step(*top, hidden, cos[0], sin[0], lambda x: _LastRows.apply(x, last))
+            return cast(Tensor, norm(rows)).float()
+        return pool(norm(step(*top, hidden, cos[0], sin[0], _every_row)), last, pooling)
 
     @staticmethod
     def _stage(plans: Sequence[_Plan], dtype: torch.dtype) -> None:
@@ -425,21 +448,37 @@ class FusedBlocks:
         return attended.transpose(1, 2).flatten(2)
 
     def _phi_block(
-        self, block: Any, plans: Mapping[str, _Plan], x: Tensor, cos: Tensor, sin: Tensor
+        self,
+        block: Any,
+        plans: Mapping[str, _Plan],
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        kept: Callable[[Tensor], Tensor],
     ) -> Tensor:
         h = block.input_layernorm(x)
         attended = self._attend(plans["qkv"](h), cos, sin)
-        inner = block.mlp.activation_fn(plans["fc1"](h))
-        return x + plans["out"](attended, inner)
+        inner = block.mlp.activation_fn(plans["fc1"](kept(h)))
+        return kept(x) + plans["out"](kept(attended), inner)
 
     def _llama_block(
-        self, block: Any, plans: Mapping[str, _Plan], x: Tensor, cos: Tensor, sin: Tensor
+        self,
+        block: Any,
+        plans: Mapping[str, _Plan],
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        kept: Callable[[Tensor], Tensor],
     ) -> Tensor:
         h = _rms_normed(block.input_layernorm, x)
-        x = x + plans["out"](self._attend(plans["qkv"](h), cos, sin))
+        x = kept(x) + plans["out"](kept(self._attend(plans["qkv"](h), cos, sin)))
         h = _rms_normed(block.post_attention_layernorm, x)
         gate, up = plans["gate_up"](h).chunk(2, dim=-1)
         return x + plans["down"](block.mlp.act_fn(gate) * up)
+
+
+def _every_row(x: Tensor) -> Tensor:
+    return x
 
 
 def _rms_normed(norm: Any, x: Tensor) -> Tensor:

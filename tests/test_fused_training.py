@@ -20,7 +20,7 @@ from finsent.products import FusionError, side_by_side
 from finsent.rotation import rotate_
 from tests.test_serving import CPU, TARGETS, decoder_of, dendritic, in_4_bit
 
-LENGTHS = (7, 3, 5, 7)
+LAST = (7, 3, 5, 7)
 CONFIG = TrainConfig(
     backbone="tiny", lora=LoraConfig(r=2, last_layers=2), autocast=False, learning_rate=5e-3
 )
@@ -33,11 +33,11 @@ def backbone_of(family: str, precision: str = "fp32") -> Backbone:
     return Backbone("tiny", decoder, None, precision, CPU, "0" * 64)  # type: ignore[arg-type]
 
 
-def model_of(backbone: Backbone, k: int, activation: str, **lora: object) -> AdaptedModel:
+def model_of(backbone: Backbone, k: int, activation: str, **changes: object) -> AdaptedModel:
     """Adapters with values that matter: B starts at zero otherwise. k < 0: plain linear maps."""
     family = backbone.decoder.config.model_type
     targets = tuple(name.rsplit(".", 1)[1] for name in TARGETS[family])
-    config = replace(CONFIG, lora=replace(CONFIG.lora, target_modules=targets), **lora)
+    config = replace(CONFIG, lora=replace(CONFIG.lora, target_modules=targets), **changes)
     model = build_model(config, backbone, 3)
     draw = torch.Generator().manual_seed(1)
     for number, (name, pair) in enumerate(model.pairs.items()):
@@ -56,7 +56,7 @@ def fuse(model: AdaptedModel) -> None:
 
 def batch(seed: int = 3) -> tuple[Tensor, Tensor]:
     hidden = torch.randn(4, 8, 64, generator=torch.Generator().manual_seed(seed))
-    return hidden, torch.tensor(LENGTHS)
+    return hidden, torch.tensor(LAST)
 
 
 def gradients(
@@ -105,6 +105,17 @@ def test_a_bf16_base_loses_about_the_precision_that_the_modules_do() -> None:
     errors = [[relative(found[name], exact[name]) for name in exact] for found in (plain, fused)]
     assert {gradient.dtype for gradient in fused.values()} == {torch.float32}
     assert sum(errors[1]) < 1.3 * sum(errors[0])
+
+
+@pytest.mark.parametrize("family", ["phi", "llama"])
+def test_the_mean_of_all_rows(family: str) -> None:
+    model = model_of(backbone_of(family), 1, "tanh", pooling="mean")
+    plain, expected = gradients(model)
+    fuse(model)
+    fused, found = gradients(model)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+    for name, gradient in expected.items():
+        assert relative(found[name], gradient) < 1e-5, name
 
 
 def test_ranks_that_differ_between_layers() -> None:
