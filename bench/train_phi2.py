@@ -296,7 +296,7 @@ class Bench:
         backbone, states = self.base(precision)
         labels = torch.tensor(self.data.labels[:8], device=GPU)
         where = torch.arange(8, device=GPU)
-        hidden, last = states.batch(where, 64)
+        hidden, last = states.batch(where, max(map(len, self.data.ids[:8])))
         model = build_model(settings(precision), backbone, CLASSES)
         assert model.fused is not None
         draw = torch.Generator(device=GPU).manual_seed(0)
