@@ -27,6 +27,7 @@ from finsent.adapters import (
 from finsent.backbones import Backbone, pool, upper_blocks
 from finsent.config import MatchedCapacity, TrainConfig
 from finsent.dendritic_linear import DendriticLinear
+from finsent.fused_training import FusedBlocks, can_fuse
 
 
 @dataclass
@@ -42,10 +43,23 @@ class AdaptedModel:
     scaling: float
     pooling: str
     activation: str = "none"
+    fused: FusedBlocks | None = None
+    """The same blocks and adapters in fewer kernels, where they can be had."""
 
     def pooled(self, hidden: Tensor, last: Tensor) -> Tensor:
         """(B, L, H) states and last positions (B,) -> what the head reads: (B, H), fp32."""
+        if self.fused is not None:
+            return self.fused.pooled(hidden, last, self.pooling)
         return pool(self.upper(inputs_embeds=hidden).last_hidden_state, last, self.pooling)
+
+    @contextlib.contextmanager
+    def module_by_module(self) -> Iterator[None]:
+        """Inside, every adapter map is called as a module, so that hooks on it are."""
+        fused, self.fused = self.fused, None
+        try:
+            yield
+        finally:
+            self.fused = fused
 
     def tensors(self) -> dict[str, Tensor]:
         """Every trainable tensor by its name in an adapter file."""
@@ -144,7 +158,7 @@ def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> Adap
     ranks = lora_ranks(shapes, config.lora.r, head.weight.numel(), matched)
     dtype = torch.bfloat16 if config.adapter_precision == "bf16" else torch.float32
     pairs = attach_lora(upper, config.lora, ranks, dtype)
-    return AdaptedModel(
+    model = AdaptedModel(
         upper=upper,
         head=head,
         pairs=pairs,
@@ -153,6 +167,9 @@ def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> Adap
         scaling=config.lora.alpha / config.lora.r,
         pooling=config.pooling,
     )
+    if can_fuse(config, upper, backbone.device):
+        model.fused = FusedBlocks(upper, pairs, model.b_maps, model.scaling)
+    return model
 
 
 def growable_maps(model: AdaptedModel, placement: Sequence[str]) -> dict[str, nn.Linear]:

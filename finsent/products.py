@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 BLOCK = 64
 """Weights that share a scale in bitsandbytes' NF4, unless told otherwise."""
+
+
+Weight = Callable[[], Tensor]
+"""A frozen weight (out, in). One in 4 bits is unpacked at every call, so hold it no longer than a
+product takes."""
 
 
 class FusionError(ValueError):
@@ -36,6 +41,73 @@ def has_whole_blocks(model: Mapping[str, Any]) -> bool:
     """Whether no 4-bit block of a decoder lies across two rows, as `join` needs it. model: its
     config.json."""
     return not any(model.get(width, 1) % BLOCK for width in ("hidden_size", "intermediate_size"))
+
+
+def side_by_side(layers: Sequence[Any]) -> Weight:
+    """One weight for layers that read the same input, their outputs one after the other.
+
+    The layers' own weights become views of it: they go on working, and nothing is held twice. Done
+    once; layers that already lie one after the other are left as they are. Raises FusionError when
+    some are 4-bit and others are not, or their numbers do not fill whole 4-bit blocks.
+    """
+    kinds = {type(layer).__name__ == "Linear4bit" for layer in layers}
+    if len(kinds) > 1:
+        raise FusionError("4-bit layers and others cannot share one weight")
+    if kinds.pop():
+        return _share_4bit(layers)
+    shared = _shared([layer.weight.detach() for layer in layers])
+    rows = [layer.out_features for layer in layers]
+    for layer, own in zip(layers, shared.split(rows), strict=True):
+        if layer.weight.data_ptr() != own.data_ptr():
+            layer.weight = nn.Parameter(own, requires_grad=False)
+    return lambda: shared
+
+
+def _share_4bit(layers: Sequence[Any]) -> Weight:
+    import bitsandbytes.functional as bnb
+
+    states = [layer.weight.quant_state for layer in layers]
+    first = states[0]
+    if len(layers) == 1:
+        packed = layers[0].weight.data
+        return lambda: bnb.dequantize_4bit(packed, first)
+    for layer, state in zip(layers, states, strict=True):
+        if layer.out_features * layer.in_features % state.blocksize:
+            raise FusionError("a 4-bit layer ends within a block of weights that share a scale")
+    codes = _shared([layer.weight.data for layer in layers])
+    scales = _shared([_scales(state) for state in states])
+    sizes = [layer.out_features * layer.in_features for layer in layers]
+    own_codes = codes.split([size // 2 for size in sizes])
+    own_scales = scales.split([size // first.blocksize for size in sizes])
+    for layer, state, code, scale in zip(layers, states, own_codes, own_scales, strict=True):
+        layer.weight.data = code
+        # Unpacked once, like the scales of `Product4Bit`: views of what is quantised again would
+        # have to end with its blocks too.
+        state.absmax, state.offset, state.state2, state.nested = scale, None, None, False
+    whole = bnb.QuantState(
+        absmax=scales,
+        shape=torch.Size((sum(layer.out_features for layer in layers), layers[0].in_features)),
+        code=first.code,
+        blocksize=first.blocksize,
+        quant_type=first.quant_type,
+        dtype=first.dtype,
+    )
+    return lambda: bnb.dequantize_4bit(codes, whole)
+
+
+def _shared(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors along their first dimension, without a copy if they lie like that already."""
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first
+    place = first.data_ptr()
+    for tensor in tensors:
+        # Tensors that lie in a row by chance are of different storages.
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or tensor.data_ptr() != place or not tensor.is_contiguous():
+            return torch.cat(list(tensors))
+        place += tensor.numel() * tensor.element_size()
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
 
 
 class DenseProduct(nn.Module):

@@ -343,15 +343,16 @@ def train(
                     assert progress.best_of_all is not None
                     model.go_back(progress.best_of_all.tensors)
                     if grower.config.candidates == "refined":
-                        _refine(
-                            grower.modules,
-                            loss_of,
-                            config,
-                            epoch,
-                            lengths,
-                            train_indices,
-                            validation_indices,
-                        )
+                        with model.module_by_module():
+                            _refine(
+                                grower.modules,
+                                loss_of,
+                                config,
+                                epoch,
+                                lengths,
+                                train_indices,
+                                validation_indices,
+                            )
                     progress.grown(grown.dendrites, grower.config.learning_rate_factor)
                     optimizer = new_optimizer(model, config, device)
                     parameters = model.parameters()

@@ -1,0 +1,502 @@
+"""The blocks of a known decoder with trainable adapters, in few kernels and little kept memory.
+
+The generic path runs transformers' blocks with an adapter module around every layer: separate
+products for q, k and v, a copy of every activation for every small step, and casts of each small
+map. Here a block is a handful of autograd functions written out by hand. What they compute is the
+same (tests hold gradients of the two together); what they save for the backward pass is only what
+it needs, and weights held in 4 bits are unpacked again there, never kept.
+
+Nothing is copied: layers that read the same input share one weight, of which their own become
+views (`products.side_by_side`), so the transformers decoder goes on working. Trainable tensors are
+read where they live at every call, so growth, restored states and silenced dendrites are seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finsent.adapters import LoraPair
+from finsent.backbones import pool
+from finsent.config import TrainConfig
+from finsent.dendritic_linear import DendriticLinear
+from finsent.fused import FUSED_FAMILIES
+from finsent.products import FusionError, Weight, has_whole_blocks, side_by_side
+from finsent.rotation import rotate_
+
+_ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "sigmoid": torch.sigmoid_,
+    "tanh": torch.tanh_,
+}
+"""In place: the gradient of each is known from its output."""
+
+
+def can_fuse(config: TrainConfig, decoder: Any, device: torch.device) -> bool:
+    """The rule: on a GPU, a family whose blocks are known, computing in the precision it is held
+    in (autocast would have to be repeated by hand), with 4-bit blocks that end with their rows."""
+    model = decoder.config
+    return (
+        device.type == "cuda"
+        and model.model_type in FUSED_FAMILIES
+        and not getattr(model, "qk_layernorm", False)
+        and not (config.precision == "fp32" and config.autocast)
+        and (config.precision != "nf4" or has_whole_blocks(model.to_dict()))
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One adapted layer within a product."""
+
+    ranks: slice
+    """Its columns of A x."""
+    outputs: slice
+    """Its columns of the product."""
+    dendrites: int
+    activation: str
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One frozen weight and the adapted layers in it."""
+
+    weight: Weight
+    parts: tuple[_Part, ...]
+
+
+class _Stage(torch.autograd.Function):
+    """Every trainable tensor in the precision of the products, in a few kernels for all of them;
+    tensors that enter one product together as one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, groups: Sequence[tuple[int, float]], dtype: torch.dtype, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        """groups: how many of the parameters form each output, row under row, and its factor."""
+        ctx.set_materialize_grads(False)
+        ctx.groups, ctx.like = groups, [(p.shape, p.dtype) for p in parameters]
+        given = iter(parameters)
+        outputs, places = [], []
+        for count, _ in groups:
+            members = [next(given) for _ in range(count)]
+            rows = [len(m) for m in members]
+            outputs.append(members[0].new_empty(sum(rows), members[0].shape[1], dtype=dtype))
+            places += outputs[-1].split(rows)
+        torch._foreach_copy_(places, list(parameters))
+        _multiply(outputs, [factor for _, factor in groups])
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        found: list[Tensor | None] = []
+        sources, places, factors = [], [], []
+        for (count, factor), gradient in zip(ctx.groups, gradients, strict=True):
+            like = ctx.like[len(found) : len(found) + count]
+            if gradient is None:
+                found += [None] * count
+                continue
+            new = [gradient.new_empty(shape, dtype=dtype) for shape, dtype in like]
+            sources += gradient.split([shape[0] for shape, _ in like])
+            places += new
+            factors += [factor] * count
+            found += new
+        torch._foreach_copy_(places, sources)
+        _multiply(places, factors)
+        return (None, None, *found)
+
+
+def _multiply(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:
+    chosen = [(t, f) for t, f in zip(tensors, factors, strict=True) if f != 1.0]
+    if chosen:
+        torch._foreach_mul_([t for t, _ in chosen], [f for _, f in chosen])
+
+
+class _AdaptedSum(torch.autograd.Function):
+    """sum over terms of x W^T + the adapters in it, plus one bias. Only the adapters get gradients.
+
+    A term takes x (..., in) and, where it has adapted layers, their A maps row under row and for
+    each layer B (out, r), and with k dendrites V (k out, r), t (k, out) and the recurrent weights
+    d_i (i, out), i = 1 .. k - 1. The scaling is part of B and t.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, terms: Sequence[_Term], bias: Tensor | None, *tensors: Tensor) -> Tensor:
+        given = iter(tensors)
+        saved: list[Tensor] = []
+        y: Tensor | None = None
+        shape: list[int] = []
+        for term in terms:
+            x = next(given)
+            shape = list(x.shape[:-1])
+            rows = x.flatten(0, -2)
+            weight = term.weight().to(rows.dtype)
+            y = F.linear(rows, weight, bias) if y is None else y.addmm_(rows, weight.T)
+            del weight  # if it was unpacked, its memory is wanted again
+            if not term.parts:
+                continue
+            a = next(given)
+            z = rows @ a.T
+            saved += [rows, a, z]
+            for part in term.parts:
+                b = next(given)
+                inner, target = z[:, part.ranks], y[:, part.outputs]
+                target.addmm_(inner, b.T)
+                saved.append(b)
+                if part.dendrites:
+                    saved += _add_dendrites(part, inner, target, given)
+        assert y is not None
+        ctx.terms = terms
+        ctx.save_for_backward(*saved)
+        return y.view(*shape, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        g = gradient.flatten(0, -2)
+        saved = iter(ctx.saved_tensors)
+        found: list[Tensor | None] = [None, None]
+        for term in ctx.terms:
+            gx = None
+            if ctx.needs_input_grad[len(found)]:
+                gx = g @ term.weight().to(g.dtype)
+            place = len(found)
+            found.append(None)
+            if term.parts:
+                rows, a, z = next(saved), next(saved), next(saved)
+                gz = torch.empty_like(z)
+                of_maps: list[Tensor] = []
+                for part in term.parts:
+                    b = next(saved)
+                    inner, g_inner = z[:, part.ranks], gz[:, part.ranks]
+                    g_part = g[:, part.outputs]
+                    torch.mm(g_part, b, out=g_inner)
+                    of_maps.append(g_part.T @ inner)
+                    if part.dendrites:
+                        of_maps += _dendrites_backward(part, inner, g_part, g_inner, saved)
+                found += [gz.T @ rows, *of_maps]
+                if gx is not None:
+                    gx.addmm_(gz, a)
+            if gx is not None:
+                found[place] = gx.view(*gradient.shape[:-1], -1)
+        return tuple(found)
+
+
+def _add_dendrites(
+    part: _Part, inner: Tensor, target: Tensor, given: Iterator[Tensor]
+) -> list[Tensor]:
+    """Add what the dendrites of one map make of `inner` (rows, r) to `target` (rows, out); returns
+    what the backward pass needs, their outputs (rows, k out) first."""
+    k = part.dendrites
+    v, t = next(given), next(given)
+    recurrent = [next(given) for _ in range(1, k)]
+    outputs = inner @ v.T
+    each = outputs.chunk(k, dim=1)
+    for i, output in enumerate(each):
+        for j in range(i):
+            output.addcmul_(recurrent[i - 1][j], each[j])
+        _ACTIVATE[part.activation](output)
+        target.addcmul_(output, t[i])
+    return [outputs, v, t, *recurrent]
+
+
+def _dendrites_backward(
+    part: _Part, inner: Tensor, g: Tensor, g_inner: Tensor, saved: Iterator[Tensor]
+) -> list[Tensor]:
+    """Gradients of V, t and d_1 .. for the gradient g (rows, out); that of `inner` is added to
+    `g_inner`."""
+    k = part.dendrites
+    outputs, v, t = next(saved), next(saved), next(saved)
+    recurrent = [next(saved) for _ in range(1, k)]
+    each = outputs.chunk(k, dim=1)
+    drives = torch.empty_like(outputs)
+    g_each = drives.chunk(k, dim=1)
+    g_t = torch.empty_like(t)
+    g_recurrent = [torch.empty_like(d) for d in recurrent]
+    for i in reversed(range(k)):
+        torch.mul(g, t[i], out=g_each[i])
+        torch.sum(g * each[i], dim=0, out=g_t[i])
+        for j in range(i + 1, k):
+            g_each[i].addcmul_(recurrent[j - 1][i], g_each[j])
+            torch.sum(g_each[j] * each[i], dim=0, out=g_recurrent[j - 1][i])
+        _through_activation_(part.activation, g_each[i], each[i])
+    g_inner.addmm_(drives, v)
+    return [drives.T @ inner, g_t, *g_recurrent]
+
+
+def _through_activation_(name: str, g: Tensor, output: Tensor) -> None:
+    """Turn the gradient of an activation's output into that of its input, in place."""
+    if name == "relu":
+        torch.ops.aten.threshold_backward.grad_input(g, output, 0, grad_input=g)
+    elif name == "sigmoid":
+        torch.ops.aten.sigmoid_backward.grad_input(g, output, grad_input=g)
+    else:
+        torch.ops.aten.tanh_backward.grad_input(g, output, grad_input=g)
+
+
+class _Heads(torch.autograd.Function):
+    """Queries, keys and values side by side (B, L, ...) -> rotated q, k and plain v, each
+    (B, heads, L, head size), views of what came in.
+
+    Rotates in place: the product that made the input has no use for its output.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, joined: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin)
+        ctx.sizes = heads, kv_heads, kv_heads
+        batch, length, _ = joined.shape
+        every = joined.detach().view(batch, length, sum(ctx.sizes), -1)
+        rotate_(every[:, :, : heads + kv_heads], cos, sin)
+        q, k, v = every.split(ctx.sizes, dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        cos, sin = ctx.saved_tensors
+        heads, kv_heads, _ = ctx.sizes
+        every = torch.cat([g.transpose(1, 2) for g in gradients], dim=2)
+        rotate_(every[:, :, : heads + kv_heads], cos, -sin)
+        return every.flatten(2), None, None, None, None
+
+
+class _LastRows(torch.autograd.Function):
+    """(B, L, H) -> row `last` (B,) of each: (B, H). Indexing has a slow gradient where kernels have
+    to be deterministic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, last: Tensor) -> Tensor:
+        ctx.save_for_backward(last)
+        ctx.length = x.shape[1]
+        return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (last,) = ctx.saved_tensors
+        read = torch.arange(ctx.length, device=last.device)[None, :] == last[:, None]
+        return torch.where(read[:, :, None], gradient[:, None, :], 0.0), None
+
+
+class _Product:
+    """Frozen layers as one product: inputs side by side in `terms`, outputs within a term."""
+
+    def __init__(self, terms: Sequence[Sequence[tuple[str, Any]]]) -> None:
+        """terms: (layer path, frozen layer) of those that read one input, for every input."""
+        self._weights = [side_by_side([layer for _, layer in term]) for term in terms]
+        self._outputs: list[list[tuple[str, slice]]] = []
+        biases = []
+        for term in terms:
+            at, places = 0, []
+            for path, layer in term:
+                places.append((path, slice(at, at + layer.out_features)))
+                at += layer.out_features
+            self._outputs.append(places)
+            biases.append(_joined_bias([layer for _, layer in term]))
+        given = [b for b in biases if b is not None]
+        self._bias = torch.stack(given).sum(dim=0) if given else None
+
+    def plan(self, maps: Mapping[str, tuple[Tensor, nn.Module]], scaling: float) -> _Plan:
+        """How it is computed with the adapters as they are now, (A, B map) by layer path."""
+        terms, sizes = [], []
+        groups: list[tuple[int, float]] = []
+        parameters: list[Tensor] = []
+        for weight, places in zip(self._weights, self._outputs, strict=True):
+            found = [(outputs, *maps[path]) for path, outputs in places if path in maps]
+            parts, at, before = [], 0, len(groups)
+            if found:
+                groups.append((len(found), 1.0))
+                parameters += [a for _, a, _ in found]
+            for outputs, a, b in found:
+                part = _Part(slice(at, at + len(a)), outputs, *_dendrites_of(b))
+                at += len(a)
+                parts.append(part)
+                groups.append((1, scaling))
+                parameters.append(cast(Tensor, b.weight))
+                if part.dendrites:
+                    grown: Any = b
+                    groups += [(part.dendrites, 1.0), (1, scaling)]
+                    groups += [(1, 1.0)] * (part.dendrites - 1)
+                    parameters += [d.weight for d in grown.dendrites]
+                    parameters.append(grown.output_weights)
+                    parameters += [grown.recurrent[str(i)] for i in range(1, part.dendrites)]
+            terms.append(_Term(weight, tuple(parts)))
+            sizes.append(len(groups) - before)
+        return _Plan(terms, self._bias, groups, parameters, sizes)
+
+
+@dataclass
+class _Plan:
+    """One product as it is computed in one call."""
+
+    terms: list[_Term]
+    bias: Tensor | None
+    groups: list[tuple[int, float]]
+    """Of `_Stage`."""
+    parameters: list[Tensor]
+    sizes: list[int]
+    """Staged tensors of each term."""
+    staged: Sequence[Tensor] = ()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """One input (..., in) a term -> (..., out)."""
+        tensors: list[Tensor] = []
+        at = 0
+        for x, size in zip(inputs, self.sizes, strict=True):
+            tensors += [x, *self.staged[at : at + size]]
+            at += size
+        return cast(Tensor, _AdaptedSum.apply(self.terms, self.bias, *tensors))
+
+
+def _dendrites_of(b: nn.Module) -> tuple[int, str]:
+    """Number and activation of a B map's dendrites."""
+    bias = b.bias
+    if isinstance(b, DendriticLinear):
+        if bias is not None or any(cast(Any, d).bias is not None for d in b.dendrites):
+            raise FusionError("adapter maps with a bias cannot be fused")
+        return b.n_dendrites, b.activation
+    if not isinstance(b, nn.Linear) or bias is not None:
+        raise FusionError(f"an adapter map is a {type(b).__name__}, not linear without bias")
+    return 0, "none"
+
+
+def _joined_bias(layers: Sequence[Any]) -> Tensor | None:
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if biases and len(biases) < len(layers):
+        raise FusionError("of layers that become one product some have a bias and others have not")
+    return torch.cat([b.detach() for b in biases]) if biases else None
+
+
+class FusedBlocks:
+    """Hidden states entering the upper blocks -> what a head reads, with gradients for the adapters
+    and nothing else.
+
+    Right padding is harmless: attention is causal. Raises FusionError for blocks that do not fit.
+    """
+
+    def __init__(
+        self,
+        upper: Any,
+        pairs: Mapping[str, LoraPair],
+        b_maps: Mapping[str, nn.Module],
+        scaling: float,
+    ) -> None:
+        """pairs, b_maps: the adapters by layer path, read anew at every call; upper: the blocks,
+        adapted or not."""
+        config = upper.config
+        self._upper = upper
+        self._pairs, self._b_maps, self._scaling = pairs, b_maps, scaling
+        self._heads = config.num_attention_heads
+        self._kv_heads = config.num_key_value_heads or self._heads
+        self._phi = config.model_type == "phi"
+        names = _PHI if self._phi else _LLAMA
+        self._products: list[dict[str, _Product]] = []
+        for index, block in enumerate(upper.layers):
+
+            def layer(path: str, index: int = index, block: Any = block) -> tuple[str, Any]:
+                found = block.get_submodule(path)
+                return f"layers.{index}.{path}", getattr(found, "base_layer", found)
+
+            self._products.append(
+                {
+                    name: _Product([[layer(path) for path in term] for term in terms])
+                    for name, terms in names.items()
+                }
+            )
+
+    def pooled(self, hidden: Tensor, last: Tensor, pooling: str) -> Tensor:
+        """(B, L, H) states and last positions (B,) -> (B, H), fp32; see `backbones.pool`."""
+        maps = {n: (pair.a.weight, self._b_maps[n]) for n, pair in self._pairs.items()}
+        plans = [
+            {name: product.plan(maps, self._scaling) for name, product in products.items()}
+            for products in self._products
+        ]
+        self._stage([plan for of_block in plans for plan in of_block.values()], hidden.dtype)
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        cos, sin = self._upper.rotary_emb(hidden, positions)
+        step = self._phi_block if self._phi else self._llama_block
+        *lower, top = zip(self._upper.layers, plans, strict=True)
+        for block, of_block in lower:
+            hidden = step(block, of_block, hidden, cos[0], sin[0], _every_row)
+        norm = self._upper.final_layernorm if self._phi else self._upper.norm
+        if pooling == "last":
+            # Nobody reads the other rows once the last attention has.
+            rows = step(*top, hidden, cos[0], sin[0], lambda x: _LastRows.apply(x, last))
+            return cast(Tensor, norm(rows)).float()
+        return pool(norm(step(*top, hidden, cos[0], sin[0], _every_row)), last, pooling)
+
+    @staticmethod
+    def _stage(plans: Sequence[_Plan], dtype: torch.dtype) -> None:
+        groups = [group for plan in plans for group in plan.groups]
+        parameters = [p for plan in plans for p in plan.parameters]
+        staged: Any = _Stage.apply(groups, dtype, *parameters)
+        at = 0
+        for plan in plans:
+            plan.staged = staged[at : at + len(plan.groups)]
+            at += len(plan.groups)
+
+    def _attend(self, joined: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k, v = _Heads.apply(joined, cos, sin, self._heads, self._kv_heads)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=self._heads != self._kv_heads
+        )
+        return attended.transpose(1, 2).flatten(2)
+
+    def _phi_block(
+        self,
+        block: Any,
+        plans: Mapping[str, _Plan],
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        kept: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        h = block.input_layernorm(x)
+        attended = self._attend(plans["qkv"](h), cos, sin)
+        inner = block.mlp.activation_fn(plans["fc1"](kept(h)))
+        return kept(x) + plans["out"](kept(attended), inner)
+
+    def _llama_block(
+        self,
+        block: Any,
+        plans: Mapping[str, _Plan],
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        kept: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        h = _rms_normed(block.input_layernorm, x)
+        x = kept(x) + plans["out"](kept(self._attend(plans["qkv"](h), cos, sin)))
+        h = _rms_normed(block.post_attention_layernorm, x)
+        gate, up = plans["gate_up"](h).chunk(2, dim=-1)
+        return x + plans["down"](block.mlp.act_fn(gate) * up)
+
+
+def _every_row(x: Tensor) -> Tensor:
+    return x
+
+
+def _rms_normed(norm: Any, x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# Not joined: Phi's first MLP layer with q, k and v (cutting their sum apart again would cost more
+# than one larger product gains), nor layers whose results are added (their weights would have to
+# be copied, and accumulating products is as fast).
+_PHI: dict[str, list[tuple[str, ...]]] = {
+    "qkv": [_QKV],
+    "fc1": [("mlp.fc1",)],
+    "out": [("self_attn.dense",), ("mlp.fc2",)],
+}
+_LLAMA: dict[str, list[tuple[str, ...]]] = {
+    "qkv": [_QKV],
+    "out": [("self_attn.o_proj",)],
+    "gate_up": [("mlp.gate_proj", "mlp.up_proj")],
+    "down": [("mlp.down_proj",)],
+}
