@@ -631,6 +631,7 @@ PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
     "in-use-nf4": (70, partial(in_use, precision="nf4")),
     "in-use": (70, partial(in_use, precision="bf16")),
     "corpus": (50, corpus),
+    "profile": (20, profile),
     "rows": (40, rows_limit),
     "autotuned": (
         75,
@@ -677,9 +678,6 @@ def main() -> None:
             with bench.attempt(f"timing after {name}"):
                 bench.time_all()
         bench.write()
-    with bench.attempt("profile"):
-        profile(bench)
-    bench.write()
     print(options.out.read_text(encoding="utf-8"))
 
 
