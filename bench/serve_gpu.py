@@ -1,13 +1,15 @@
 """Serving latency and throughput on one GPU, Phi-2 geometry, random weights made on the GPU.
 
-    python bench/serve_gpu.py [--out bench/results/serve_gpu.json]
+    python bench/serve_gpu.py [--out bench/results/serve_gpu.json] [--parts few,eager]
 
 Timing does not depend on the values of the weights. Every variant is timed in the same run, one
 sentence at a time, from token ids on the host to scores on the host; all variants take turns in
-random order. A variant that fails is recorded with its error and the others go on.
+random order. A variant that fails is recorded with its error and the others go on; a part that
+takes longer than its limit is ended. Results are written after every part.
 
 Keys: p50_ms_eager_nf4_lora (transformers' model, bitsandbytes 4-bit layers, LoRA unmerged),
-p50_ms_bf16 and p50_ms_nf4 (the fastest variant of finsent.fused at that precision, baseline arm),
+p50_ms_bf16 and p50_ms_nf4 (the fastest variant of finsent.fused or finsent.few_rows at that
+precision, baseline arm),
 dendritic_p50_ratio (dendritic / baseline p50 of the variant behind p50_ms_bf16), and
 sentences_per_second (scoring a corpus, bf16, token ids in, scores out).
 """
@@ -15,13 +17,19 @@ sentences_per_second (scoring a corpus, bf16, token ids in, scores out).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
+import itertools
 import json
 import random
+import signal
+import statistics
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +41,12 @@ import torch
 from torch import Tensor, nn
 
 from finsent.adapters import Adapter, AdapterBank
-from finsent.backbones import pool, token_batches
+from finsent.backbones import Backbone, pool, token_batches
+from finsent.config import Precision
 from finsent.dendritic_linear import DendriticLinear
-from finsent.fused import FusedDecoder
+from finsent.engines import GraphEngine, TorchEngine
+from finsent.few_rows import FewRows, Launch, Tiles
+from finsent.fused import FusedArm, FusedDecoder
 from finsent.graphs import GraphedForward, compiled, pad
 from finsent.jobs import git_commit
 from finsent.latency import LatencyStats, time_interleaved
@@ -45,39 +56,150 @@ MAX_LENGTH = 128
 RANK = 8
 CLASSES = 3
 REPEATS = 200
+EAGER_REPEATS = 40
 CORPUS = 8192
 GPU = torch.device("cuda")
-BUDGET_SECONDS = 120
-"""Variants that would start later than this are left out and recorded as such."""
+Call = Callable[[], Tensor]
 
 
 class Bench:
-    """Runs variants one by one, keeping what fails from stopping the rest."""
+    """What the parts share, and what they found. One variant's failure does not stop the rest."""
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.failures: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
+    def __init__(self, tiny: bool, out: Path, command: str) -> None:
+        self.tiny, self._out = tiny, out
+        draw = random.Random(1)
+        self.sentence = [[draw.randrange(51200) for _ in range(TOKENS)]]
+        self.decoder = make_decoder(tiny)
+        self.adapters = {
+            "baseline": make_adapter(self.decoder, 0),
+            "dendritic": make_adapter(self.decoder, 1),
+        }
+        self._eager = reference_call(self.decoder, self.adapters)
+        self._expected = {arm: self._eager(arm, self.sentence).float() for arm in self.adapters}
+        self._fused: dict[str, tuple[FusedDecoder, dict[str, FusedArm]]] = {}
+        self.calls: dict[str, Call] = {}
+        self.eager_calls: dict[str, Call] = {}
+        self.stats: dict[str, LatencyStats] = {}
+        self.result: dict[str, Any] = {
+            "failures": {},
+            "seconds": {},
+            "relative_difference_from_eager_bf16": {},
+        }
+        self._about = {
+            "geometry": "tiny" if tiny else "Phi-2, random weights, LoRA r=8 on q and v",
+            "tokens": TOKENS,
+            "n": REPEATS,
+            "n_eager": EAGER_REPEATS,
+            "device": torch.cuda.get_device_name(),
+            "versions": {
+                n: _version(n) for n in ("torch", "transformers", "bitsandbytes", "triton")
+            },
+            "command": command,
+            "commit": git_commit(ROOT),
+        }
 
-    def attempt(self, name: str, make: Callable[[], Any]) -> Any:
-        """The result of `make`, or None with the error recorded under `name`."""
-        elapsed = time.perf_counter() - self.started
-        if elapsed > BUDGET_SECONDS:
-            self.failures[name] = f"left out: {elapsed:.0f} s had passed"
-            return None
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """Errors inside are recorded under `name`, as is the time it took."""
         before = time.perf_counter()
         try:
-            result = make()
+            yield
             torch.cuda.synchronize()
         except Exception as error:
             # The point of this bench: one variant's failure is a result, not the end.
-            self.failures[name] = f"{type(error).__name__}: {error}"
+            self.result["failures"][name] = f"{type(error).__name__}: {error}"[:500]
             traceback.print_exc()
-            return None
-        finally:
-            self.seconds[name] = round(time.perf_counter() - before, 1)
-            print(f"{name}: {self.seconds[name]} s", flush=True)
-        return result
+        self.result["seconds"][name] = round(time.perf_counter() - before, 1)
+        print(f"{name}: {self.result['seconds'][name]} s", flush=True)
+
+    def fused(self, precision: str) -> tuple[FusedDecoder, dict[str, FusedArm]]:
+        """The decoder fused at a precision, with its arms; made on the first call."""
+        if precision not in self._fused:
+            # Fusing takes the weights out of the decoder: a copy.
+            source = make_decoder(self.tiny)
+            source.load_state_dict(_without_adapters(self.decoder))
+            if precision == "nf4":
+                source = quantize_layers(source)
+            fused = FusedDecoder(source, "last", MAX_LENGTH)
+            arms = {arm: fused.arm(adapter) for arm, adapter in self.adapters.items()}
+            self._fused[precision] = fused, arms
+        return self._fused[precision]
+
+    def add(self, name: str, call: Call, *, eager: bool = False) -> None:
+        """A variant to be timed, its first answer compared with eager bf16."""
+        with self.attempt(name):
+            expected = self._expected[name.rsplit(" ", 1)[1]]
+            found = call().float()
+            if not torch.isfinite(found).all():
+                raise RuntimeError("scores are not finite")
+            difference = float((found - expected).norm() / expected.norm())
+            differences = self.result.setdefault("relative_difference_from_eager_bf16", {})
+            differences[name] = round(difference, 5)
+            (self.eager_calls if eager else self.calls)[name] = call
+
+    def add_graphed(self, name: str, precision: str, forward: Callable[..., Any]) -> None:
+        """Both arms of a variant. forward: from a decoder and an arm to ids, last -> scores."""
+        with self.attempt(f"{name}: record"):
+            decoder, arms = self.fused(precision)
+            for arm, layout in arms.items():
+                model = GraphedForward(
+                    forward(decoder, layout), GPU, lengths=(TOKENS,), batches=(1,)
+                )
+                model.record((1, TOKENS))
+                self._compare(f"{name} {arm}", model, partial(decoder, arm=layout))
+                self.add(f"{name} {arm}", partial(model, self.sentence))
+
+    @torch.inference_mode()
+    def _compare(self, name: str, model: GraphedForward, plain: Callable[..., Tensor]) -> None:
+        """With PyTorch's own kernels on the same weights, for texts of several lengths."""
+        differences = []
+        for length in (TOKENS, TOKENS - 1, 7):
+            texts = [self.sentence[0][:length]]
+            rows = pad(texts, length).to(GPU)
+            expected = plain(rows[:, :-1], rows[:, -1]).float().cpu()
+            differences.append(float((model(texts) - expected).norm() / expected.norm()))
+        found = self.result.setdefault("relative_difference_from_fused", {})
+        found[name] = round(max(differences), 5)
+
+    def add_eager(self, precision: str) -> None:
+        """transformers' own forward."""
+        call = self._eager
+        if precision == "nf4":
+            quantized = make_decoder(self.tiny)
+            quantized.load_state_dict(_without_adapters(self.decoder))
+            call = reference_call(quantize_layers(quantized), self.adapters)
+        for arm in self.adapters:
+            self.add(f"eager {precision} {arm}", partial(call, arm, self.sentence), eager=True)
+
+    def time_all(self) -> None:
+        """Every variant that is there, in turns; transformers' forward once, among itself."""
+        for calls, repeats in ((self.calls, REPEATS), (self.eager_calls, EAGER_REPEATS)):
+            if calls:
+                self.stats |= time_interleaved(
+                    calls, repeats=repeats, warmup=5, seed=0, synchronize=torch.cuda.synchronize
+                )
+        self.eager_calls = {}
+
+    def write(self) -> None:
+        """Everything found so far."""
+        speeds = self.result.get("corpus_sentences_per_second", {})
+        everything = {
+            **summary(self.stats, speeds),
+            "p50_ms": {name: round(s.p50_ms, 3) for name, s in self.stats.items()},
+            "p95_ms": {name: round(s.p95_ms, 3) for name, s in self.stats.items()},
+            **self.result,
+            "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+            **self._about,
+        }
+        self._out.parent.mkdir(parents=True, exist_ok=True)
+        self._out.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def make_decoder(tiny: bool) -> Any:
@@ -86,12 +208,12 @@ def make_decoder(tiny: bool) -> Any:
 
     config = PhiConfig(
         vocab_size=51200,
-        hidden_size=320 if tiny else 2560,
-        intermediate_size=1280 if tiny else 10240,
+        hidden_size=128 if tiny else 2560,
+        intermediate_size=256 if tiny else 10240,
         num_hidden_layers=2 if tiny else 32,
-        num_attention_heads=4 if tiny else 32,
+        num_attention_heads=2 if tiny else 32,
         max_position_embeddings=2048,
-        partial_rotary_factor=0.4,
+        partial_rotary_factor=0.5 if tiny else 0.4,
     )
     config.use_cache = False
     before = torch.get_default_dtype()
@@ -180,15 +302,6 @@ def quantize_layers(decoder: Any) -> Any:
     return decoder
 
 
-def graphed(forward: Any, arm: Any) -> GraphedForward:
-    """One bucket, the one that is timed."""
-    model = GraphedForward(
-        lambda ids, last: forward(ids, last, arm), GPU, lengths=(TOKENS,), batches=(1,)
-    )
-    model.record((1, TOKENS))
-    return model
-
-
 def corpus_lengths() -> list[int]:
     """Like Financial PhraseBank's: mean 31 tokens, at most 107, at least 5."""
     draw = random.Random(0)
@@ -219,90 +332,6 @@ def score_corpus(forward: Any, arm: Any, texts: list[list[int]], max_tokens: int
     return len(texts) / elapsed
 
 
-def variants(bench: Bench, tiny: bool) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Any]]:
-    """Every way of answering one sentence, ready to be timed, and what the corpus needs."""
-    draw = random.Random(1)
-    sentence = [[draw.randrange(51200) for _ in range(TOKENS)]]
-    calls: dict[str, Callable[[], Tensor]] = {}
-    kept: dict[str, Any] = {}
-    decoder = make_decoder(tiny)
-    adapters = {"baseline": make_adapter(decoder, 0), "dendritic": make_adapter(decoder, 1)}
-    expected: dict[str, Tensor] = {}
-
-    def add(name: str, call: Callable[[], Tensor] | None) -> None:
-        if call is None:
-            return
-        found = bench.attempt(f"{name}: first call", call)
-        if found is None:
-            return
-        arm = name.rsplit(" ", 1)[1]
-        if arm in expected:
-            difference = (found.float() - expected[arm]).norm() / expected[arm].norm()
-            kept.setdefault("relative_difference_from_eager_bf16", {})[name] = float(difference)
-        calls[name] = call
-
-    def add_graphed(name: str, forward: Any, arms: dict[str, Any]) -> None:
-        for arm, layout in arms.items():
-            full = f"{name} {arm}"
-            model = bench.attempt(f"{full}: record", partial(graphed, forward, layout))
-            add(full, None if model is None else partial(model, sentence))
-
-    eager = reference_call(decoder, adapters)
-    for arm in adapters:
-        expected[arm] = eager(arm, sentence).float()
-    # Timed on a copy: fusing takes the weights out of the decoder.
-    for name in ("bf16", "nf4"):
-        fused = bench.attempt(f"fuse {name}", partial(fuse, name, decoder, tiny))
-        if fused is None:
-            continue
-        arms = {arm: fused.arm(adapter) for arm, adapter in adapters.items()}
-        kept[name] = (fused, arms)
-        add_graphed(f"fused {name}, graph", fused, arms)
-        if name == "bf16":
-            kept["compiled"] = compiled(fused)
-            add_graphed(f"fused {name}, compiled, graph", kept["compiled"], arms)
-    for precision, call in unfused(bench, decoder, eager, adapters, tiny).items():
-        for arm in adapters:
-            add(f"eager {precision} {arm}", partial(call, arm, sentence))
-    if "bf16" in kept:
-        # Before the slowest variant, which may use up the time there is.
-        kept["corpus"] = corpus_speed(bench, kept)
-    for name, kind, mode in (
-        ("nf4", "compiled", None),
-        ("bf16", "autotuned", "max-autotune-no-cudagraphs"),
-    ):
-        if name in kept:
-            fused, arms = kept[name]
-            add_graphed(f"fused {name}, {kind}, graph", compiled(fused, mode), arms)
-    return calls, kept
-
-
-def fuse(precision: str, decoder: Any, tiny: bool) -> FusedDecoder:
-    """A copy of the decoder at that precision, fused."""
-    source = make_decoder(tiny)
-    source.load_state_dict(_without_adapters(decoder))
-    if precision == "nf4":
-        source = quantize_layers(source)
-    return FusedDecoder(source, "last", MAX_LENGTH)
-
-
-def unfused(
-    bench: Bench,
-    decoder: Any,
-    eager: Callable[..., Tensor],
-    adapters: dict[str, Adapter],
-    tiny: bool,
-) -> dict[str, Callable[..., Tensor]]:
-    """transformers' own forward by precision."""
-    plain = {"bf16": eager}
-    quantized = make_decoder(tiny)
-    quantized.load_state_dict(_without_adapters(decoder))
-    model = bench.attempt("quantize", partial(quantize_layers, quantized))
-    if model is not None:
-        plain["nf4"] = reference_call(model, adapters)
-    return plain
-
-
 def _without_adapters(decoder: Any) -> dict[str, Tensor]:
     """The decoder's own weights by their own names, whatever adapters stand in front of them."""
     return {
@@ -312,29 +341,16 @@ def _without_adapters(decoder: Any) -> dict[str, Tensor]:
     }
 
 
-def corpus_speed(bench: Bench, kept: dict[str, Any]) -> dict[str, float]:
-    """Sentences a second by variant; the first pass of each warms up and is not counted."""
-    draw = random.Random(2)
-    texts = [[draw.randrange(51200) for _ in range(n)] for n in corpus_lengths()]
-    fused, arms = kept["bf16"]
-    speeds = {}
-    for label, forward in (("fused", fused), ("compiled", kept["compiled"])):
-        for max_tokens in (8192, 16384, 32768):
-            run = partial(score_corpus, forward, arms["baseline"], texts, max_tokens)
-            name = f"corpus, {label}, batches of {max_tokens} tokens"
-            if bench.attempt(f"{name}: warm-up", run) is None:
-                continue
-            speed = bench.attempt(name, run)
-            if speed is not None:
-                speeds[name] = round(speed, 1)
-    return speeds
-
-
 def summary(stats: dict[str, LatencyStats], speeds: dict[str, float]) -> dict[str, Any]:
     """The keys that the docs quote; None where every variant failed."""
 
     def fastest(precision: str) -> str | None:
-        names = [n for n in stats if n.startswith(f"fused {precision}") and n.endswith("baseline")]
+        names = [
+            n
+            for n in stats
+            if n.startswith((f"fused {precision}", f"few rows {precision}"))
+            and n.endswith("baseline")
+        ]
         return min(names, key=lambda n: stats[n].p50_ms, default=None)
 
     bf16, nf4 = fastest("bf16"), fastest("nf4")
@@ -354,44 +370,315 @@ def summary(stats: dict[str, LatencyStats], speeds: dict[str, float]) -> dict[st
     }
 
 
+def few_rows(bench: Bench, precision: str) -> None:
+    """The kernels for few rows, as served."""
+    bench.add_graphed(f"few rows {precision}", precision, FewRows)
+
+
+def with_torch_compile(bench: Bench, precision: str, mode: str | None = None) -> None:
+    """Fused products with compiled element-wise kernels."""
+    kind = "compiled" if mode is None else "autotuned"
+
+    decoder, _ = bench.fused(precision)
+    twin = compiled(decoder, mode)
+    bench.add_graphed(
+        f"fused {precision}, {kind}, graph", precision, lambda _, arm: partial(twin, arm=arm)
+    )
+
+
+def uncompiled(bench: Bench) -> None:
+    """Fused products with PyTorch's own kernels."""
+    for precision in ("bf16", "nf4"):
+        bench.add_graphed(
+            f"fused {precision}, graph", precision, lambda decoder, arm: partial(decoder, arm=arm)
+        )
+
+
+def eager(bench: Bench) -> None:
+    """transformers' own forward at both precisions."""
+    for precision in ("bf16", "nf4"):
+        bench.add_eager(precision)
+
+
+def graph_time(model: Callable[[Tensor, Tensor], Any], ids: Tensor, last: Tensor) -> float:
+    """Microseconds of one replay on the device, median of 15."""
+    with torch.inference_mode():
+        model(ids, last)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            model(ids, last)
+        times = []
+        for _ in range(18):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1000)
+    return statistics.median(times[3:])
+
+
+INTO = {
+    "bf16": [
+        Tiles(*cut)
+        for cut in (
+            (128, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 5), (128, 128, 4, 3), (128, 128, 8, 3),
+            (64, 64, 4, 6), (64, 128, 4, 3), (64, 128, 4, 4), (64, 256, 4, 2), (128, 64, 8, 4),
+        )
+    ],
+    "nf4": [
+        Tiles(*cut)
+        for cut in (
+            (64, 64, 4, 4), (64, 64, 4, 3), (64, 64, 4, 8), (128, 64, 4, 4), (128, 64, 4, 3),
+            (128, 64, 8, 4), (128, 64, 8, 6),
+        )
+    ],
+}  # fmt: skip
+OUT = {
+    "bf16": [
+        Tiles(*cut)
+        for cut in (
+            (64, 128, 4, 4, 10), (64, 64, 4, 6, 5), (64, 64, 4, 6, 8), (64, 128, 4, 3, 5),
+            (128, 64, 4, 5, 10), (128, 64, 8, 5, 10), (128, 128, 4, 3, 10), (128, 128, 8, 3, 10),
+            (128, 64, 4, 5, 5), (64, 256, 4, 2, 5),
+        )
+    ],
+    "nf4": [
+        Tiles(*cut)
+        for cut in (
+            (64, 64, 4, 4, 8), (64, 64, 4, 8, 5), (64, 64, 4, 4, 10), (128, 64, 4, 4, 10),
+            (128, 64, 8, 4, 10), (128, 64, 4, 4, 20), (128, 64, 8, 6, 20),
+        )
+    ],
+}  # fmt: skip
+
+
+def tune(bench: Bench, precision: str, seconds: float) -> None:
+    """Other ways of cutting the products, one changed at a time; the best joins the variants.
+
+    Device time of a whole sentence, so that what a cut costs the kernels around it counts.
+    """
+    started = time.perf_counter()
+    decoder, arms = bench.fused(precision)
+    rows = pad(bench.sentence, TOKENS).to(GPU)
+    ids, last = rows[:, :-1], rows[:, -1]
+    standard = FewRows(decoder, arms["baseline"]).launch
+    best = standard
+    found: dict[str, float | str] = {}
+
+    def measure(launch: Launch) -> float:
+        name = " ".join(
+            [*(str(dataclasses.astuple(t)) for t in (launch.into, launch.out)), f"{launch.ptx}"]
+        )
+        try:
+            model = FewRows(decoder, arms["baseline"], launch)
+            elapsed = graph_time(model, ids, last)
+            found[name] = round(elapsed, 1)
+        except Exception as error:
+            # A cut may ask for more shared memory than there is; the others go on.
+            found[name] = f"{type(error).__name__}: {error}"[:200]
+            torch.cuda.synchronize()
+            return float("inf")
+        finally:
+            print(precision, name, found.get(name), flush=True)
+        return elapsed
+
+    shortest = measure(best)
+    ways: list[tuple[str, Any]] = [("into", cut) for cut in INTO[precision]]
+    others: list[tuple[str, Any]] = [("out", cut) for cut in OUT[precision]]
+    if precision == "nf4":
+        ways.insert(0, ("ptx", not standard.ptx))
+    # Both products in turn: whatever is left out for time is left out of both.
+    order = itertools.chain.from_iterable(itertools.zip_longest(ways, others))
+    for way in order:
+        if way is None or time.perf_counter() - started > seconds:
+            continue
+        launch = dataclasses.replace(best, **dict([way]))
+        elapsed = measure(launch)
+        if elapsed < shortest:
+            shortest, best = elapsed, launch
+    bench.result.setdefault("cuts_us", {})[precision] = found
+    bench.result.setdefault("best_cut", {})[precision] = repr(best)
+    if best != standard:
+        bench.add_graphed(f"few rows {precision}, tuned", precision, partial(FewRows, launch=best))
+
+
+def rows_limit(bench: Bench) -> None:
+    """Device time by number of rows: where the kernels for few rows stop paying."""
+    decoder, arms = bench.fused("bf16")
+    arm = arms["baseline"]
+    forwards: dict[str, Callable[[Tensor, Tensor], Any]] = {
+        "few rows": FewRows(decoder, arm),
+        "compiled": partial(compiled(decoder), arm=arm),
+    }
+    found: dict[str, float] = {}
+    for texts, length in ((1, 16), (1, 32), (1, 64), (2, 32), (1, 128), (4, 32)):
+        ids = torch.randint(51200, (texts, length), device=GPU)
+        last = torch.full((texts,), length - 1, device=GPU)
+        for name, forward in forwards.items():
+            label = f"{texts} x {length}, {name}"
+            with bench.attempt(f"rows: {label}"):
+                found[label] = round(graph_time(forward, ids, last), 1)
+    bench.result["device_us_by_rows"] = found
+
+
+def profile(bench: Bench) -> None:
+    """Kernels of one answer of the fastest variant by time, summed by name."""
+    names = [name for name in bench.calls if name in bench.stats and "eager" not in name]
+    for precision in ("bf16", "nf4"):
+        of_it = [name for name in names if precision in name and name.endswith("dendritic")]
+        if not of_it:
+            continue
+        name = min(of_it, key=lambda n: bench.stats[n].p50_ms)
+        activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as profiler:
+            bench.calls[name]()
+            torch.cuda.synchronize()
+        rows = sorted(
+            (
+                (round(event.self_device_time_total, 1), event.count, event.key[:100])
+                for event in profiler.key_averages()
+                if event.self_device_time_total > 0
+            ),
+            reverse=True,
+        )[:20]
+        print(f"-- {name}: microseconds, calls, kernel")
+        for row in rows:
+            print(*row)
+        bench.result.setdefault("kernels_us", {})[name] = rows
+
+
+def corpus(bench: Bench) -> None:
+    """Sentences a second by variant; the first pass of each warms up and is not counted."""
+    draw = random.Random(2)
+    texts = [[draw.randrange(51200) for _ in range(n)] for n in corpus_lengths()]
+    fused, arms = bench.fused("bf16")
+    speeds = bench.result.setdefault("corpus_sentences_per_second", {})
+    forward = compiled(fused)
+    for max_tokens in (4096, 8192, 16384):
+        name = f"corpus, compiled, batches of {max_tokens} tokens"
+        with bench.attempt(name):
+            for _ in range(2):
+                speeds[name] = round(score_corpus(forward, arms["baseline"], texts, max_tokens), 1)
+
+
+def in_use(bench: Bench, precision: Precision) -> None:
+    """The engine of the app: questions from two threads while recordings are made, every answer
+    compared with transformers' forward on the same weights."""
+    source = make_decoder(bench.tiny)
+    source.load_state_dict(_without_adapters(bench.decoder))
+    plain = make_decoder(bench.tiny)
+    plain.load_state_dict(_without_adapters(bench.decoder))
+    if precision == "nf4":
+        source, plain = quantize_layers(source), quantize_layers(plain)
+    reference = TorchEngine(Backbone("phi-2", plain, None, precision, GPU, ""), "last")
+    engine = GraphEngine(Backbone("phi-2", source, None, precision, GPU, ""), "last", MAX_LENGTH)
+    for one in (reference, engine):
+        one.set_arms(bench.adapters)
+    draw = random.Random(3)
+    texts = [[draw.randrange(51200) for _ in range(n)] for n in (9, 16, 23, 32, 38, 47, 60, 90)]
+    expected = {
+        (arm, n): reference.scores(arm, [texts[n]]) for arm in bench.adapters for n in range(8)
+    }
+    worst: dict[str, float] = {}
+    answers: dict[str, int] = {}
+    errors: list[str] = []
+    done = threading.Event()
+
+    def ask(seed: int) -> None:
+        turn = random.Random(seed)
+        try:
+            while not done.is_set():
+                arm, n = turn.choice(list(bench.adapters)), turn.randrange(8)
+                stage = engine.description.rsplit("(", 1)[1].rstrip(")")
+                found, goal = engine.scores(arm, [texts[n]]), expected[arm, n]
+                difference = float(abs(found - goal).max() / abs(goal).max())
+                worst[stage] = max(worst.get(stage, 0.0), difference)
+                answers[stage] = answers.get(stage, 0) + 1
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}"[:500])
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    before = time.perf_counter()
+    try:
+        engine.warm_up()
+        warm = time.perf_counter() - before
+        time.sleep(1)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    bench.result.setdefault("in_use", {})[precision] = {
+        "description": engine.description,
+        "warm_up_seconds": round(warm, 1),
+        "answers_by_stage": answers,
+        "worst_difference_by_stage": worst,
+        "errors": errors,
+    }
+    print(json.dumps(bench.result["in_use"], indent=1), flush=True)
+
+
+PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
+    "few": (40, partial(few_rows, precision="bf16")),
+    "few-nf4": (40, partial(few_rows, precision="nf4")),
+    "tune": (45, partial(tune, precision="bf16", seconds=30)),
+    "tune-nf4": (40, partial(tune, precision="nf4", seconds=22)),
+    "compiled": (45, partial(with_torch_compile, precision="bf16")),
+    "eager": (30, eager),
+    "in-use-nf4": (70, partial(in_use, precision="nf4")),
+    "in-use": (70, partial(in_use, precision="bf16")),
+    "corpus": (50, corpus),
+    "profile": (20, profile),
+    "rows": (40, rows_limit),
+    "autotuned": (
+        75,
+        partial(with_torch_compile, precision="bf16", mode="max-autotune-no-cudagraphs"),
+    ),
+    "uncompiled": (10, uncompiled),
+    "compiled-nf4": (30, partial(with_torch_compile, precision="nf4")),
+}
+"""Seconds, and what to do; the first in this order matter most."""
+TIMED = {"few", "few-nf4", "tune", "tune-nf4", "compiled", "eager", "autotuned", "uncompiled"}
+TIMED |= {"compiled-nf4"}
+"""Parts that add variants, after which all are timed anew."""
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError("longer than this part may take")
+
+
 def main() -> None:
-    """Runs everything and writes the results."""
+    """Runs the parts and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/serve_gpu.json")
     parser.add_argument("--tiny", action="store_true", help="two small blocks: tries the script")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of them, in this order")
+    parser.add_argument("--seconds", type=float, default=140, help="no part starts after that")
     options = parser.parse_args()
+    started = time.perf_counter()
     torch.manual_seed(0)
-    bench = Bench()
-    calls, kept = variants(bench, options.tiny)
-    stats: dict[str, LatencyStats] = {}
-    if calls:
-        stats = time_interleaved(
-            calls, repeats=REPEATS, warmup=5, seed=0, synchronize=torch.cuda.synchronize
-        )
-    speeds = kept.get("corpus", {})
-    result = {
-        **summary(stats, speeds),
-        "p50_ms": {name: round(s.p50_ms, 3) for name, s in stats.items()},
-        "p95_ms": {name: round(s.p95_ms, 3) for name, s in stats.items()},
-        "relative_difference_from_eager_bf16": kept.get("relative_difference_from_eager_bf16"),
-        "corpus_sentences_per_second": speeds,
-        "failures": bench.failures,
-        "seconds": bench.seconds,
-        "geometry": "tiny" if options.tiny else "Phi-2, random weights, LoRA r=8 on q and v",
-        "tokens": TOKENS,
-        "n": REPEATS,
-        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
-        "device": torch.cuda.get_device_name(),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("torch", "transformers", "bitsandbytes")
-        },
-        "command": f"python bench/serve_gpu.py{' --tiny' if options.tiny else ''}",
-        "commit": git_commit(ROOT),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    signal.signal(signal.SIGALRM, _too_long)
+    command = f"python bench/serve_gpu.py --parts {options.parts}{' --tiny' * options.tiny}"
+    bench = Bench(options.tiny, options.out, command)
+    for name in options.parts.split(","):
+        limit, part = PARTS[name]
+        if time.perf_counter() - started > options.seconds:
+            bench.result["failures"][name] = f"left out: {options.seconds:.0f} s had passed"
+            continue
+        with bench.attempt(f"part {name}"):
+            signal.alarm(limit)
+            try:
+                part(bench)
+            finally:
+                signal.alarm(0)
+        if name in TIMED:
+            with bench.attempt(f"timing after {name}"):
+                bench.time_all()
+        bench.write()
+    print(options.out.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from finsent.adapters import Adapter, AdapterBank
 from finsent.backbones import Backbone, pool
 from finsent.fused import FUSED_FAMILIES, FusedArm, FusedDecoder
 from finsent.graphs import GraphedForward, compiled, pad
-from finsent.products import has_whole_blocks
+from finsent.products import FusionError, has_whole_blocks
 
 ENGINES = ("torch", "graphs", "openvino", "openvino-fp32")
 """`torch`: transformers' forward. `graphs`: fused products, compiled, as CUDA graphs. `openvino`:
@@ -125,6 +125,23 @@ def choose_engine(
     return EngineChoice("openvino-fp32", f"a CPU and a {family} decoder")
 
 
+def few_rows_forward(decoder: FusedDecoder, arm: FusedArm) -> tuple[Any, str]:
+    """Kernels for the few rows of one sentence where they know the decoder and the arm, else None;
+    and why, in words for people."""
+    if decoder.embedding.weight.device.type != "cuda":
+        return None, "no GPU"
+    if decoder.dtype != torch.bfloat16:
+        return None, f"{decoder.dtype} on a GPU"
+    if importlib.util.find_spec("triton") is None:
+        return None, "triton is not installed"
+    from finsent.few_rows import FewRows
+
+    try:
+        return FewRows(decoder, arm), "kernels for few rows"
+    except FusionError as error:
+        return None, str(error)
+
+
 class TorchEngine:
     """transformers' own forward; adapters switch on the shared base."""
 
@@ -190,7 +207,8 @@ class GraphEngine:
     """Fused products, element-wise kernels compiled, replayed as CUDA graphs by bucket.
 
     Answers at once, unrecorded; `warm_up` records the plain kernels, then compiles and records
-    again. What is faster replaces what was there.
+    again, the small buckets with the kernels of `few_rows_forward`. What is faster replaces what
+    was there.
     """
 
     def __init__(
@@ -203,13 +221,17 @@ class GraphEngine:
         self._layouts: dict[str, FusedArm] = {}
         self._runs: dict[str, GraphedForward] = {}
         self._stage = "recording"
+        self._few_rows = "not compiled yet"
         self._warming = threading.Lock()
         self._exchange = threading.Lock()
 
     @property
     def description(self) -> str:
         """Library, precision, and how far warming up has come."""
-        return f"PyTorch {self._precision}, fused, CUDA graphs ({self._stage})"
+        stage = self._stage
+        if stage == "compiled":
+            stage += f"; one sentence: {self._few_rows}"
+        return f"PyTorch {self._precision}, fused, CUDA graphs ({stage})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -227,6 +249,16 @@ class GraphEngine:
             name: GraphedForward(partial(forward, arm=layout), self._device)
             for name, layout in layouts.items()
         }
+
+    def _compiled(self, layouts: Mapping[str, FusedArm]) -> dict[str, GraphedForward]:
+        forward = compiled(self._decoder)
+        runs = {}
+        for name, layout in layouts.items():
+            few, self._few_rows = few_rows_forward(self._decoder, layout)
+            many = partial(forward, arm=layout)
+            run = many if few is None else partial(_by_rows, few, few.most, many)
+            runs[name] = GraphedForward(run, self._device)
+        return runs
 
     @property
     def batch_tokens(self) -> int:
@@ -246,11 +278,13 @@ class GraphEngine:
         """Record every bucket of every arm, then once more with compiled kernels."""
         with self._warming:
             layouts = self._layouts
-            forwards = [("ready", self._decoder)]
+            stages: list[tuple[str, Any]] = [
+                ("ready", partial(self._graphed, forward=self._decoder))
+            ]
             if self._compile:
-                forwards.append(("compiled", compiled(self._decoder)))
-            for stage, forward in forwards:
-                fresh = self._graphed(layouts, forward)
+                stages.append(("compiled", self._compiled))
+            for stage, make in stages:
+                fresh = make(layouts)
                 for run in fresh.values():
                     for bucket in run.buckets:
                         if self._layouts is not layouts:
@@ -264,6 +298,10 @@ class GraphEngine:
         """Bytes of the base, and of each arm."""
         arms = {name: _bytes_of(layout) for name, layout in self._layouts.items()}
         return _bytes_of(self._decoder), arms
+
+
+def _by_rows(few: Any, most: int, many: Any, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    return (few if ids.numel() <= most else many)(ids, last)
 
 
 def _bytes_of(module: Any) -> int:

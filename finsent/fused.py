@@ -33,6 +33,15 @@ class _Part:
     outputs: slice
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Of attention: for queries, for keys and values, and the width of one."""
+
+    queries: int
+    keys: int
+    size: int
+
+
 class _Delta(nn.Module):
     """The adapters of one arm on one fused product."""
 
@@ -40,7 +49,8 @@ class _Delta(nn.Module):
         self, parts: Sequence[tuple[_Part, Tensor, FusedDendriticLinear]], dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self._groups: list[tuple[slice, list[int], list[slice]]] = []
+        self.groups: list[tuple[slice, list[int], list[slice]]] = []
+        """Layers with the same input: its columns, the layers' ranks, and their outputs."""
         self.ups = nn.ModuleList()
         by_input: dict[tuple[int, int], list[tuple[_Part, Tensor, FusedDendriticLinear]]] = {}
         for entry in parts:
@@ -49,7 +59,7 @@ class _Delta(nn.Module):
         for number, members in enumerate(by_input.values()):
             joined = torch.cat([a for _, a, _ in members]).to(dtype)
             self.register_buffer(f"down_{number}", joined)
-            self._groups.append(
+            self.groups.append(
                 (
                     members[0][0].inputs,
                     [a.shape[0] for _, a, _ in members],
@@ -61,7 +71,7 @@ class _Delta(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """y + scaling * B(A x) for the outputs of every adapted layer, in place."""
         ups = iter(self.ups)
-        for number, (inputs, ranks, outputs) in enumerate(self._groups):
+        for number, (inputs, ranks, outputs) in enumerate(self.groups):
             z = F.linear(x[..., inputs], self.get_buffer(f"down_{number}"))
             for part, target in zip(z.split(ranks, dim=-1), outputs, strict=True):
                 y[..., target] += next(ups)(part)
@@ -141,10 +151,11 @@ class FusedDecoder(nn.Module):
                 "the plain engine serves any decoder"
             )
         self.pooling = pooling
-        self._family = config.model_type
-        self._heads = config.num_attention_heads
-        self._kv_heads = config.num_key_value_heads or self._heads
-        self._head_size = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        self.family: str = config.model_type
+        self.activation: str = config.hidden_act
+        queries = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // queries
+        self.heads = Heads(queries, config.num_key_value_heads or queries, size)
         self._hidden = config.hidden_size
         self.embedding = decoder.embed_tokens
         self.dtype = decoder.embed_tokens.weight.dtype
@@ -153,10 +164,10 @@ class FusedDecoder(nn.Module):
         cos, sin = decoder.rotary_emb(torch.zeros(1, dtype=self.dtype, device=device), positions)
         self.register_buffer("cos", cos[0, :, None, :])
         self.register_buffer("sin", sin[0, :, None, :])
-        self.blocks = nn.ModuleList(_Block(b, self._family) for b in decoder.layers)
-        self.step = self._phi if self._family == "phi" else self._llama
+        self.blocks = nn.ModuleList(_Block(b, self.family) for b in decoder.layers)
+        self.step = self._phi if self.family == "phi" else self._llama
         """(x, block, deltas) -> x: one block; may be exchanged for a compiled one."""
-        self.final_norm = decoder.final_layernorm if self._family == "phi" else decoder.norm
+        self.final_norm = decoder.final_layernorm if self.family == "phi" else decoder.norm
         self.requires_grad_(False)
 
     def arm(self, adapter: Adapter) -> FusedArm:
@@ -218,13 +229,19 @@ class FusedDecoder(nn.Module):
         if self.pooling == "last":
             rows = x[torch.arange(x.shape[0], device=x.device), last]
             return self._normed(self.final_norm, rows).float()
-        states = self._normed(self.final_norm, x).float()
+        return self.pooled_normed(self._normed(self.final_norm, x), last)
+
+    def pooled_normed(self, x: Tensor, last: Tensor) -> Tensor:
+        """States (B, L, H) that have passed the final norm -> what a head reads (B, H), fp32."""
+        if self.pooling == "last":
+            return x[torch.arange(x.shape[0], device=x.device), last].float()
+        states = x.float()
         real = torch.arange(x.shape[1], device=x.device)[None, :] <= last[:, None]
         kept = torch.where(real[:, :, None], states, 0.0)
         return kept.sum(dim=1) / (last + 1)[:, None]
 
     def _normed(self, norm: Any, x: Tensor) -> Tensor:
-        if self._family == "phi":
+        if self.family == "phi":
             return norm(x)
         return F.rms_norm(x, (self._hidden,), norm.weight, norm.variance_epsilon)
 
@@ -235,27 +252,27 @@ class FusedDecoder(nn.Module):
     def _attend(self, joined: Tensor) -> Tensor:
         """Queries, keys and values side by side (B, L, ...) -> attended values (B, L, H)."""
         batch, length, _ = joined.shape
-        heads = joined.view(batch, length, -1, self._head_size)
-        rotated = self._heads + self._kv_heads
+        heads = joined.view(batch, length, -1, self.heads.size)
+        rotated = self.heads.queries + self.heads.keys
         qk, v = heads[:, :, :rotated], heads[:, :, rotated:]
         cos, sin = self.get_buffer("cos")[:length], self.get_buffer("sin")[:length]
         size = cos.shape[-1]
         turning, still = qk[..., :size], qk[..., size:]
         half = torch.cat((-turning[..., size // 2 :], turning[..., : size // 2]), dim=-1)
         turned = turning * cos + half * sin
-        qk = torch.cat((turned, still), dim=-1) if size < self._head_size else turned
+        qk = torch.cat((turned, still), dim=-1) if size < self.heads.size else turned
         attended = F.scaled_dot_product_attention(
-            qk[:, :, : self._heads].transpose(1, 2),
-            qk[:, :, self._heads :].transpose(1, 2),
+            qk[:, :, : self.heads.queries].transpose(1, 2),
+            qk[:, :, self.heads.queries :].transpose(1, 2),
             v.transpose(1, 2),
             is_causal=True,
-            enable_gqa=self._heads != self._kv_heads,
+            enable_gqa=self.heads.queries != self.heads.keys,
         )
         return attended.transpose(1, 2).reshape(batch, length, -1)
 
     def _phi(self, x: Tensor, block: Any, deltas: Any) -> Tensor:
         joined = self._product("into", block, block.norm(x), deltas)
-        split = (self._heads + 2 * self._kv_heads) * self._head_size
+        split = (self.heads.queries + 2 * self.heads.keys) * self.heads.size
         attended = self._attend(joined[..., :split])
         inner = torch.cat((attended, block.act(joined[..., split:])), dim=-1)
         return x + self._product("out", block, inner, deltas)

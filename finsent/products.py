@@ -145,6 +145,9 @@ class Product4Bit(nn.Module):
         import bitsandbytes.functional as bnb
 
         self._unpack = bnb.dequantize_4bit
+        self.code: Tensor = like.code
+        """The 16 values that codes stand for, fp32."""
+        self.block: int = like.blocksize
         self.register_buffer("packed", packed)
         self.register_buffer("scales", scales)
         self.register_buffer("bias", bias)

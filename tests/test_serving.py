@@ -91,15 +91,23 @@ TARGETS = {
 }
 
 
-def adapter_of(decoder: torch.nn.Module, targets: Sequence[str], k: int, rank: int = 4) -> Adapter:
+def adapter_of(
+    decoder: torch.nn.Module,
+    targets: Sequence[str],
+    k: int,
+    rank: int = 4,
+    activation: str = "relu",
+) -> Adapter:
     """On the upper two of three blocks."""
     layers = {}
     for number, (index, name) in enumerate(itertools.product((1, 2), targets)):
         layer = decoder.get_submodule(f"layers.{index}.{name}")
         draw = torch.Generator().manual_seed(number)
         a = torch.randn(rank, layer.in_features, generator=draw) * 0.1
-        layers[f"layers.{index}.{name}"] = (a, dendritic(layer.out_features, rank, k, number))
-    return Adapter(2.0, "relu" if k else "none", layers, dendritic(3, 64, k, 99))
+        up = dendritic(layer.out_features, rank, k, number, activation)
+        layers[f"layers.{index}.{name}"] = (a, up)
+    head = dendritic(3, decoder.config.hidden_size, k, 99)
+    return Adapter(2.0, activation if k else "none", layers, head)
 
 
 def reference(decoder: torch.nn.Module, adapter: Adapter, pooling: str) -> Tensor:
