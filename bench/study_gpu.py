@@ -152,6 +152,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 25, 50])
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--epochs", type=int, default=2, help="of the short runs")
     parser.add_argument("--whole", action="store_true", help="50 runs x 12 epochs too")
     parser.add_argument("--eager", action="store_true", help="uncompiled beside compiled")
     options = parser.parse_args()
@@ -188,7 +189,7 @@ def main() -> int:
     for way, compiled in ways.items():
         for count in options.counts:
             # Short runs: the first pays for kernels and graphs, the second shows the speed.
-            short = replace(ground, compiled=compiled, config=replace(config, epochs=2))
+            short = replace(ground, compiled=compiled, config=replace(config, epochs=options.epochs))
             first, _, _ = timed(short, rows_of(short, parts, count))
             seconds, steps, _ = timed(short, rows_of(short, parts, count))
             found["by_runs"][f"{way}, {count}"] = {
