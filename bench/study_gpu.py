@@ -189,7 +189,9 @@ def main() -> int:
     for way, compiled in ways.items():
         for count in options.counts:
             # Short runs: the first pays for kernels and graphs, the second shows the speed.
-            short = replace(ground, compiled=compiled, config=replace(config, epochs=options.epochs))
+            short = replace(
+                ground, compiled=compiled, config=replace(config, epochs=options.epochs)
+            )
             first, _, _ = timed(short, rows_of(short, parts, count))
             seconds, steps, _ = timed(short, rows_of(short, parts, count))
             found["by_runs"][f"{way}, {count}"] = {
