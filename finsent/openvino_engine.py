@@ -29,6 +29,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from finsent.adapters import Adapter, AdapterError
+from finsent.backbones import BATCH_TOKENS
 from finsent.dendritic_linear import DendriticLinear, FusedDendriticLinear
 from finsent.files import write_bytes_atomically
 
@@ -38,8 +39,6 @@ GROUP = 32
 """Inputs that share a scale: as in the 4-bit file that the embedded weights come from."""
 ROUNDED_GROUP = 64
 """The same where inputs are rounded too: larger groups are faster and coarser."""
-BATCH_TOKENS = 512
-"""Measured by bench/serve_cpu.py batches; larger ones no longer fit the caches."""
 CLOSE_CALL = 2.0
 """Nats between the two best classes below which fp32 answers. Above the largest error of a score
 difference seen so far with every product in 8 bits (1.8); bench/serve_cpu.py accuracy checks it."""
@@ -462,7 +461,7 @@ class OpenVinoEngine:
     @property
     def batch_tokens(self) -> int:
         """What two cores are fastest with."""
-        return BATCH_TOKENS
+        return BATCH_TOKENS["cpu"]
 
     def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Class scores (n, classes) of one arm. KeyError when no such arm is loaded."""
