@@ -245,7 +245,8 @@ class _Graph:
             return op.transpose(split, _ints([0, 2, 1, 3]))
 
         def turn(t: Any, cos: Any, sin: Any) -> Any:
-            halves = op.split(t, _ints(-1), 2)
+            # OpenVINO makes one node of this form and of the transposition before it.
+            halves = op.variadic_split(t, _ints(3), _ints([g.head_size // 2] * 2))
             swapped = op.concat(
                 [op.multiply(halves.output(1), _floats(-1.0)), halves.output(0)], -1
             )
@@ -301,9 +302,7 @@ class _Graph:
         if k == 0:
             return joined
         # An arm without dendrites hands in one zero row for each: broadcasting does the rest.
-        start, stop, step, axis = _ints([0]), _ints([width]), _ints([1]), _ints([2])
-        y = op.slice(joined, start, stop, step, axis)
-        drives = op.slice(joined, stop, _ints([np.iinfo(np.int64).max]), step, axis)
+        y, drives = _split(joined, [width, -1])
         mixing = self._parameter(f"{product.name}/mixing", [k, -1])
         feeding = self._parameter(f"{product.name}/feeding", [k, k, -1]) if k > 1 else None
         if k > 1:
