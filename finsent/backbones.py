@@ -21,6 +21,10 @@ from finsent.config import PRECISIONS, Precision
 from finsent.data import DATASETS
 from finsent.weights import Progress, ensure_embedded, ensure_tiny_phi, sha256_file, tensors_sha256
 
+BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
+"""Most tokens of a batch that pay, by type of device: a CPU's caches hold less than what a GPU
+needs to be busy. Measured by bench/serve_cpu.py batches."""
+
 
 class BackboneError(RuntimeError):
     """A backbone that cannot be found, loaded, or used by this project."""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from finsent.adapters import Adapter, AdapterBank
-from finsent.backbones import Backbone, pool
+from finsent.backbones import BATCH_TOKENS, Backbone, pool
 from finsent.fused import FUSED_FAMILIES, FusedArm, FusedDecoder
 from finsent.graphs import GraphedForward, compiled, pad
 from finsent.products import FusionError, has_whole_blocks
@@ -27,10 +27,6 @@ from finsent.products import FusionError, has_whole_blocks
 ENGINES = ("torch", "graphs", "openvino", "openvino-fp32")
 """`torch`: transformers' forward. `graphs`: fused products, compiled, as CUDA graphs. `openvino`:
 8-bit with fp32 for close calls. `openvino-fp32`: everything in fp32."""
-
-
-BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
-"""By type of device: a CPU's caches hold less than what a GPU needs to be busy."""
 
 
 class EngineError(RuntimeError):

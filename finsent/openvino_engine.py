@@ -29,6 +29,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from finsent.adapters import Adapter, AdapterError
+from finsent.backbones import BATCH_TOKENS
 from finsent.dendritic_linear import DendriticLinear, FusedDendriticLinear
 from finsent.files import write_bytes_atomically
 
@@ -38,8 +39,6 @@ GROUP = 32
 """Inputs that share a scale: as in the 4-bit file that the embedded weights come from."""
 ROUNDED_GROUP = 64
 """The same where inputs are rounded too: larger groups are faster and coarser."""
-BATCH_TOKENS = 512
-"""Measured by bench/serve_cpu.py batches; larger ones no longer fit the caches."""
 CLOSE_CALL = 2.0
 """Nats between the two best classes below which fp32 answers. Above the largest error of a score
 difference seen so far with every product in 8 bits (1.8); bench/serve_cpu.py accuracy checks it."""
@@ -246,7 +245,8 @@ class _Graph:
             return op.transpose(split, _ints([0, 2, 1, 3]))
 
         def turn(t: Any, cos: Any, sin: Any) -> Any:
-            halves = op.split(t, _ints(-1), 2)
+            # OpenVINO makes one node of this form and of the transposition before it.
+            halves = op.variadic_split(t, _ints(3), _ints([g.head_size // 2] * 2))
             swapped = op.concat(
                 [op.multiply(halves.output(1), _floats(-1.0)), halves.output(0)], -1
             )
@@ -302,9 +302,7 @@ class _Graph:
         if k == 0:
             return joined
         # An arm without dendrites hands in one zero row for each: broadcasting does the rest.
-        start, stop, step, axis = _ints([0]), _ints([width]), _ints([1]), _ints([2])
-        y = op.slice(joined, start, stop, step, axis)
-        drives = op.slice(joined, stop, _ints([np.iinfo(np.int64).max]), step, axis)
+        y, drives = _split(joined, [width, -1])
         mixing = self._parameter(f"{product.name}/mixing", [k, -1])
         feeding = self._parameter(f"{product.name}/feeding", [k, k, -1]) if k > 1 else None
         if k > 1:
@@ -462,7 +460,7 @@ class OpenVinoEngine:
     @property
     def batch_tokens(self) -> int:
         """What two cores are fastest with."""
-        return BATCH_TOKENS
+        return BATCH_TOKENS["cpu"]
 
     def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Class scores (n, classes) of one arm. KeyError when no such arm is loaded."""

@@ -6,6 +6,7 @@ import copy
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -253,6 +254,17 @@ def test_openvino_computes_what_the_reference_computes(llama_folder: Path, pooli
         close = top[:, -1] - top[:, -2] < engine.close_call
         np.testing.assert_allclose(found[close], exact[close], atol=1e-5)
         np.testing.assert_allclose(found[~close], quick[~close], atol=1e-5)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_openvino_fuses_rotation_and_attention(llama_folder: Path, quick: bool) -> None:
+    engine = engine_of(llama_folder, quick=quick)
+    engine.set_arms({"k1": adapter_of(decoder_of("llama"), TARGETS["llama"][:3], 1)})
+    nodes = engine._compiled[quick].model.get_runtime_model().get_ops()
+    kinds = Counter(node.get_rt_info()["layerType"].astype(str) for node in nodes)
+    # Queries and keys, and scores to values, of every block: five times the nodes otherwise.
+    assert kinds["RoPE"] == 2 * engine.geometry.blocks
+    assert kinds["Subgraph"] == engine.geometry.blocks
 
 
 def load_all(engine: OpenVinoEngine, adapters: dict[str, Adapter]) -> None:

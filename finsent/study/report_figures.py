@@ -144,24 +144,35 @@ def _signed(value: float, _: int) -> str:
     return f"{value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
+def _panels(
+    count: int, row_height: float, *, left: float, bottom: float, hspace: float, wspace: float
+) -> tuple[Figure, float, list[Axes]]:
+    """A figure with two panels a row, its height in inches, and `count` axes.
+
+    left, bottom, row_height: inches; hspace, wspace: shares of a panel, as matplotlib's.
+    """
+    columns = min(2, count)
+    rows = -(-count // columns)
+    height = 1.75 + row_height * rows
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    margins(
+        figure, height, left=left, right=0.3, top=1.4, bottom=bottom, hspace=hspace, wspace=wspace
+    )
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, height, grid[:count]
+
+
 def frontier_figure(name: str, summaries: Mapping[str, Summary]) -> Figure:
     """Test accuracy against trained parameters, of regimes with all of the training data."""
     summary = summaries[name]
     found = places(summary)
     if not found:
         raise FigureError(f"study {name!r} has no row to draw; run it first")
-    columns = min(2, len(found))
-    rows = -(-len(found) // columns)
-    height = 1.75 + 3.5 * rows
-    figure = Figure(figsize=(WIDTH, height), facecolor="white")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    margins(figure, height, left=0.75, right=0.3, top=1.4, bottom=1.0, hspace=0.5, wspace=0.2)
+    figure, height, panels = _panels(len(found), 3.5, left=0.75, bottom=1.0, hspace=0.5, wspace=0.2)
     drawn: set[str] = set()
-    for number, axes in enumerate(grid.flat):
-        if number >= len(found):
-            axes.set_visible(False)
-            continue
-        place = found[number]
+    for axes, place in zip(panels, found, strict=True):
         arms = whole_data(rows_of(summary, place))
         regimes = {arm["regime"] for arm in arms}
         others = [
@@ -233,17 +244,10 @@ def growth_figure(runs: Sequence[Run]) -> Figure:
     found = list(dict.fromkeys((r.backbone, r.dataset) for r in runs if r.arm == "dendritic"))
     if not found:
         raise FigureError("no dendritic run to draw; train one first")
-    columns = min(2, len(found))
-    rows = -(-len(found) // columns)
-    height = 1.75 + 2.75 * rows
-    figure = Figure(figsize=(WIDTH, height), facecolor="white")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    margins(figure, height, left=0.72, right=0.3, top=1.4, bottom=0.98, hspace=0.52, wspace=0.17)
-    for number, axes in enumerate(grid.flat):
-        if number >= len(found):
-            axes.set_visible(False)
-            continue
-        backbone, dataset = found[number]
+    figure, height, panels = _panels(
+        len(found), 2.75, left=0.72, bottom=0.98, hspace=0.52, wspace=0.17
+    )
+    for axes, (backbone, dataset) in zip(panels, found, strict=True):
         here = [r for r in runs if (r.backbone, r.dataset) == (backbone, dataset)]
         draw_curves(axes, [r for r in here if r.arm in ("baseline", "dendritic")], "val_loss")
         style_loss(axes)

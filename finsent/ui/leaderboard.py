@@ -28,6 +28,7 @@ from finsent.ui.markup import (
     percent,
     percent_interval,
     sentence,
+    signed,
     swatch,
     table,
 )
@@ -455,12 +456,8 @@ def _errors(pair: Entry) -> str:
     return (
         f"Remaining errors {verb}: <b>{abs(share):.1f}&#8239;%</b> "
         f"({count(pair['errors_a'])} to {count(pair['errors_b'])} of {count(pair['n'])} answers; "
-        f"95&#8239;% CI of the share removed {_signed(low)} to {_signed(high)}&#8239;%)."
+        f"95&#8239;% CI of the share removed {signed(low)} to {signed(high)}&#8239;%)."
     )
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
 
 
 def _mcnemar(pair: Entry) -> str:
@@ -472,8 +469,8 @@ def _mcnemar(pair: Entry) -> str:
     f1_low, f1_high = pair["macro_f1_ci_points"]
     return (
         f"<details><summary>Macro-F1 and McNemar by seed</summary><ul><li>macro-F1 "
-        f"{_signed(pair['macro_f1_delta_points'])} points, 95&#8239;% CI {_signed(f1_low)} to "
-        f"{_signed(f1_high)}</li>{lines}</ul></details>"
+        f"{signed(pair['macro_f1_delta_points'])} points, 95&#8239;% CI {signed(f1_low)} to "
+        f"{signed(f1_high)}</li>{lines}</ul></details>"
     )
 
 

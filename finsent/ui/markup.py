@@ -43,6 +43,11 @@ def percent_interval(bounds: Sequence[float]) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
+def signed(value: float) -> str:
+    """One digit, always a sign: a true minus, and never one before zero."""
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
+
+
 def milliseconds(value: float) -> str:
     """Three figures are all that a timing is worth."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2

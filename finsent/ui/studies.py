@@ -42,6 +42,7 @@ from finsent.ui.markup import (
     percent,
     percent_interval,
     sentence,
+    signed,
     swatch,
     table,
 )
@@ -219,7 +220,7 @@ def _with_interval(row: Entry, metric: str) -> str:
 def _removed(value: float | None) -> str:
     if value is None:
         return _NONE
-    return f"{round(value, 1) + 0.0:+.1f}\u202f%".replace("-", "\u2212")
+    return f"{signed(value)}\u202f%"
 
 
 def _costs(row: Entry) -> list[str]:

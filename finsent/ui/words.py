@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from finsent.attribution import Attribution, WordEffect, attribute, variants
 from finsent.charts import ARM_STYLES
-from finsent.ui.markup import percent, swatch, table
+from finsent.ui.markup import percent, signed, swatch, table
 from finsent.ui.state import Catalog, ModelService, Selection
 
 NUMBERED = 5
@@ -60,7 +60,9 @@ def _section(arm: str, attribution: Attribution, label: str) -> str:
     numbered = sorted(attribution.words, key=lambda word: -abs(word.effect))[:NUMBERED]
     text = " ".join(_word(word, strongest, label, word in numbered) for word in attribution.words)
     ordered = sorted(attribution.words, key=lambda word: -abs(word.effect))
-    rows = [[escape(word.word), _points(word.effect), percent(word.without)] for word in ordered]
+    rows = [
+        [escape(word.word), signed(100 * word.effect), percent(word.without)] for word in ordered
+    ]
     return (
         f'<div class="fs-words-arm" style="--arm:{ARM_STYLES[arm].colour}">'
         f"<h3>{swatch(arm)}{escape(ARM_STYLES[arm].title)}: {escape(label)}, "
@@ -82,15 +84,10 @@ def _word(word: WordEffect, strongest: float, label: str, numbered: bool) -> str
     if abs(word.effect) < _NOTICEABLE or share < 0.02:
         return f"<span>{escape(word.word)}</span>"
     side = "for" if word.effect > 0 else "against"
-    number = f"<sup>{_points(word.effect)}</sup>" if numbered else ""
+    number = f"<sup>{signed(100 * word.effect)}</sup>" if numbered else ""
     return (
         f'<span class="fs-word" data-side="{side}" '
         f'style="--thick:{max(1.0, _THICKEST_PX * share):.1f}px" '
-        f'title="{_points(word.effect)} points {side} {escape(label)}">'
+        f'title="{signed(100 * word.effect)} points {side} {escape(label)}">'
         f"{escape(word.word)}{number}</span>"
     )
-
-
-def _points(effect: float) -> str:
-    """Signed, with a true minus."""
-    return f"{100 * effect:+.1f}".replace("-", "\u2212")
