@@ -25,15 +25,14 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from finsent.adapters import lora_ranks
+from finsent.adapters import linear_shapes, lora_ranks
 from finsent.backbones import HiddenStates, computes_bf16, default_device
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, latest_growth
 from finsent.data import Split
 from finsent.folds import FOLDS, part_examples
-from finsent.fused import FusedDecoder
+from finsent.fused_training import FusedBlocks
 from finsent.jobs import git_commit
 from finsent.study.lora_runner import Cell, CellTrainer, Resources
-from finsent.study.lora_stack import sites
 from finsent.study.lora_training import Ground, Row, train_rows
 from finsent.study.plans import LoraRegime, LoraStudy
 from finsent.training import use_deterministic_kernels
@@ -42,6 +41,8 @@ from finsent.workers import Workers
 EPOCHS = 12
 SEEDS = 5
 CUE_TOKENS = 9
+DTYPE = torch.bfloat16
+"""Of random weights, as the study holds the base on a GPU."""
 STUDY = LoraStudy("speed", ("allagree",), (LoraRegime("r8-all"),), epochs=EPOCHS)
 
 
@@ -65,19 +66,15 @@ def random_ground(config: TrainConfig, device: torch.device) -> tuple[Ground, li
         num_attention_heads=9,
         num_key_value_heads=3,
     )
+    torch.set_default_dtype(DTYPE)
     with device:
-        model = LlamaModel(geometry).eval().requires_grad_(False)
-    decoder = FusedDecoder(model, "last", config.max_length)
-    if config.autocast:
-        for block in decoder.blocks:
-            products: Any = block
-            for name in products.parts:
-                getattr(products, name).to(torch.bfloat16)
+        model: Any = LlamaModel(geometry).eval().requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
     path = ROOT / "bench" / "data" / "phrasebank_lengths.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     lengths = [min(n + CUE_TOKENS, 128) for n in found["train"] + found["validation"]]
     offsets = torch.tensor([0, *lengths]).cumsum(0).to(device)
-    states = HiddenStates(torch.randn(int(offsets[-1]), 576, device=device), offsets)
+    values = torch.randn(int(offsets[-1]), 576, device=device, dtype=DTYPE)
     texts = list(range(len(lengths)))
     tenth = len(texts) // 10
     parts = []
@@ -86,15 +83,14 @@ def random_ground(config: TrainConfig, device: torch.device) -> tuple[Ground, li
         test, validation, train = turned[:tenth], turned[tenth : 2 * tenth], turned[2 * tenth :]
         parts.append(Split(tuple(train), tuple(validation), tuple(test), ""))
     ground = Ground(
-        decoder=decoder,
-        states=states,
-        first_block=0,
+        blocks=FusedBlocks(model, {}, {}, 1.0),
+        hidden_size=576,
+        states=HiddenStates(values, offsets),
         labels=torch.randint(0, 3, (len(texts),), device=device),
         n_classes=3,
-        adapted=sites(decoder, config.lora.target_modules, 0),
+        adapted=linear_shapes(model, config.lora.target_modules),
         config=config,
         dendrites=DendriteConfig(grow_by=latest_growth(config.epochs)),
-        compiled=device.type == "cuda",
     )
     return ground, parts
 
@@ -120,8 +116,7 @@ def real_ground(
 
 def rows_of(ground: Ground, parts: list[Split], count: int) -> list[Row]:
     """The first runs of the study, without treatment."""
-    shapes = {site.name: site.shape for site in ground.adapted}
-    ranks = lora_ranks(shapes, ground.config.lora.r, ground.decoder.hidden_size * 3, None)
+    ranks = lora_ranks(ground.adapted, ground.config.lora.r, ground.hidden_size * 3, None)
     return [
         Row(number // FOLDS, part.train, part.validation, part.test, ranks)
         for number, part in enumerate(parts[:count])
@@ -154,7 +149,6 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--epochs", type=int, default=2, help="of the short runs")
     parser.add_argument("--whole", action="store_true", help="50 runs x 12 epochs too")
-    parser.add_argument("--eager", action="store_true", help="uncompiled beside compiled")
     options = parser.parse_args()
     device = default_device()
     use_deterministic_kernels(device)
@@ -183,26 +177,25 @@ def main() -> int:
         options.out.write_text(text, encoding="utf-8")
         print(json.dumps({k: v for k, v in found.items() if k != "versions"}), flush=True)
 
-    ways = {"compiled": ground.compiled}
-    if options.eager:
-        ways["eager"] = False
-    for way, compiled in ways.items():
-        for count in options.counts:
-            # Short runs: the first pays for kernels and graphs, the second shows the speed.
-            short = replace(
-                ground, compiled=compiled, config=replace(config, epochs=options.epochs)
-            )
-            first, _, _ = timed(short, rows_of(short, parts, count))
-            seconds, steps, _ = timed(short, rows_of(short, parts, count))
-            found["by_runs"][f"{way}, {count}"] = {
-                "run_steps_per_second": steps / seconds,
-                "seconds": seconds,
-                "first_seconds": first,
-                "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9
-                if device.type == "cuda"
-                else None,
-            }
-            write()
+    for count in options.counts:
+        # Short runs: the first pays for kernels and graphs, the second shows the speed.
+        grow_by = latest_growth(options.epochs)
+        short = replace(
+            ground,
+            config=replace(config, epochs=options.epochs),
+            dendrites=replace(ground.dendrites, grow_by=grow_by),
+        )
+        first, _, _ = timed(short, rows_of(short, parts, count))
+        seconds, steps, _ = timed(short, rows_of(short, parts, count))
+        found["by_runs"][str(count)] = {
+            "run_steps_per_second": steps / seconds,
+            "seconds": seconds,
+            "first_seconds": first,
+            "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9
+            if device.type == "cuda"
+            else None,
+        }
+        write()
     if options.whole:
         rows = rows_of(ground, parts, FOLDS * SEEDS)
         seconds, steps, together = timed(ground, rows)

@@ -29,7 +29,7 @@ from finsent.fused import FUSED_FAMILIES
 from finsent.products import FusionError, Weight, has_whole_blocks, side_by_side
 from finsent.rotation import rotate_
 
-_ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATE_: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
     "sigmoid": torch.sigmoid_,
     "tanh": torch.tanh_,
@@ -199,7 +199,7 @@ def _add_dendrites(
     for i, output in enumerate(each):
         for j in range(i):
             output.addcmul_(recurrent[i - 1][j], each[j])
-        _ACTIVATE[part.activation](output)
+        ACTIVATE_[part.activation](output)
         target.addcmul_(output, t[i])
     return [outputs, v, t, *recurrent]
 
@@ -223,12 +223,12 @@ def _dendrites_backward(
         for j in range(i + 1, k):
             g_each[i].addcmul_(recurrent[j - 1][i], g_each[j])
             torch.sum(g_each[j] * each[i], dim=0, out=g_recurrent[j - 1][i])
-        _through_activation_(part.activation, g_each[i], each[i])
+        through_activation_(part.activation, g_each[i], each[i])
     g_inner.addmm_(drives, v)
     return [drives.T @ inner, g_t, *g_recurrent]
 
 
-def _through_activation_(name: str, g: Tensor, output: Tensor) -> None:
+def through_activation_(name: str, g: Tensor, output: Tensor) -> None:
     """Turn the gradient of an activation's output into that of its input, in place."""
     if name == "relu":
         torch.ops.aten.threshold_backward.grad_input(g, output, 0, grad_input=g)
@@ -283,30 +283,34 @@ class _LastRows(torch.autograd.Function):
         return torch.where(read[:, :, None], gradient[:, None, :], 0.0), None
 
 
-class _Product:
-    """Frozen layers as one product: inputs side by side in `terms`, outputs within a term."""
+class Product:
+    """Frozen layers as one product: inputs side by side in `terms`, outputs within a term.
+
+    weights: one for every input; outputs: the layers in it and their columns, for every input;
+    bias: one for all, or None.
+    """
 
     def __init__(self, terms: Sequence[Sequence[tuple[str, Any]]]) -> None:
         """terms: (layer path, frozen layer) of those that read one input, for every input."""
-        self._weights = [side_by_side([layer for _, layer in term]) for term in terms]
-        self._outputs: list[list[tuple[str, slice]]] = []
+        self.weights = [side_by_side([layer for _, layer in term]) for term in terms]
+        self.outputs: list[list[tuple[str, slice]]] = []
         biases = []
         for term in terms:
             at, places = 0, []
             for path, layer in term:
                 places.append((path, slice(at, at + layer.out_features)))
                 at += layer.out_features
-            self._outputs.append(places)
+            self.outputs.append(places)
             biases.append(_joined_bias([layer for _, layer in term]))
         given = [b for b in biases if b is not None]
-        self._bias = torch.stack(given).sum(dim=0) if given else None
+        self.bias = torch.stack(given).sum(dim=0) if given else None
 
     def plan(self, maps: Mapping[str, tuple[Tensor, nn.Module]], scaling: float) -> _Plan:
         """How it is computed with the adapters as they are now, (A, B map) by layer path."""
         terms, sizes = [], []
         groups: list[tuple[int, float]] = []
         parameters: list[Tensor] = []
-        for weight, places in zip(self._weights, self._outputs, strict=True):
+        for weight, places in zip(self.weights, self.outputs, strict=True):
             found = [(outputs, *maps[path]) for path, outputs in places if path in maps]
             parts, at, before = [], 0, len(groups)
             if found:
@@ -327,7 +331,7 @@ class _Product:
                     parameters += [grown.recurrent[str(i)] for i in range(1, part.dendrites)]
             terms.append(_Term(weight, tuple(parts)))
             sizes.append(len(groups) - before)
-        return _Plan(terms, self._bias, groups, parameters, sizes)
+        return _Plan(terms, self.bias, groups, parameters, sizes)
 
 
 @dataclass
@@ -387,7 +391,7 @@ class FusedBlocks:
         scaling: float,
     ) -> None:
         """pairs, b_maps: the adapters by layer path, read anew at every call; upper: the blocks,
-        adapted or not."""
+        adapted or not. Their products are in `products`, by name for every block."""
         config = upper.config
         self._upper = upper
         self._pairs, self._b_maps, self._scaling = pairs, b_maps, scaling
@@ -395,16 +399,16 @@ class FusedBlocks:
         self._kv_heads = config.num_key_value_heads or self._heads
         self._phi = config.model_type == "phi"
         names = _PHI if self._phi else _LLAMA
-        self._products: list[dict[str, _Product]] = []
+        self.products: list[dict[str, Product]] = []
         for index, block in enumerate(upper.layers):
 
             def layer(path: str, index: int = index, block: Any = block) -> tuple[str, Any]:
                 found = block.get_submodule(path)
                 return f"layers.{index}.{path}", getattr(found, "base_layer", found)
 
-            self._products.append(
+            self.products.append(
                 {
-                    name: _Product([[layer(path) for path in term] for term in terms])
+                    name: Product([[layer(path) for path in term] for term in terms])
                     for name, terms in names.items()
                 }
             )
@@ -414,9 +418,19 @@ class FusedBlocks:
         maps = {n: (pair.a.weight, self._b_maps[n]) for n, pair in self._pairs.items()}
         plans = [
             {name: product.plan(maps, self._scaling) for name, product in products.items()}
-            for products in self._products
+            for products in self.products
         ]
         self._stage([plan for of_block in plans for plan in of_block.values()], hidden.dtype)
+        return self.through(plans, hidden, last, pooling)
+
+    def through(
+        self,
+        plans: Sequence[Mapping[str, Callable[..., Tensor]]],
+        hidden: Tensor,
+        last: Tensor,
+        pooling: str,
+    ) -> Tensor:
+        """The same with given products: for every block, by name, one input a term -> output."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         cos, sin = self._upper.rotary_emb(hidden, positions)
         step = self._phi_block if self._phi else self._llama_block
@@ -450,7 +464,7 @@ class FusedBlocks:
     def _phi_block(
         self,
         block: Any,
-        plans: Mapping[str, _Plan],
+        plans: Mapping[str, Callable[..., Tensor]],
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
@@ -464,7 +478,7 @@ class FusedBlocks:
     def _llama_block(
         self,
         block: Any,
-        plans: Mapping[str, _Plan],
+        plans: Mapping[str, Callable[..., Tensor]],
         x: Tensor,
         cos: Tensor,
         sin: Tensor,

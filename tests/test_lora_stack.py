@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from finsent import training
 from finsent.adapted_model import AdaptedModel, build_model
-from finsent.adapters import lora_ranks
-from finsent.backbones import Backbone, entering_hidden_states, load_backbone
+from finsent.adapters import linear_shapes, lora_ranks
+from finsent.backbones import Backbone, entering_hidden_states, load_backbone, upper_blocks
 from finsent.config import (
     DendriteConfig,
     LoraConfig,
@@ -27,8 +26,8 @@ from finsent.config import (
 from finsent.data import Split, load_dataset
 from finsent.dendrites import DendriteGrower
 from finsent.folds import part_examples
-from finsent.fused import FusedDecoder
-from finsent.study.lora_stack import HEAD, LoraStack, sites
+from finsent.fused_training import FusedBlocks
+from finsent.study.lora_stack import HEAD, LoraStack
 from finsent.study.lora_training import Ground, GrowthRule, Row, RowResult, Start, train_rows
 from finsent.study.results import StudyError
 
@@ -57,17 +56,17 @@ def ground_for(config: TrainConfig, dendrites: DendriteConfig = DENDRITES) -> Gr
     token_ids = backbone.tokenize([e.text for e in dataset.examples], config.max_length)
     first = backbone.first_adapted_block(config.lora.last_layers)
     states = entering_hidden_states(backbone, token_ids, first)
-    decoder = FusedDecoder(backbone.decoder, config.pooling, config.max_length)
+    upper = upper_blocks(backbone.decoder, first)
+    adapted = linear_shapes(upper, config.lora.target_modules)
     return Ground(
-        decoder=decoder,
+        blocks=FusedBlocks(upper, {}, {}, 1.0),
+        hidden_size=backbone.hidden_size,
         states=states,
-        first_block=first,
         labels=torch.tensor([e.label for e in dataset.examples]),
         n_classes=3,
-        adapted=sites(decoder, config.lora.target_modules, first),
+        adapted=adapted,
         config=config,
         dendrites=dendrites,
-        compiled=False,
     )
 
 
@@ -77,7 +76,7 @@ def part(fold: int, seed: int, fraction: float = 1.0) -> Split:
 
 def row(ground: Ground, fold: int, seed: int, fraction: float = 1.0, rank: int = 2) -> Row:
     split = part(fold, seed, fraction)
-    ranks = {site.name: rank for site in ground.adapted}
+    ranks = dict.fromkeys(ground.adapted, rank)
     return Row(seed, split.train, split.validation, split.test, ranks)
 
 
@@ -128,10 +127,22 @@ class Trainer:
 
 
 def initial_of(ground: Ground, of: Row) -> dict[str, Tensor]:
-    stack = LoraStack(
-        ground.decoder, ground.adapted, [of.ranks], [of.seed], n_classes=3, scaling=2.0
+    return renamed(stack_of(ground, [of]).tensors(0))
+
+
+def stack_of(ground: Ground, rows: Sequence[Row], *, dendrites: bool = False) -> LoraStack:
+    return LoraStack(
+        ground.blocks,
+        ground.adapted,
+        [of.ranks for of in rows],
+        [of.seed for of in rows],
+        hidden_size=ground.hidden_size,
+        n_classes=3,
+        scaling=2.0,
+        dtype=torch.float32,
+        device=CPU,
+        dendrites=dendrites,
     )
-    return renamed(stack.tensors(0))
 
 
 def same_history(found: RowResult, expected: training.TrainResult, since: int = 0) -> None:
@@ -178,9 +189,8 @@ def test_restart_and_matched_runs_are_the_trainers(
     expected = Trainer(config, 3, tmp_path).run(initial_of(ground, fresh), monkeypatch)
     same_history(restarted, expected, since=2)
 
-    shapes = {site.name: site.shape for site in ground.adapted}
     treatment = MatchedCapacity(3000, restarts)
-    ranks = lora_ranks(shapes, 2, ground.decoder.hidden_size * 3, treatment)
+    ranks = lora_ranks(ground.adapted, 2, ground.hidden_size * 3, treatment)
     assert len(set(ranks.values())) == 2, "uneven ranks are the case worth testing"
     larger = replace(fresh, ranks=ranks, restart_after=1)
     matched = train_rows(ground, [fresh, larger])[1]
@@ -271,10 +281,8 @@ def test_refined_dendrites_follow_the_error_and_leave_the_function(ground: Groun
 
 
 def test_a_stack_keeps_padding_at_zero_and_gives_tensors_back(ground: Ground) -> None:
-    ranks = [{site.name: r for site in ground.adapted} for r in (2, 4)]
-    stack = LoraStack(
-        ground.decoder, ground.adapted, ranks, [1, 2], n_classes=3, scaling=2.0, dendrites=True
-    )
+    rows = [row(ground, 0, 1, rank=2), row(ground, 0, 2, rank=4)]
+    stack = stack_of(ground, rows, dendrites=True)
     plain = stack.tensors(0)
     assert not any("dendrite" in name for name in plain)
     assert {len(t) for n, t in plain.items() if n.endswith("lora_A.weight")} == {2}
@@ -284,37 +292,16 @@ def test_a_stack_keeps_padding_at_zero_and_gives_tensors_back(ground: Ground) ->
     assert grown[f"{HEAD}.dendrite"].shape == grown[f"{HEAD}.weight"].shape
     count = sum(t.numel() for t in grown.values())
     assert stack.parameters_of(0) == count
-    stack.load(1, grown)
-    assert {n: t.tolist() for n, t in stack.tensors(1).items()} == {
+    other = stack_of(ground, [rows[1], rows[0]], dendrites=True)
+    other.load(1, grown)
+    assert {n: t.tolist() for n, t in other.tensors(1).items()} == {
         n: t.tolist() for n, t in grown.items()
     }
-    without = LoraStack(ground.decoder, ground.adapted, ranks, [1, 2], n_classes=3, scaling=2.0)
     with pytest.raises(ValueError, match="without room"):
-        without.grow(0, 1, 0.1)
+        stack_of(ground, rows).grow(0, 1, 0.1)
 
 
 def test_a_loss_that_is_not_finite_is_reported(ground: Ground) -> None:
     wild = replace(ground, config=replace(ground.config, learning_rate=1e30))
     with pytest.raises(StudyError, match="seed 7 became NaN or infinite in epoch 0"):
         train_rows(wild, [row(wild, 3, 7)])
-
-
-@pytest.mark.parametrize("dendritic", [False, True])
-def test_compiled_blocks_train_the_same(
-    ground: Ground, dendritic: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Traced and differentiated as for a GPU; writing the kernels takes minutes on a CPU.
-    traced = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(torch, "compile", traced)
-    short = replace(ground, config=replace(ground.config, epochs=3))
-    fresh = [row(short, 3, 7), row(short, 0, 8)]
-    if dendritic:
-        baselines = train_rows(short, fresh)
-        fresh = [
-            replace(r, start=b.fork, candidates="random")
-            for r, b in zip(fresh, baselines, strict=True)
-        ]
-    plain = train_rows(short, fresh)
-    compiled = train_rows(replace(short, compiled=True), fresh)
-    for a, b in zip(plain, compiled, strict=True):
-        assert a.validation_nlls == pytest.approx(b.validation_nlls, rel=1e-4)

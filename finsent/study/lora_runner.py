@@ -11,20 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from finsent.adapters import lora_ranks
+from finsent.adapters import linear_shapes, lora_ranks
 from finsent.backbones import (
     Backbone,
     HiddenStates,
     cue,
+    entering_hidden_states,
     load_backbone,
     preset,
-    right_padded,
-    token_batches,
+    upper_blocks,
 )
 from finsent.config import (
     STUDY_ARMS,
@@ -36,8 +35,7 @@ from finsent.config import (
 from finsent.data import Split, load_dataset
 from finsent.evaluation import score
 from finsent.folds import part_examples
-from finsent.fused import FusedDecoder
-from finsent.study.lora_stack import sites
+from finsent.fused_training import FusedBlocks
 from finsent.study.lora_training import Ground, Row, RowResult, train_rows
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.results import RESULTS, RunKey, StudyRun, append_runs, read_runs
@@ -186,12 +184,13 @@ class CellTrainer:
         use_deterministic_kernels(self._device)
         self._dataset = lru_cache(maxsize=2)(lambda name: load_dataset(name, resources.data_dir))
         self._states = lru_cache(maxsize=2)(self._entering)
+        self._blocks = lru_cache(maxsize=None)(self._upper)
 
     def runs_of(self, cell: Cell) -> list[StudyRun]:
         """Every arm and recipe of a cell's folds."""
         ground = self.ground(cell)
-        shapes = {site.name: site.shape for site in ground.adapted}
-        head = ground.decoder.hidden_size * ground.n_classes
+        shapes = ground.adapted
+        head = ground.hidden_size * ground.n_classes
         plain = lora_ranks(shapes, cell.regime.r, head, None)
         fresh = [
             Row(seed, part.train, part.validation, part.test, plain)
@@ -296,21 +295,22 @@ class CellTrainer:
     def ground(self, cell: Cell) -> Ground:
         """What the runs of a cell stand on; its folds do not matter."""
         config, dataset = self._config(cell), self._dataset(cell.dataset)
-        decoder = self._base[1]
-        first = len(decoder.blocks) - (cell.regime.last_layers or len(decoder.blocks))
+        backbone = self._base
+        first = backbone.first_adapted_block(config.lora.last_layers)
         labels = [example.label for example in dataset.examples]
         return Ground(
-            decoder=decoder,
+            blocks=self._blocks(first),
+            hidden_size=backbone.hidden_size,
             states=self._states(cell.dataset, config.prompt_suffix, first),
-            first_block=first,
             labels=torch.tensor(labels, device=self._device),
             n_classes=len(dataset.label_names),
-            adapted=sites(decoder, config.lora.target_modules, first),
+            adapted=linear_shapes(
+                upper_blocks(backbone.decoder, first), config.lora.target_modules
+            ),
             config=config,
             dendrites=DendriteConfig(
                 placement=cell.regime.placement, grow_by=latest_growth(config.epochs)
             ),
-            compiled=self._device.type == "cuda",
         )
 
     def _config(self, cell: Cell) -> TrainConfig:
@@ -328,43 +328,27 @@ class CellTrainer:
         )
 
     @cached_property
-    def _base(self) -> tuple[Backbone, FusedDecoder]:
-        """The backbone, whose decoder is used up, and its weights as they are trained on."""
+    def _base(self) -> Backbone:
+        """The backbone. Where the trainer would compute in bf16 over an fp32 base, the base is held
+        in bf16: the copy that autocast makes at every step is made once."""
         base = self._resources.base
-        backbone = load_backbone(
+        bf16 = base.precision == "fp32" and base.autocast
+        return load_backbone(
             self._study.backbone,
-            base.precision,
+            "bf16" if bf16 else base.precision,
             self._device,
             depth=base.depth,
             folder=self._resources.backbone_dir,
         )
-        decoder = FusedDecoder(backbone.decoder, base.pooling, base.max_length)
-        if base.autocast and base.precision == "fp32":
-            # Autocast would make this copy at every step.
-            for block in decoder.blocks:
-                products: Any = block
-                for name in products.parts:
-                    getattr(products, name).to(torch.bfloat16)
-        return backbone, decoder
 
-    @torch.no_grad()
+    def _upper(self, first: int) -> FusedBlocks:
+        return FusedBlocks(upper_blocks(self._base.decoder, first), {}, {}, 1.0)
+
     def _entering(self, name: str, suffix: str, first: int) -> HiddenStates:
         """What enters a block for every text of a data set."""
-        backbone, decoder = self._base
-        base = self._resources.base
         texts = [example.text for example in self._dataset(name).examples]
-        token_ids = backbone.tokenize(texts, base.max_length, suffix)
-        lengths = [len(ids) for ids in token_ids]
-        offsets = torch.tensor([0, *lengths]).cumsum(0)
-        values = torch.empty(int(offsets[-1]), decoder.hidden_size, device=self._device)
-        for batch in token_batches(lengths, LOWER_TOKENS):
-            x = decoder.embedding(right_padded([token_ids[i] for i in batch]).to(self._device))
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=base.autocast):
-                for index in range(first):
-                    x = decoder.step(x, decoder.blocks[index], {})
-            for row, i in enumerate(batch):
-                values[offsets[i] : offsets[i + 1]] = x[row, : lengths[i]]
-        return HiddenStates(values, offsets.to(self._device))
+        token_ids = self._base.tokenize(texts, self._resources.base.max_length, suffix)
+        return entering_hidden_states(self._base, token_ids, first, max_tokens=LOWER_TOKENS)
 
 
 def _begins(row: Row) -> int:

@@ -9,49 +9,20 @@ there, which stay zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finsent.config import PLACEMENTS
 from finsent.dendritic_linear import activation_function
-from finsent.fused import FusedDecoder
+from finsent.fused_training import ACTIVATE_, FusedBlocks, Product, through_activation_
+from finsent.products import Weight
 
 HEAD = "score"
-
-
-@dataclass(frozen=True)
-class Site:
-    """An adapted layer: its block, and where it lies in one of the block's fused products."""
-
-    name: str
-    """`layers.<block>.<path>`, blocks counted in the whole decoder."""
-    block: int
-    product: str
-    inputs: slice
-    outputs: slice
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(in, out) of the layer."""
-        return self.inputs.stop - self.inputs.start, self.outputs.stop - self.outputs.start
-
-
-def sites(decoder: FusedDecoder, target_modules: Sequence[str], first_block: int) -> list[Site]:
-    """Every targeted layer from `first_block` on, in the decoder's order."""
-    found = []
-    for index in range(first_block, len(decoder.blocks)):
-        block: Any = decoder.blocks[index]
-        for product, parts in block.parts.items():
-            found += [
-                Site(f"layers.{index}.{path}", index, product, part.inputs, part.outputs)
-                for path, part in parts.items()
-                if path.rsplit(".", 1)[-1] in target_modules
-            ]
-    return found
 
 
 @dataclass
@@ -61,92 +32,122 @@ class Map:
     weight: Tensor
     dendrite: Tensor | None
     output_weights: Tensor | None
-    seen: list[tuple[Tensor, Tensor]] | None = None
-    """Where it is a list, every call leaves its (x, W x + ...) there, with the output's gradient
-    kept."""
+    watched: list[tuple[Tensor, Tensor]] | None = None
+    """Where it is a list, every backward pass leaves what entered the map and the gradient of what
+    left it there: (K, n, in) and (K, n, out)."""
 
 
 class LoraStack:
     """Trainable tensors of K runs as one matrix (K, parameters), with views for every map.
 
-    Initial values are what the trainer's have the distribution of (peft's for A and B, torch's for
-    the head), drawn for each run from its own seed. `dendrites` makes room for one dendrite on
-    every map of the placement; which runs have them, `grow` says.
+    Initial values have the distribution of the trainer's (peft's for A and B, torch's for the
+    head), drawn for each run from its own seed. `dendrites` makes room for one dendrite on every
+    map of the placement; which runs have them, `grow` says.
+
+    Maps inside the blocks compute in the precision of the base, from a copy that `stage` renews;
+    the head computes in fp32.
     """
 
     def __init__(
         self,
-        decoder: FusedDecoder,
-        adapted: Sequence[Site],
+        blocks: FusedBlocks,
+        adapted: Mapping[str, tuple[int, int]],
         ranks: Sequence[Mapping[str, int]],
         seeds: Sequence[int],
         *,
+        hidden_size: int,
         n_classes: int,
         scaling: float,
+        dtype: torch.dtype,
+        device: torch.device,
         placement: Sequence[str] = PLACEMENTS,
         activation: str = "relu",
         dendrites: bool = False,
     ) -> None:
+        """adapted: (in, out) of every adapted layer by its path below the blocks; ranks: of every
+        adapted layer, for each run; dtype: of the base's products."""
         self.runs = len(seeds)
-        self.scaling, self.activation = scaling, activation
-        self.placement = tuple(placement)
-        self._decoder = decoder
-        self._activate = activation_function(activation)
-        self._adapted = list(adapted)
-        self._ranks = [dict(of_run) for of_run in ranks]
-        self._n_classes = n_classes
+        self.activation = activation
+        self._blocks, self._placement = blocks, tuple(placement)
+        self._adapted, self._ranks = dict(adapted), [dict(of_run) for of_run in ranks]
+        self._hidden, self._n_classes = hidden_size, n_classes
         self._grown = [False] * self.runs
-        device = decoder.get_buffer("cos").device
-        self._offsets = self._lay_out(dendrites)
+        self._offsets, self._of_head = self._lay_out(dendrites)
         size = sum(math.prod(shape) for _, shape in self._offsets.values())
         self.values = torch.zeros(self.runs, size, device=device)
         self.grads = torch.zeros_like(self.values)
         self.live = torch.zeros_like(self.values, dtype=torch.bool)
         """Which scalars a run has; the others are zero and stay so."""
-        self._views = {name: self._trained_view(name) for name in self._offsets}
+        self._staged = torch.zeros(self.runs, size - self._of_head, device=device, dtype=dtype)
+        self._staged_grads = torch.zeros_like(self._staged)
+        self._factor = torch.ones(size - self._of_head, device=device)
+        for name, (at, shape) in self._offsets.items():
+            if name.endswith((".lora_B.weight", ".lora_B.output_weights")):
+                # The scaling is part of what is linear, never of what enters the activation.
+                start = at - self._of_head
+                self._factor[start : start + math.prod(shape)] = scaling
+        self._leaves = {name: self._leaf(name) for name in self._offsets}
+        names = (HEAD, *(f"{path}.lora_B" for path in self._adapted))
+        self._maps = {name: self._map(name) for name in names}
+        self._plans = [
+            {name: self._plan(product) for name, product in products.items()}
+            for products in blocks.products
+        ]
         for row, seed in enumerate(seeds):
             self._draw(row, seed)
-        names = (HEAD, *(f"{site.name}.lora_B" for site in self._adapted))
-        self._maps = {name: self._map(name) for name in names}
-        self._parts = [self._parts_of(index) for index in range(len(decoder.blocks))]
 
-    def _lay_out(self, dendrites: bool) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Name -> (offset within a row, shape)."""
+    def _lay_out(self, dendrites: bool) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:
+        """Name -> (offset within a row, shape), the head's first; and the size of the head's."""
         shapes: dict[str, tuple[int, ...]] = {}
-        hidden = self._decoder.hidden_size
-        grown = {
-            HEAD: dendrites and HEAD in self.placement,
-            "lora_B": dendrites and "lora_B" in self.placement,
-        }
 
-        def add(name: str, outputs: int, inputs: int, with_dendrite: bool) -> None:
+        def add(name: str, kind: str, outputs: int, inputs: int) -> None:
             shapes[f"{name}.weight"] = (outputs, inputs)
-            if with_dendrite:
+            if dendrites and kind in self._placement:
                 shapes[f"{name}.dendrite"] = (outputs, inputs)
                 shapes[f"{name}.output_weights"] = (outputs,)
 
-        add(HEAD, self._n_classes, hidden, grown[HEAD])
-        for site in self._adapted:
-            rank = max(of_run[site.name] for of_run in self._ranks)
-            inputs, outputs = site.shape
-            add(f"{site.name}.lora_A", rank, inputs, False)
-            add(f"{site.name}.lora_B", outputs, rank, grown["lora_B"])
+        add(HEAD, HEAD, self._n_classes, self._hidden)
+        of_head = sum(math.prod(shape) for shape in shapes.values())
+        for path, (inputs, outputs) in self._adapted.items():
+            rank = max(of_run[path] for of_run in self._ranks)
+            add(f"{path}.lora_A", "lora_A", rank, inputs)
+            add(f"{path}.lora_B", "lora_B", outputs, rank)
         offsets, at = {}, 0
         for name, shape in shapes.items():
             offsets[name] = (at, shape)
             at += math.prod(shape)
-        return offsets
+        return offsets, of_head
 
     def _view(self, flat: Tensor, name: str) -> Tensor:
         """(K, *shape) of one tensor inside (K, parameters)."""
         at, shape = self._offsets[name]
         return flat[:, at : at + math.prod(shape)].unflatten(1, shape)
 
-    def _trained_view(self, name: str) -> Tensor:
-        view = self._view(self.values, name).detach().requires_grad_()
-        # Gradients add up where the optimizer reads them; no copy, and one fill to clear all.
-        view.grad = self._view(self.grads, name)
-        return view
+    def _leaf(self, name: str) -> Tensor:
+        """What the forward pass reads. Gradients add up where the optimizer finds them."""
+        at, shape = self._offsets[name]
+        values, grads = self.values, self.grads
+        if at >= self._of_head:
+            at, values, grads = at - self._of_head, self._staged, self._staged_grads
+        leaf, grad = (
+            flat[:, at : at + math.prod(shape)].unflatten(1, shape) for flat in (values, grads)
+        )
+        leaf = leaf.detach().requires_grad_()
+        leaf.grad = grad
+        return leaf
+
+    @torch.no_grad()
+    def stage(self) -> None:
+        """Before a forward pass: take over the values, and clear all gradients."""
+        self._staged.copy_(self.values[:, self._of_head :] * self._factor)
+        self.grads.zero_()
+        self._staged_grads.zero_()
+
+    @torch.no_grad()
+    def gather(self) -> Tensor:
+        """After a backward pass: the gradients of `values` (K, parameters)."""
+        torch.mul(self._staged_grads, self._factor, out=self.grads[:, self._of_head :])
+        return self.grads.mul_(self.live)
 
     @torch.no_grad()
     def _draw(self, row: int, seed: int) -> None:
@@ -156,12 +157,11 @@ class LoraStack:
             drawn = torch.rand(rows, inputs, generator=generator)
             return (drawn * 2 - 1) / math.sqrt(inputs)
 
-        self._set(row, f"{HEAD}.weight", uniform(self._n_classes, self._decoder.hidden_size))
-        for site in self._adapted:
-            rank = self._ranks[row][site.name]
-            inputs, outputs = site.shape
-            self._set(row, f"{site.name}.lora_A.weight", uniform(rank, inputs))
-            self._set(row, f"{site.name}.lora_B.weight", torch.zeros(outputs, rank))
+        self._set(row, f"{HEAD}.weight", uniform(self._n_classes, self._hidden))
+        for path, (inputs, outputs) in self._adapted.items():
+            rank = self._ranks[row][path]
+            self._set(row, f"{path}.lora_A.weight", uniform(rank, inputs))
+            self._set(row, f"{path}.lora_B.weight", torch.zeros(outputs, rank))
 
     def _set(self, row: int, name: str, tensor: Tensor) -> None:
         """Give a run's tensor its values; what is smaller than its place is padded with zeros."""
@@ -175,16 +175,30 @@ class LoraStack:
         """Copies of one run's tensors, without padding."""
         found = {}
         for name in self._offsets:
-            live = self._view(self.live, name)[row]
-            if not bool(live.any()):
-                continue
-            extent = tuple(slice(0, int(n) + 1) for n in live.nonzero().amax(dim=0).tolist())
-            found[name] = self._view(self.values, name)[row][extent].clone()
+            extent = self._extent(row, name)
+            if extent is not None:
+                found[name] = self._view(self.values, name)[row][extent].clone()
         return found
+
+    def _extent(self, row: int, name: str) -> tuple[slice, ...] | None:
+        """What of a tensor's place a run uses; None where it has no such tensor."""
+        base, kind = name.rsplit(".", 1)
+        if kind != "weight" and not self._grown[row]:
+            return None
+        _, shape = self._offsets[name]
+        path, _, part = base.rpartition(".")
+        if part == "lora_A":
+            return slice(0, self._ranks[row][path]), slice(0, shape[1])
+        if part == "lora_B" and kind != "output_weights":
+            return slice(0, shape[0]), slice(0, self._ranks[row][path])
+        return tuple(slice(0, n) for n in shape)
 
     @torch.no_grad()
     def load(self, row: int, tensors: Mapping[str, Tensor]) -> None:
-        """Make `tensors`, as `tensors()` gives them, those of a run. KeyError for a stranger."""
+        """Make `tensors`, as `tensors()` gives them, those of a run of the same ranks.
+
+        KeyError for a tensor that has no place.
+        """
         self.live[row] = False
         self.values[row] = 0
         for name, tensor in tensors.items():
@@ -198,16 +212,15 @@ class LoraStack:
         ValueError when there is no room for them.
         """
         generator = torch.Generator().manual_seed(seed)
-        names = [name.removesuffix(".dendrite") for name in self._offsets if "dendrite" in name]
+        names = [name for name in self._offsets if name.endswith(".dendrite")]
         if not names:
             raise ValueError("a stack without room for dendrites cannot grow them")
-        for name in names:
-            live = self._view(self.live, f"{name}.weight")[row]
-            outputs, inputs = (int(n) + 1 for n in live.nonzero().amax(dim=0).tolist())
-            drawn = torch.randn(outputs, inputs, generator=generator) * init_scale
-            self._set(row, f"{name}.dendrite", drawn)
-            self._set(row, f"{name}.output_weights", torch.zeros(outputs))
         self._grown[row] = True
+        for name in names:
+            outputs, inputs = (part.stop for part in self._extent(row, name) or ())
+            drawn = torch.randn(outputs, inputs, generator=generator) * init_scale
+            self._set(row, name, drawn)
+            self._set(row, name.replace(".dendrite", ".output_weights"), torch.zeros(outputs))
 
     def parameters_of(self, row: int) -> int:
         """Trainable scalars of a run."""
@@ -217,87 +230,161 @@ class LoraStack:
         """Dendrites per map."""
         return int(self._grown[row])
 
-    def growing(self) -> list[Map]:
-        """Every map with room for a dendrite."""
-        return [found for found in self._maps.values() if found.dendrite is not None]
+    def growing(self) -> Iterator[tuple[str, Map]]:
+        """Every map with room for a dendrite, by name."""
+        for name, found in self._maps.items():
+            if found.dendrite is not None:
+                yield name, found
+
+    def raw(self, name: str) -> Tensor:
+        """(K, *shape) of a tensor's values in fp32, as they are trained."""
+        return self._view(self.values, name)
 
     def _map(self, name: str) -> Map:
         return Map(
-            self._views[f"{name}.weight"],
-            self._views.get(f"{name}.dendrite"),
-            self._views.get(f"{name}.output_weights"),
+            self._leaves[f"{name}.weight"],
+            self._leaves.get(f"{name}.dendrite"),
+            self._leaves.get(f"{name}.output_weights"),
         )
 
-    def _parts_of(self, index: int) -> dict[str, list[tuple[slice, slice, Tensor, Map]]]:
-        parts: dict[str, list[tuple[slice, slice, Tensor, Map]]] = {}
-        for site in self._adapted:
-            if site.block == index:
-                a = self._views[f"{site.name}.lora_A.weight"]
-                b = self._maps[f"{site.name}.lora_B"]
-                parts.setdefault(site.product, []).append((site.inputs, site.outputs, a, b))
-        return parts
+    def _plan(self, product: Product) -> _StackedProduct:
+        terms = []
+        for weight, places in zip(product.weights, product.outputs, strict=True):
+            parts = [
+                _Part(outputs, self._leaves[f"{path}.lora_A.weight"], self._maps[f"{path}.lora_B"])
+                for path, outputs in places
+                if path in self._adapted
+            ]
+            terms.append(_Term(weight, tuple(parts)))
+        return _StackedProduct(terms, product.bias, self.runs, self.activation)
 
-    def pooled(
-        self, hidden: Tensor, last: Tensor, first_block: int, step: Callable[..., Tensor]
-    ) -> Tensor:
-        """States (K * B, L, H) that enter `first_block`, runs one after another, and their last
-        positions (K * B,) -> what the heads read: (K, B, H), fp32. step: see `block_step`."""
-        x = hidden
-        for index in range(first_block, len(self._decoder.blocks)):
-            x = step(x, self._decoder.blocks[index], self._parts[index])
-        if self._decoder.pooling == "last":
-            # A sum, not an index: the gradient of indexing is slow where kernels are deterministic.
-            steps = torch.arange(x.shape[1], device=x.device)
-            read = (steps == last[:, None])[:, :, None]
-            x, last = torch.where(read, x, 0.0).sum(dim=1, keepdim=True), torch.zeros_like(last)
-        return self._decoder.pool(x, last).unflatten(0, (self.runs, -1))
-
-    def block_step(self) -> Callable[..., Tensor]:
-        """(x, block, parts) -> x: a block of the decoder with these runs' adapters."""
-        scaling, activate, decoder = self.scaling, self._activate, self._decoder
-
-        def step(x: Tensor, block: Any, parts: Mapping[str, list[Any]]) -> Tensor:
-            deltas = {
-                product: _Added(of_product, scaling, activate)
-                for product, of_product in parts.items()
-            }
-            return decoder.step(x, block, deltas)
-
-        return step
+    def pooled(self, hidden: Tensor, last: Tensor, pooling: str) -> Tensor:
+        """States (K * B, L, H) that enter the blocks, runs one after another, and their last
+        positions (K * B,) -> what the heads read: (K, B, H), fp32."""
+        return self._blocks.through(self._plans, hidden, last, pooling).unflatten(
+            0, (self.runs, -1)
+        )
 
     def logits(self, pooled: Tensor) -> Tensor:
-        """(K, B, H) -> (K, B, classes)."""
-        return apply_map(pooled, self._maps[HEAD], self._activate)
-
-
-class _Added:
-    """Adds every adapter of a product to its output."""
-
-    def __init__(
-        self,
-        parts: Sequence[tuple[slice, slice, Tensor, Map]],
-        scaling: float,
-        activate: Callable[[Tensor], Tensor],
-    ) -> None:
-        self._parts, self._scaling, self._activate = parts, scaling, activate
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (K * B, L, in) and the base's y (K * B, L, out) -> y with what the adapters add."""
-        for inputs, outputs, a, b in self._parts:
-            runs = a.shape[0]
-            rows = x[..., inputs].reshape(runs, -1, a.shape[2])
-            added = apply_map(rows @ a.transpose(1, 2), b, self._activate) * self._scaling
-            y[..., outputs] += added.view(*y.shape[:2], -1)
+        """(K, B, H) -> (K, B, classes), fp32."""
+        head = self._maps[HEAD]
+        y = pooled @ head.weight.transpose(1, 2)
+        if head.dendrite is not None and head.output_weights is not None:
+            outputs = activation_function(self.activation)(pooled @ head.dendrite.transpose(1, 2))
+            y = torch.addcmul(y, head.output_weights[:, None, :], outputs)
+        if head.watched is not None:
+            watched, x = head.watched, pooled.detach()
+            y.register_hook(lambda gradient: watched.append((x, gradient)))
         return y
 
 
-def apply_map(x: Tensor, of: Map, activate: Callable[[Tensor], Tensor]) -> Tensor:
-    """W x + t * act(V x) for each run: (K, n, in) to (K, n, out)."""
-    y = x @ of.weight.transpose(1, 2)
-    if of.dendrite is not None and of.output_weights is not None:
-        outputs = activate(x @ of.dendrite.transpose(1, 2))
-        y = torch.addcmul(y, of.output_weights[:, None, :].to(y.dtype), outputs)
-    if of.seen is not None:
-        y.retain_grad()
-        of.seen.append((x.detach(), y))
-    return y
+@dataclass(frozen=True)
+class _Part:
+    """An adapted layer: its columns of the product, A (K, r, in) and B."""
+
+    outputs: slice
+    a: Tensor
+    b: Map
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One frozen weight and the adapted layers in it."""
+
+    weight: Weight
+    parts: tuple[_Part, ...]
+
+
+class _StackedProduct:
+    """A product of a block with the adapters of every run."""
+
+    def __init__(
+        self, terms: Sequence[_Term], bias: Tensor | None, runs: int, activation: str
+    ) -> None:
+        self.terms, self.bias, self.runs, self.activation = terms, bias, runs, activation
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """One input (K * B, ..., in) a term -> (K * B, ..., out)."""
+        tensors: list[Tensor] = []
+        for x, term in zip(inputs, self.terms, strict=True):
+            tensors.append(x)
+            for part in term.parts:
+                tensors += [part.a, part.b.weight]
+                if part.b.dendrite is not None and part.b.output_weights is not None:
+                    tensors += [part.b.dendrite, part.b.output_weights]
+        return cast(Tensor, _StackedSum.apply(self, *tensors))
+
+
+class _StackedSum(torch.autograd.Function):
+    """As finsent.fused_training's sum of products, with maps of K runs: x W^T + B A x +
+    t * act(V A x) for each. The scaling is part of B and t."""
+
+    @staticmethod
+    def forward(ctx: Any, product: _StackedProduct, *tensors: Tensor) -> Tensor:
+        given = iter(tensors)
+        saved: list[Tensor] = []
+        y: Tensor | None = None
+        shape: list[int] = []
+        for term in product.terms:
+            x = next(given)
+            shape = list(x.shape[:-1])
+            rows = x.flatten(0, -2)
+            weight = term.weight().to(rows.dtype)
+            y = F.linear(rows, weight, product.bias) if y is None else y.addmm_(rows, weight.T)
+            del weight
+            if term.parts:
+                saved.append(rows)
+            for part in term.parts:
+                a, b = next(given), next(given)
+                of_runs = rows.view(product.runs, -1, rows.shape[1])
+                target = y.view(product.runs, -1, y.shape[1])[:, :, part.outputs]
+                z = of_runs @ a.transpose(1, 2)
+                saved += [a, b, z]
+                target.baddbmm_(z, b.transpose(1, 2))
+                if part.b.dendrite is not None:
+                    v, t = next(given), next(given)
+                    outputs = ACTIVATE_[product.activation](z @ v.transpose(1, 2))
+                    target.addcmul_(outputs, t[:, None, :])
+                    saved += [v, t, outputs]
+        assert y is not None
+        ctx.product = product
+        ctx.save_for_backward(*saved)
+        return y.view(*shape, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        product: _StackedProduct = ctx.product
+        g = gradient.flatten(0, -2)
+        of_runs = g.view(product.runs, -1, g.shape[1])
+        saved = iter(ctx.saved_tensors)
+        found: list[Tensor | None] = [None]
+        for term in product.terms:
+            gx = None
+            if ctx.needs_input_grad[len(found)]:
+                gx = g @ term.weight().to(g.dtype)
+            place = len(found)
+            found.append(None)
+            rows = g  # stands in where nothing is adapted
+            if term.parts:
+                rows = next(saved).view(product.runs, len(g) // product.runs, -1)
+            for part in term.parts:
+                a, b, z = next(saved), next(saved), next(saved)
+                g_part = of_runs[:, :, part.outputs]
+                gz = g_part @ b
+                gb = g_part.transpose(1, 2) @ z
+                of_dendrite: list[Tensor] = []
+                if part.b.dendrite is not None:
+                    v, t, outputs = next(saved), next(saved), next(saved)
+                    drive = g_part * t[:, None, :]
+                    gt = (g_part * outputs).sum(dim=1)
+                    through_activation_(product.activation, drive, outputs)
+                    gz.baddbmm_(drive, v)
+                    of_dendrite = [drive.transpose(1, 2) @ z, gt]
+                if part.b.watched is not None:
+                    part.b.watched.append((z.detach(), g_part.detach().clone()))
+                found += [gz.transpose(1, 2) @ rows, gb, *of_dendrite]
+                if gx is not None:
+                    gx.view(*rows.shape).baddbmm_(gz, a)
+            if gx is not None:
+                found[place] = gx.view(*gradient.shape[:-1], -1)
+        return tuple(found)

@@ -10,12 +10,10 @@ arms go on from there.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +22,10 @@ from torch import Tensor
 from finsent.adapters import STORED_DTYPE
 from finsent.backbones import HiddenStates, token_batches
 from finsent.config import DendriteConfig, TrainConfig
-from finsent.fused import FusedDecoder
+from finsent.fused_training import FusedBlocks
 from finsent.lora_refinement import BATCHES, CHOOSING_BATCHES
 from finsent.stepping import StepRunner
-from finsent.study.lora_stack import LoraStack, Site
+from finsent.study.lora_stack import LoraStack
 from finsent.study.results import StudyError
 from finsent.study.stack_refinement import refine_stack
 from finsent.training import batch_order, class_weights, epoch_batches, learning_rate_at
@@ -42,19 +40,19 @@ EVALUATION_TOKENS = 65536
 class Ground:
     """What all runs of a stack stand on."""
 
-    decoder: FusedDecoder
+    blocks: FusedBlocks
+    """The upper blocks of the decoder, frozen."""
+    hidden_size: int
     states: HiddenStates
-    """Entering `first_block`, for every text of the data set."""
-    first_block: int
+    """Entering the blocks, for every text of the data set, in the precision of the base."""
     labels: Tensor
     """(texts,) on the states' device."""
     n_classes: int
-    adapted: Sequence[Site]
+    adapted: Mapping[str, tuple[int, int]]
+    """(in, out) of every adapted layer by its path below the blocks."""
     config: TrainConfig
     """The recipe; seed and treatment are the runs' own."""
     dendrites: DendriteConfig
-    compiled: bool
-    """Whether blocks are compiled: pays on a GPU."""
 
     @property
     def device(self) -> torch.device:
@@ -160,7 +158,7 @@ class _Optimizer:
         """One step for the runs that are active (K,); the gradients are those of the stack."""
         beta, gamma = BETAS
         on = active[:, None].to(self.rates.dtype)
-        grads = self._stack.grads * self._stack.live
+        grads = self._stack.gather()
         norm = grads.norm(dim=1, keepdim=True)
         grads = grads * (self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         self.steps.add_(on)
@@ -187,12 +185,15 @@ def train_rows(
     config = ground.config
     with_dendrites = any(row.candidates is not None for row in rows)
     stack = LoraStack(
-        ground.decoder,
+        ground.blocks,
         ground.adapted,
         [row.ranks for row in rows],
         [row.seed for row in rows],
+        hidden_size=ground.hidden_size,
         n_classes=ground.n_classes,
         scaling=config.lora.alpha / config.lora.r,
+        dtype=ground.states.values.dtype,
+        device=ground.device,
         placement=ground.dendrites.placement,
         activation=ground.dendrites.activation,
         dendrites=with_dendrites,
@@ -238,11 +239,6 @@ class _Trainer:
         self._factors = [1.0 if row.start is None else after for row in rows]
         self._optimizer = _Optimizer(stack, config)
         self._loss_sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
-        eager = stack.block_step()
-        self._eager = eager
-        self._block_step = (
-            torch.compile(eager, dynamic=True, fullgraph=True) if ground.compiled else eager
-        )
         self._run_step = StepRunner(self._step, device)
         self._rules = [GrowthRule(ground.dendrites, config.epochs) for _ in rows]
         self._forks = {i: row.start for i, row in enumerate(rows) if row.start is not None}
@@ -257,13 +253,10 @@ class _Trainer:
 
     def loss_of(self, where: Tensor, longest: int) -> Tensor:
         """Mean weighted loss of each run (K,) for texts (K, B), -1 where a run has fewer."""
-        return self._losses(where, longest, self._eager)
-
-    def _losses(self, where: Tensor, longest: int, block_step: Callable[..., Tensor]) -> Tensor:
         config = self._ground.config
         real = (where >= 0).float()
         texts = where.clamp(min=0)
-        logits = self._logits(texts, longest, block_step)
+        logits = self._logits(texts, longest)
         labels = self._ground.labels[texts]
         n_classes = self._ground.n_classes
         targets = F.one_hot(labels, n_classes) * (1 - config.label_smoothing)
@@ -273,24 +266,15 @@ class _Trainer:
         shares = (F.one_hot(labels, n_classes) * weights).sum(dim=-1) * real
         return (losses * real).sum(dim=1) / shares.sum(dim=1).clamp(min=1e-9)
 
-    def _logits(self, texts: Tensor, longest: int, block_step: Callable[..., Tensor]) -> Tensor:
+    def _logits(self, texts: Tensor, longest: int) -> Tensor:
         """(K, B) -> (K, B, classes)."""
-        ground = self._ground
-        hidden, last = ground.states.batch(texts.flatten(), longest)
-        with self._autocast():
-            pooled = self._stack.pooled(hidden, last, ground.first_block, block_step)
-        return self._stack.logits(pooled)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        ground = self._ground
-        return torch.autocast(
-            ground.device.type, dtype=torch.bfloat16, enabled=ground.config.autocast
-        )
+        self._stack.stage()
+        hidden, last = self._ground.states.batch(texts.flatten(), longest)
+        return self._stack.logits(self._stack.pooled(hidden, last, self._ground.config.pooling))
 
     def _step(self, where: Tensor, longest: int) -> None:
         texts = where.unflatten(0, (self._stack.runs, -1))
-        self._stack.grads.zero_()
-        losses = self._losses(texts, longest, self._block_step)
+        losses = self.loss_of(texts, longest)
         losses.sum().backward()
         self._optimizer.step((texts >= 0).any(dim=1))
         self._loss_sums.add_(losses.detach())
@@ -362,7 +346,7 @@ class _Trainer:
         parts = []
         for columns in token_batches(widths, max(1, EVALUATION_TOKENS // len(indices))):
             texts, longest = self._packed([[row[c] for c in columns] for row in padded], 0)
-            logits = self._logits(texts.clamp(min=0), longest, self._eager)
+            logits = self._logits(texts.clamp(min=0), longest)
             parts.append(logits.float().cpu())
         joined = torch.cat(parts, dim=1)
         found = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finsent.lora_refinement import ROWS
 from finsent.refinement import Signal, candidate_outputs, refine
-from finsent.study.lora_stack import LoraStack, Map
+from finsent.study.lora_stack import LoraStack
 
 TOGETHER = 8
 """Runs refined at a time: their candidates' outputs on every token take the memory."""
@@ -25,16 +25,15 @@ def refine_stack(
     computes what it computed. fit, choose: batches of training and of validation texts."""
     fitted = _signals(stack, loss_of, fit)
     chosen = _signals(stack, loss_of, choose)
-    for number, grown in enumerate(stack.growing()):
+    for name, _ in stack.growing():
         for at in range(0, len(rows), TOGETHER):
             some = torch.tensor(rows[at : at + TOGETHER], device=stack.values.device)
-            _refine(stack.activation, grown, some, fitted[number], chosen[number])
-    stack.grads.zero_()
+            _refine(stack, name, some, fitted[name], chosen[name])
 
 
-def _refine(activation: str, grown: Map, rows: Tensor, fit: Signal, choose: Signal) -> None:
-    assert grown.dendrite is not None
-    inner = grown.weight.shape[2]
+def _refine(stack: LoraStack, name: str, rows: Tensor, fit: Signal, choose: Signal) -> None:
+    activation, own_weight = stack.activation, stack.raw(f"{name}.weight")[rows]
+    inner = own_weight.shape[2]
     fit, choose = _of(fit, rows), _of(choose, rows)
     # Each run its own draws, whoever stands beside it.
     generators = [torch.Generator().manual_seed(inner) for _ in rows]
@@ -48,9 +47,9 @@ def _refine(activation: str, grown: Map, rows: Tensor, fit: Signal, choose: Sign
         if activation == "relu":
             # Only a rectifier keeps its shape under another scale.
             outputs = candidate_outputs(activation, fit.x, weight, bias)
-            own = fit.x @ grown.weight[rows].transpose(1, 2)
+            own = fit.x @ own_weight.transpose(1, 2)
             weight = weight * (_size(own, fit) / _size(outputs, fit).clamp_min(1e-6))[..., None]
-        grown.dendrite[rows] = weight
+        stack.raw(f"{name}.dendrite")[rows] = weight
 
 
 def _size(outputs: Tensor, signal: Signal) -> Tensor:
@@ -63,31 +62,30 @@ def _of(signal: Signal, rows: Tensor) -> Signal:
     return Signal(signal.x[rows], signal.wanted[rows], signal.real[rows])
 
 
-def _signals(stack: LoraStack, loss_of: Loss, batches: Batches) -> list[Signal]:
+def _signals(stack: LoraStack, loss_of: Loss, batches: Batches) -> dict[str, Signal]:
     """For every growing map: what enters it and minus the gradient of what leaves it."""
-    maps = stack.growing()
-    pieces: list[list[Signal]] = [[] for _ in maps]
+    maps = dict(stack.growing())
+    pieces: dict[str, list[Signal]] = {name: [] for name in maps}
     for number, (where, longest) in enumerate(batches):
-        for grown in maps:
-            grown.seen = []
+        for grown in maps.values():
+            grown.watched = []
         try:
             loss_of(where, longest).sum().backward()
-            for index, grown in enumerate(maps):
-                assert grown.seen is not None
-                ((x, y),) = grown.seen
-                assert y.grad is not None
-                pieces[index].append(_sampled(x.float(), -y.grad.float(), number))
+            for name, grown in maps.items():
+                assert grown.watched is not None
+                ((x, gradient),) = grown.watched
+                pieces[name].append(_sampled(x.float(), -gradient.float(), number))
         finally:
-            for grown in maps:
-                grown.seen = None
-    return [
-        Signal(
+            for grown in maps.values():
+                grown.watched = None
+    return {
+        name: Signal(
             torch.cat([piece.x for piece in of_map], dim=1),
             torch.cat([piece.wanted for piece in of_map], dim=1),
             torch.cat([piece.real for piece in of_map], dim=1),
         )
-        for of_map in pieces
-    ]
+        for name, of_map in pieces.items()
+    }
 
 
 def _sampled(x: Tensor, wanted: Tensor, seed: int) -> Signal:
