@@ -29,21 +29,25 @@ class _Graph:
 
 
 class StepRunner:
-    """Calls a step, from a graph where that is possible.
+    """Calls a step, from a graph where that pays.
 
-    The first step of a shape runs eagerly, which also makes the optimizer's state; the second is
-    captured. What a step reads and writes must stay where it is until `reset`.
+    The first step runs eagerly: libraries set themselves up in it, and the optimizer its state.
+    After that every new shape is captured at once, in memory that all graphs share: running it
+    eagerly before would hold its activations twice. What a step reads and writes must stay where it
+    is until `reset`.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
+    def __init__(self, step: Step, device: torch.device, *, captures: bool = True) -> None:
+        """captures: whether launching kernels takes longer than what they compute, as it does for
+        a step of one small run; on CUDA only."""
         self._step = step
         self._device = device
-        self._captures = device.type == "cuda"
+        self._captures = captures and device.type == "cuda"
         self.reset()
 
     def reset(self) -> None:
         """Forget every graph: parameters or the optimizer are other objects from now on."""
-        self._seen: set[tuple[int, int]] = set()
+        self._ran = False
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
@@ -58,11 +62,11 @@ class StepRunner:
             found = self._graphs[shape]
             found.indices.copy_(indices)
             found.graph.replay()
-        elif shape in self._seen:
+        elif self._ran:
             self._graphs[shape] = captured = self._capture(indices, padded)
             captured.graph.replay()
         else:
-            self._seen.add(shape)
+            self._ran = True
             # Not the default stream: what autograd sets up there cannot be captured later.
             stream = torch.cuda.Stream(self._device)
             stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -73,10 +77,11 @@ class StepRunner:
     def _capture(self, indices: Tensor, padded: int) -> _Graph:
         static = indices.clone()
         graph = torch.cuda.CUDAGraph()
-        # A collection during the capture could free CUDA objects, which would spoil it. What the
-        # eager step kept for reuse, a graph's own memory cannot reuse.
+        # A collection during the capture could free CUDA objects, which would spoil it. What eager
+        # work kept for reuse, a graph's own memory cannot reuse.
         gc.collect()
         torch.cuda.empty_cache()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Relaxed: a kernel that this shape is the first to need is loaded during the capture.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="relaxed"):
             self._step(static, padded)
         return _Graph(graph, static)

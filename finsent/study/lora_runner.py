@@ -321,6 +321,7 @@ class CellTrainer:
             backbone=backbone,
             dataset=cell.dataset,
             epochs=self._study.epochs or base.epochs,
+            learning_rate=regime.learning_rate or base.learning_rate,
             prompt_suffix=cue(recipe, cell.dataset),
             lora=replace(
                 base.lora, r=regime.r, alpha=2.0 * regime.r, last_layers=regime.last_layers

@@ -32,6 +32,9 @@ from finsent.training import batch_order, class_weights, epoch_batches, learning
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of AdamW, as torch has them."""
+CAPTURED_SENTENCES = 256
+"""Steps of fewer sentences, all runs together, are captured: from there on a GPU takes longer to
+compute a kernel than Python takes to launch the next."""
 EVALUATION_TOKENS = 65536
 """Padded tokens of an evaluation batch, all runs together."""
 
@@ -239,7 +242,9 @@ class _Trainer:
         self._factors = [1.0 if row.start is None else after for row in rows]
         self._optimizer = _Optimizer(stack, config)
         self._loss_sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
-        self._run_step = StepRunner(self._step, device)
+        self._run_step = StepRunner(
+            self._step, device, captures=len(rows) * config.batch_size < CAPTURED_SENTENCES
+        )
         self._rules = [GrowthRule(ground.dendrites, config.epochs) for _ in rows]
         self._forks = {i: row.start for i, row in enumerate(rows) if row.start is not None}
         runs = len(rows)
@@ -253,6 +258,7 @@ class _Trainer:
 
     def loss_of(self, where: Tensor, longest: int) -> Tensor:
         """Mean weighted loss of each run (K,) for texts (K, B), -1 where a run has fewer."""
+        where = where.to(self._ground.device)
         config = self._ground.config
         real = (where >= 0).float()
         texts = where.clamp(min=0)
@@ -290,19 +296,26 @@ class _Trainer:
             else {}
             for row, n, on in zip(rows, self._per_epoch, active, strict=True)
         ]
+        steps: list[list[list[int]]] = []
+        rates: list[list[list[float]]] = []
         for place in batch_order(max(self._per_epoch), epoch):
             batches = [plan.get(place, []) for plan in plans]
             if not any(batches):
                 continue
-            rates = []
+            steps.append(batches)
+            rates.append([])
             for row, batch in enumerate(batches):
                 total = self._per_epoch[row] * config.epochs
                 scheduled = learning_rate_at(self._steps[row], total, config)
-                rates.append([self._factors[row] * scheduled])
+                rates[-1].append([self._factors[row] * scheduled])
                 self._steps[row] += bool(batch)
-            self._optimizer.rates.copy_(torch.tensor(rates))
-            where, longest = self._packed(batches, config.batch_size)
-            self._run_step(where.flatten(), longest)
+        # One transfer an epoch; a transfer a step would make every step wait for the host.
+        packed = [self._packed(batches, config.batch_size) for batches in steps]
+        where = torch.stack([texts for texts, _ in packed]).to(self._ground.device)
+        on_device = torch.tensor(rates).to(self._ground.device)
+        for index, (batches, (_, longest)) in enumerate(zip(steps, packed, strict=True)):
+            self._optimizer.rates.copy_(on_device[index])
+            self._run_step(where[index].flatten(), longest)
             step_done(sum(map(bool, batches)))
         self._validated(epoch, active)
 
@@ -313,7 +326,7 @@ class _Trainer:
         """(K, width) texts, -1 where there are fewer, and the tokens of the longest."""
         texts = torch.tensor([[*batch, *[-1] * (width - len(batch))] for batch in batches])
         longest = max(self._lengths[i] for batch in batches for i in batch)
-        return texts.to(self._ground.device), longest
+        return texts, longest
 
     def refining_batches(self) -> tuple[list[tuple[Tensor, int]], list[tuple[Tensor, int]]]:
         """Batches for fitting candidates and for choosing, as the next epoch would make them."""
@@ -346,7 +359,7 @@ class _Trainer:
         parts = []
         for columns in token_batches(widths, max(1, EVALUATION_TOKENS // len(indices))):
             texts, longest = self._packed([[row[c] for c in columns] for row in padded], 0)
-            logits = self._logits(texts.clamp(min=0), longest)
+            logits = self._logits(texts.clamp(min=0).to(self._ground.device), longest)
             parts.append(logits.float().cpu())
         joined = torch.cat(parts, dim=1)
         found = []

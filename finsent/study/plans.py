@@ -139,6 +139,8 @@ class LoraRegime:
     placement: tuple[str, ...] = ("lora_B", "score")
     fraction: float = 1.0
     """Share of the training part."""
+    learning_rate: float | None = None
+    """None: the recipe's."""
     recipes: tuple[str, ...] = ("grown",)
     """Keys of LORA_RECIPES. They share the baseline and the controls."""
 
@@ -180,21 +182,39 @@ def _named(regimes: tuple[R, ...], name: str, study: str) -> R:
     raise StudyError(f"study {study!r} has no regime {name!r}; it has {known}")
 
 
+_BOTH = tuple(LORA_RECIPES)
+_FEW_BLOCKS_RATE = 1e-3
+"""Chosen on validation for few adapted blocks (LOG.md); all arms share it."""
+
 LORA = LoraStudy(
     name="lora",
     datasets=("allagree", "50agree"),
     regimes=(
         LoraRegime("r8-all"),
         *(
-            LoraRegime(f"r{r}-last{layers}", r=r, last_layers=layers)
+            LoraRegime(
+                f"r{r}-last{layers}",
+                r=r,
+                last_layers=layers,
+                learning_rate=_FEW_BLOCKS_RATE,
+                recipes=_BOTH,
+            )
             for r in (1, 4, 16)
             for layers in (1, 4)
         ),
+        *(
+            LoraRegime(
+                f"r8-last1-{name}",
+                last_layers=1,
+                placement=(placement,),
+                learning_rate=_FEW_BLOCKS_RATE,
+                recipes=_BOTH,
+            )
+            for name, placement in (("head", "score"), ("lora", "lora_B"))
+        ),
+        LoraRegime("r8-all-data-10", fraction=0.1),
         LoraRegime("r1-all", r=1),
         LoraRegime("r16-all", r=16),
-        LoraRegime("r8-last1-head", last_layers=1, placement=("score",)),
-        LoraRegime("r8-last1-lora", last_layers=1, placement=("lora_B",)),
-        LoraRegime("r8-all-data-10", fraction=0.1),
     ),
 )
 
