@@ -26,7 +26,7 @@ TITLES = {
     "heads-held-out": "Heads whose candidates leave validation alone",
     "heads-penalised": "Heads under larger penalties",
     "cross-domain": "Heads tested on other data sets",
-    "lora": "LoRA adapters, dendrites grown by PerforatedAI",
+    "lora": "LoRA adapters, dendrites as PerforatedAI grows them",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
 }
 """What the registered studies are about; another goes by its name."""
@@ -37,7 +37,7 @@ RULES = (
     "`-head` and `-lora` grow dendrites only there; `default` is the leaderboard's.",
     "Recipes: `random-k` and `refined-k` grow up to k dendrites a class, from a random start or "
     "from candidates trained on what the head still gets wrong; `grown` and `grown-refined` "
-    "leave growing to PerforatedAI, from the same two starts.",
+    "grow one on every map when PerforatedAI would, from the same two starts.",
 )
 ARM_RULES = {
     "baseline": "a linear head, or LoRA with one",
