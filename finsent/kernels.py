@@ -257,15 +257,15 @@ def _read(
 ):  # fmt: skip
     """Some columns of queries, keys or values, (BL, columns), and what `_adapted` adds to them."""
     inside = real[:, None] & known[None, :]
-    y = tl.load(joined + rows[:, None] * SPLIT + AT + columns[None, :], mask=inside, other=0.0)
+    y = tl.load(joined + rows[:, None] * SPLIT + AT + columns[None, :], mask=inside)
     base, extra, factor = y, y, y
     if RANK > 0:
         weights = up + tl.arange(0, BR)[:, None] * WIDTH + columns[None, :]
-        base = tl.load(weights, mask=known[None, :], other=0.0)
+        base = tl.load(weights, mask=known[None, :])
         if DENDRITES > 0:
-            extra = tl.load(weights + BR * WIDTH, mask=known[None, :], other=0.0)
+            extra = tl.load(weights + BR * WIDTH, mask=known[None, :])
             factor = tl.load(mix + columns, mask=known, other=0.0)
-    return y, base, extra, factor
+    return y, base, extra, factor, inside, known
 
 
 @triton.jit
@@ -273,10 +273,13 @@ def _adapted(
     read, low, RANK: tl.constexpr, DENDRITES: tl.constexpr, ACTIVATION: tl.constexpr
 ):  # fmt: skip
     """What `_read` found with the adapter's second map of low (BL, BR) added."""
-    y, base, extra, factor = read
+    y, base, extra, factor, inside, known = read
+    y = tl.where(inside, y, 0.0)
     if RANK > 0:
+        base = tl.where(known[None, :], base, 0.0)
         total = tl.dot(low, base, y.to(tl.float32), input_precision="ieee")
         if DENDRITES > 0:
+            extra = tl.where(known[None, :], extra, 0.0)
             drive = tl.dot(low, extra, input_precision="ieee")
             total += factor.to(tl.float32)[None, :] * _activated(drive, ACTIVATION)
         y = total.to(y.dtype)
@@ -306,7 +309,8 @@ def attend_kernel(
     for those that stay.
 
     A program is short, and waits for memory: so everything is read before anything is computed,
-    and each column once."""
+    and each column once. Masks are applied after the barrier, not in the loads: else the compiler
+    puts every load's way through shared memory, which waits for it, before the next load."""
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
@@ -326,7 +330,6 @@ def attend_kernel(
         low = tl.load(
             z + rows[:, None] * RANKS + r[None, :],
             mask=real[:, None] & (r < RANKS)[None, :],
-            other=0.0,
         )
     q1 = _read(joined, up_q, mix_q, rows, real, mine + t, in_t, 0, q_at, SPLIT, RANK_Q, BR,
                DENDRITES)  # fmt: skip
@@ -338,10 +341,10 @@ def attend_kernel(
                DENDRITES)  # fmt: skip
     angles = at[:, None] * TURNING + t[None, :]
     turning = real[:, None] & in_t[None, :]
-    c1 = tl.load(cos + angles, mask=turning, other=0.0).to(tl.float32)
-    s1 = tl.load(sin + angles, mask=turning, other=0.0).to(tl.float32)
-    c2 = tl.load(cos + half + angles, mask=turning, other=0.0).to(tl.float32)
-    s2 = tl.load(sin + half + angles, mask=turning, other=0.0).to(tl.float32)
+    c1 = tl.load(cos + angles, mask=turning)
+    s1 = tl.load(sin + angles, mask=turning)
+    c2 = tl.load(cos + half + angles, mask=turning)
+    s2 = tl.load(sin + half + angles, mask=turning)
     if SIZE > TURNING:
         q3 = _read(joined, up_q, mix_q, rows, real, mine + s, in_s, 0, q_at, SPLIT, RANK_Q, BR,
                    DENDRITES)  # fmt: skip
@@ -349,6 +352,11 @@ def attend_kernel(
                    DENDRITES)  # fmt: skip
     v = _read(joined, up_v, mix_v, rows, real, its + d, in_d, q_at + kv, kv, SPLIT, RANK_V, BR,
               DENDRITES)  # fmt: skip
+    tl.debug_barrier()
+    if RANKS > 0:
+        low = tl.where(real[:, None] & (r < RANKS)[None, :], low, 0.0)
+    c1, s1 = tl.where(turning, c1, 0.0).to(tl.float32), tl.where(turning, s1, 0.0).to(tl.float32)
+    c2, s2 = tl.where(turning, c2, 0.0).to(tl.float32), tl.where(turning, s2, 0.0).to(tl.float32)
     qa, qb = _turned(_adapted(q1, low, RANK_Q, DENDRITES, ACTIVATION),
                      _adapted(q2, low, RANK_Q, DENDRITES, ACTIVATION), c1, s1, c2, s2)  # fmt: skip
     ka, kb = _turned(_adapted(k1, low, RANK_K, DENDRITES, ACTIVATION),
