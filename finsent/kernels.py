@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra import cuda
 
 BLOCK = tl.constexpr(64)
 """4-bit weights that share a scale."""
@@ -155,10 +155,10 @@ def into_kernel(
     (RANKS, K), to z (M, RANKS). One program for every BN columns, and one for the adapters."""
     tile = tl.program_id(0)
     if EARLY:
-        gdc_launch_dependents()
+        cuda.gdc_launch_dependents()
         if AHEAD > 0:
             _prefetch(w, N, tile, 0, BN, K // 2 if PACKED else 2 * K, AHEAD)
-        gdc_wait()
+        cuda.gdc_wait()
     m = tl.arange(0, BM)[None, :]
     if RANKS > 0 and tile == tl.num_programs(0) - 1:
         total = _dense(x, down, M, RANKS, K, 0, 0, K // BK, BM, BN, BK)
@@ -192,11 +192,11 @@ def out_kernel(
     tile, piece = tl.program_id(0), tl.program_id(1)
     start = piece * STEPS * BK
     if EARLY:
-        gdc_launch_dependents()
+        cuda.gdc_launch_dependents()
         if AHEAD > 0:
             row: tl.constexpr = K // 2 if PACKED else 2 * K
             _prefetch(w, N, tile, start // 2 if PACKED else 2 * start, BN, row, AHEAD)
-        gdc_wait()
+        cuda.gdc_wait()
     if PACKED:
         steps: tl.constexpr = STEPS * BK // BLOCK
         total = _packed(x, w, scales, code, M, N, K, tile, start, steps, BM, BN, PTX)
@@ -216,8 +216,8 @@ def norm_kernel(
     """x (M, N) plus the second product of the block before and its bias, in place; its LayerNorm to
     normed (M, N). One program a row."""
     if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
     row = tl.program_id(0)
     n = tl.arange(0, BN)
     real = n < N
@@ -312,8 +312,8 @@ def attend_kernel(
     and each column once. Masks are applied after the barrier, not in the loads: else the compiler
     puts every load's way through shared memory, which waits for it, before the next load."""
     if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
     text, head = tl.program_id(0), tl.program_id(1)
     mine, its = head * SIZE, head // (HEADS // KV_HEADS) * SIZE
     at = tl.arange(0, BL)
