@@ -454,54 +454,102 @@ OUT = {
 }  # fmt: skip
 
 
-def tune(bench: Bench, precision: str, seconds: float) -> None:
-    """Other ways of cutting the products, one changed at a time; the best joins the variants.
+class Cuts:
+    """Device times of a whole sentence by launch, so that what one costs the kernels around it
+    counts. measure: microseconds, infinite for a launch that fails."""
 
-    Device time of a whole sentence, so that what a cut costs the kernels around it counts.
-    """
-    started = time.perf_counter()
-    decoder, arms = bench.fused(precision)
-    rows = pad(bench.sentence, TOKENS).to(GPU)
-    ids, last = rows[:, :-1], rows[:, -1]
-    standard = FewRows(decoder, arms["baseline"]).launch
-    best = standard
-    found: dict[str, float | str] = {}
+    def __init__(self, bench: Bench, precision: str) -> None:
+        self._bench, self._precision = bench, precision
+        self._decoder, self._arms = bench.fused(precision)
+        rows = pad(bench.sentence, TOKENS).to(GPU)
+        self._ids, self._last = rows[:, :-1], rows[:, -1]
+        self.standard = FewRows(self._decoder, self._arms["baseline"]).launch
 
-    def measure(launch: Launch) -> float:
-        name = " ".join(
-            [*(str(dataclasses.astuple(t)) for t in (launch.into, launch.out)), f"{launch.ptx}"]
+    def measure(self, launch: Launch, arm: str = "baseline") -> float:
+        """Under the name of what differs from the standard one."""
+        name = f"{arm} " + (
+            " ".join(
+                f"{field.name}={value!r}".replace("Tiles", "")
+                for field in dataclasses.fields(launch)
+                if (value := getattr(launch, field.name)) != getattr(self.standard, field.name)
+            )
+            or "standard"
         )
+        found = self._bench.result.setdefault("cuts_us", {}).setdefault(self._precision, {})
         try:
-            model = FewRows(decoder, arms["baseline"], launch)
-            elapsed = graph_time(model, ids, last)
+            model = FewRows(self._decoder, self._arms[arm], launch)
+            elapsed = graph_time(model, self._ids, self._last)
             found[name] = round(elapsed, 1)
+        except TimeoutError:
+            raise
         except Exception as error:
             # A cut may ask for more shared memory than there is; the others go on.
             found[name] = f"{type(error).__name__}: {error}"[:200]
             torch.cuda.synchronize()
             return float("inf")
         finally:
-            print(precision, name, found.get(name), flush=True)
+            print(self._precision, name, found.get(name), flush=True)
         return elapsed
 
-    shortest = measure(best)
+    def add(self, best: Launch, kind: str) -> None:
+        """The best launch as a variant, unless it is the standard one."""
+        self._bench.result.setdefault("best_cut", {})[f"{self._precision}, {kind}"] = repr(best)
+        if best != self.standard:
+            self._bench.add_graphed(
+                f"few rows {self._precision}, {kind}",
+                self._precision,
+                partial(FewRows, launch=best),
+            )
+
+
+def tune(bench: Bench, precision: str, seconds: float) -> None:
+    """Other ways of cutting the products, one changed at a time; the best joins the variants."""
+    started = time.perf_counter()
+    cuts = Cuts(bench, precision)
+    best = cuts.standard
+    shortest = cuts.measure(best)
     ways: list[tuple[str, Any]] = [("into", cut) for cut in INTO[precision]]
     others: list[tuple[str, Any]] = [("out", cut) for cut in OUT[precision]]
     if precision == "nf4":
-        ways.insert(0, ("ptx", not standard.ptx))
+        ways.insert(0, ("ptx", not best.ptx))
     # Both products in turn: whatever is left out for time is left out of both.
     order = itertools.chain.from_iterable(itertools.zip_longest(ways, others))
     for way in order:
         if way is None or time.perf_counter() - started > seconds:
             continue
         launch = dataclasses.replace(best, **dict([way]))
-        elapsed = measure(launch)
+        elapsed = cuts.measure(launch)
         if elapsed < shortest:
             shortest, best = elapsed, launch
-    bench.result.setdefault("cuts_us", {})[precision] = found
-    bench.result.setdefault("best_cut", {})[precision] = repr(best)
-    if best != standard:
-        bench.add_graphed(f"few rows {precision}, tuned", precision, partial(FewRows, launch=best))
+    cuts.add(best, "tuned")
+
+
+WARPS: list[dict[str, Any]] = [{"attend_warps": 8}, {"norm_warps": 16}, {"norm_warps": 4}]
+EARLY: list[dict[str, Any]] = [
+    {"early": True, "ahead": ahead} for ahead in ((0, 0), (256, 512), (512, 1024), (1024, 2560))
+]
+
+
+def around(bench: Bench, precision: str, seconds: float) -> None:
+    """Warps of the short kernels, and starting kernels early: both arms' times together decide."""
+    started = time.perf_counter()
+    cuts = Cuts(bench, precision)
+
+    def both(launch: Launch) -> float:
+        return sum(cuts.measure(launch, arm) for arm in bench.adapters)
+
+    best = cuts.standard
+    shortest = both(best)
+    for kind, ways in (("warps", WARPS), ("early", EARLY)):
+        for way in ways:
+            if time.perf_counter() - started > seconds:
+                break
+            launch = dataclasses.replace(best, **way)
+            elapsed = both(launch)
+            if elapsed < shortest:
+                shortest, best = elapsed, launch
+        if kind == "warps" or best.early:
+            cuts.add(best, kind)
 
 
 def rows_limit(bench: Bench) -> None:
@@ -524,29 +572,35 @@ def rows_limit(bench: Bench) -> None:
 
 
 def profile(bench: Bench) -> None:
-    """Kernels of one answer of the fastest variant by time, summed by name."""
+    """Kernels of one answer of the fastest variant at each precision, both arms."""
     names = [name for name in bench.calls if name in bench.stats and "eager" not in name]
     for precision in ("bf16", "nf4"):
-        of_it = [name for name in names if precision in name and name.endswith("dendritic")]
+        of_it = [name for name in names if precision in name and name.endswith("baseline")]
         if not of_it:
             continue
-        name = min(of_it, key=lambda n: bench.stats[n].p50_ms)
-        activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities) as profiler:
-            bench.calls[name]()
-            torch.cuda.synchronize()
-        rows = sorted(
-            (
-                (round(event.self_device_time_total, 1), event.count, event.key[:100])
-                for event in profiler.key_averages()
-                if event.self_device_time_total > 0
-            ),
-            reverse=True,
-        )[:20]
-        print(f"-- {name}: microseconds, calls, kernel")
-        for row in rows:
-            print(*row)
-        bench.result.setdefault("kernels_us", {})[name] = rows
+        fastest = min(of_it, key=lambda n: bench.stats[n].p50_ms)
+        for arm in bench.adapters:
+            kernels_of(bench, fastest.replace("baseline", arm))
+
+
+def kernels_of(bench: Bench, name: str) -> None:
+    """Microseconds, calls and name of every kernel of one answer, the longest first."""
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiler:
+        bench.calls[name]()
+        torch.cuda.synchronize()
+    rows = sorted(
+        (
+            (round(event.self_device_time_total, 1), event.count, event.key[:100])
+            for event in profiler.key_averages()
+            if event.self_device_time_total > 0
+        ),
+        reverse=True,
+    )[:20]
+    print(f"-- {name}: microseconds, calls, kernel")
+    for row in rows:
+        print(*row)
+    bench.result.setdefault("kernels_us", {})[name] = rows
 
 
 def corpus(bench: Bench) -> None:
@@ -624,6 +678,8 @@ def in_use(bench: Bench, precision: Precision) -> None:
 PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
     "few": (40, partial(few_rows, precision="bf16")),
     "few-nf4": (40, partial(few_rows, precision="nf4")),
+    "around": (30, partial(around, precision="bf16", seconds=16)),
+    "around-nf4": (30, partial(around, precision="nf4", seconds=16)),
     "tune": (45, partial(tune, precision="bf16", seconds=30)),
     "tune-nf4": (40, partial(tune, precision="nf4", seconds=22)),
     "compiled": (45, partial(with_torch_compile, precision="bf16")),
@@ -642,7 +698,7 @@ PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
 }
 """Seconds, and what to do; the first in this order matter most."""
 TIMED = {"few", "few-nf4", "tune", "tune-nf4", "compiled", "eager", "autotuned", "uncompiled"}
-TIMED |= {"compiled-nf4"}
+TIMED |= {"compiled-nf4", "around", "around-nf4"}
 """Parts that add variants, after which all are timed anew."""
 
 

@@ -42,11 +42,18 @@ class Launch:
     out: Tiles
     ptx: bool = False
     """4-bit codes by byte permutation; else by a table, which the interpreter can do as well."""
+    attend_warps: int = 4
+    norm_warps: int = 8
+    early: bool = False
+    """Start a kernel while the one before it still runs (from compute capability 9.0 on)."""
+    ahead: tuple[int, int] = (0, 0)
+    """With `early`: columns of a program's part of both products fetched to L2 before it waits."""
 
 
-# Every program must be on the device at once: what waits for a second turn doubles the time.
-DENSE = Launch(Tiles(128, 64, 4, 5), Tiles(64, 128, 4, 4, pieces=5))
-PACKED = Launch(Tiles(64, 64, 4, 6), Tiles(64, 64, 4, 6, pieces=8), ptx=True)
+# The fastest of those in bench/results/serve_gpu.json (cuts_us), on one H200. Every program must be
+# on the device at once: what waits for a second turn doubles the time.
+DENSE = Launch(Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 6, pieces=5))
+PACKED = Launch(Tiles(64, 64, 4, 4), Tiles(64, 64, 4, 4, pieces=8), ptx=True)
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,14 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Up:
-    """An adapter's second map on queries, keys or values; rank 0 when there is none."""
+    """An adapter's second map on queries, keys or values; rank 0 when there is none.
+
+    weights (1 + dendrites, ranks of all maps as a power of two, outputs): zeros but in its own
+    ranks' rows, so that one reading of the first maps' results serves all.
+    """
 
     weights: Tensor
     mix: Tensor
-    start: int = 0
     rank: int = 0
 
 
@@ -106,6 +116,7 @@ class FewRows:
             raise FusionError("4-bit products and others in one decoder")
         self._packed = kinds.pop()
         self.launch = launch or (PACKED if self._packed else DENSE)
+        self._started: dict[str, Any] = {"launch_pdl": True} if self.launch.early else {}
         heads = decoder.heads
         self._split = (heads.queries + 2 * heads.keys) * heads.size
         self._attended = heads.queries * heads.size
@@ -129,12 +140,15 @@ class FewRows:
         ((_, ranks, outputs),) = delta.groups
         starts = [part.outputs.start for part in block.parts["into"].values()][:3]
         ups = [none, none, none]
-        kinds, start = set(), 0
+        kinds, start, most = set(), 0, _power(sum(ranks))
         for rank, output, up in zip(ranks, outputs, delta.ups, strict=True):
             if output.start not in starts or up.n_dendrites > 1 or up.biases is not None:
                 raise FusionError("adapters with many dendrites or biases, or on the MLP")
+            maps = up.weights.reshape(1 + up.n_dendrites, -1, rank).transpose(1, 2)
+            weights = maps.new_zeros(maps.shape[0], most, maps.shape[2])
+            weights[:, start : start + rank] = maps
             mix = up.weights if up.output_weights is None else up.output_weights.contiguous()
-            ups[starts.index(output.start)] = _Up(up.weights.contiguous(), mix, start, rank)
+            ups[starts.index(output.start)] = _Up(weights, mix, rank)
             kinds.add((up.n_dendrites, up.activation))
             start += rank
         if len(kinds) > 1 or start > MOST_RANKS:
@@ -183,7 +197,8 @@ class FewRows:
         width = self._hidden
         kernels.norm_kernel[(x.shape[0],)](
             x, partial, bias, norm.weight, norm.bias, to, x.shape[0], norm.eps,
-            N=width, PIECES=n, PACKED=packed, BN=_power(width), num_warps=8,
+            N=width, PIECES=n, PACKED=packed, BN=_power(width), EARLY=self.launch.early,
+            num_warps=self.launch.norm_warps, **self._started,
         )  # fmt: skip
 
     def _first(
@@ -195,8 +210,9 @@ class FewRows:
             x, w.weight, w.scales, w.code, w.bias, lora.down, joined, inner, z, x.shape[0],
             N=self._wide, K=self._hidden, SPLIT=self._split, ATTENDED=self._attended,
             INNER=self._inner, RANKS=lora.ranks, PACKED=w.packed, PTX=self.launch.ptx,
-            BM=_power(x.shape[0]), BN=tiles.rows, BK=tiles.step,
-            num_warps=tiles.warps, num_stages=tiles.stages,
+            BM=_power(x.shape[0]), BN=tiles.rows, BK=tiles.step, EARLY=self.launch.early,
+            AHEAD=self._ahead(w, self.launch.ahead[0], self._hidden),
+            num_warps=tiles.warps, num_stages=tiles.stages, **self._started,
         )  # fmt: skip
 
     def _attend(
@@ -210,11 +226,11 @@ class FewRows:
             length, heads.size**-0.5,
             HEADS=heads.queries, KV_HEADS=heads.keys, SIZE=heads.size, TURNING=cos.shape[-1],
             SPLIT=self._split, INNER=self._inner, RANKS=lora.ranks,
-            FROM_Q=q.start, FROM_K=k.start, FROM_V=v.start,
-            RANK_Q=q.rank, RANK_K=k.rank, RANK_V=v.rank,
-            BR=_power(max(q.rank, k.rank, v.rank)),
+            RANK_Q=q.rank, RANK_K=k.rank, RANK_V=v.rank, BR=_power(lora.ranks),
             DENDRITES=lora.dendrites, ACTIVATION=lora.activation, PACKED=self._packed,
-            BL=_power(length), BD=_power(heads.size), num_warps=4,
+            BL=_power(length), BD=_power(heads.size), BT=_power(cos.shape[-1] // 2),
+            BS=_power(heads.size - cos.shape[-1]), EARLY=self.launch.early,
+            num_warps=self.launch.attend_warps, **self._started,
         )  # fmt: skip
 
     def _second(self, x: Tensor, w: _Weights, partial: Tensor, steps: int) -> None:
@@ -223,9 +239,16 @@ class FewRows:
         kernels.out_kernel[grid](
             x, w.weight, w.scales, w.code, partial, x.shape[0],
             N=self._hidden, K=self._inner, STEPS=steps, PACKED=w.packed, PTX=self.launch.ptx,
-            BM=_power(x.shape[0]), BN=tiles.rows, BK=tiles.step,
-            num_warps=tiles.warps, num_stages=tiles.stages,
+            BM=_power(x.shape[0]), BN=tiles.rows, BK=tiles.step, EARLY=self.launch.early,
+            AHEAD=self._ahead(w, self.launch.ahead[1], steps * tiles.step),
+            num_warps=tiles.warps, num_stages=tiles.stages, **self._started,
         )  # fmt: skip
+
+    @staticmethod
+    def _ahead(w: _Weights, columns: int, most: int) -> int:
+        """Bytes of a weight row that a program fetches early."""
+        columns = min(columns, most)
+        return columns // 2 if w.packed else columns * w.weight.element_size()
 
 
 def require_phi(decoder: FusedDecoder) -> None:

@@ -4,6 +4,9 @@ With few rows a product takes as long as reading its weights. So these read them
 the larger operand, unpack 4-bit ones in registers, and leave no kernel of their own to activations,
 rotations, adapters, sums or norms. `finsent.few_rows` puts them together.
 
+EARLY: a kernel starts while the one before it still runs, and waits for all of that one's results
+before it touches any memory but weights. AHEAD: bytes of every weight row asked for meanwhile.
+
 Weights are (N, K), rows of activations (M, K). For 4-bit weights the columns of activations lie in
 the order of `place`, because a packed byte holds an even column and the odd one after it.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra import cuda
 
 BLOCK = tl.constexpr(64)
 """4-bit weights that share a scale."""
@@ -125,16 +129,36 @@ def _packed(x, w, scales, code, M, N, K: tl.constexpr, tile, start, STEPS: tl.co
 
 
 @triton.jit
+def _prefetch(w, N, tile, start, BN: tl.constexpr, ROW: tl.constexpr, AHEAD: tl.constexpr):
+    """Asks for AHEAD bytes of BN weight rows of ROW bytes, from byte `start`, in the L2 cache."""
+    n = tl.minimum(tile * BN + tl.arange(0, BN), N - 1)
+    bytes_ = w.to(tl.pointer_type(tl.uint8)) + n * ROW + start
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
+        "=r,l,r",
+        [bytes_, tl.full([BN], AHEAD, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def into_kernel(
     x, w, scales, code, bias, down, qkv, inner, z, M,
     N: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, ATTENDED: tl.constexpr,
     INNER: tl.constexpr, RANKS: tl.constexpr, PACKED: tl.constexpr, PTX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """A block's first product. x (M, K). Columns below SPLIT go to qkv (M, SPLIT), the others
     through GELU to inner (M, INNER) from column ATTENDED on; the adapters' first maps, down
     (RANKS, K), to z (M, RANKS). One program for every BN columns, and one for the adapters."""
     tile = tl.program_id(0)
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        if AHEAD > 0:
+            _prefetch(w, N, tile, 0, BN, K // 2 if PACKED else 2 * K, AHEAD)
+        cuda.gdc_wait()
     m = tl.arange(0, BM)[None, :]
     if RANKS > 0 and tile == tl.num_programs(0) - 1:
         total = _dense(x, down, M, RANKS, K, 0, 0, K // BK, BM, BN, BK)
@@ -161,11 +185,18 @@ def out_kernel(
     x, w, scales, code, partial, M,
     N: tl.constexpr, K: tl.constexpr, STEPS: tl.constexpr, PACKED: tl.constexpr,
     PTX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """A block's second product, in pieces along K to occupy the whole device. x (M, K) to partial
     (pieces, M, N) fp32, whose sum is the product. A piece is STEPS * BK columns."""
     tile, piece = tl.program_id(0), tl.program_id(1)
     start = piece * STEPS * BK
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        if AHEAD > 0:
+            row: tl.constexpr = K // 2 if PACKED else 2 * K
+            _prefetch(w, N, tile, start // 2 if PACKED else 2 * start, BN, row, AHEAD)
+        cuda.gdc_wait()
     if PACKED:
         steps: tl.constexpr = STEPS * BK // BLOCK
         total = _packed(x, w, scales, code, M, N, K, tile, start, steps, BM, BN, PTX)
@@ -180,9 +211,13 @@ def out_kernel(
 def norm_kernel(
     x, partial, bias, weight, shift, normed, M, eps,
     N: tl.constexpr, PIECES: tl.constexpr, PACKED: tl.constexpr, BN: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """x (M, N) plus the second product of the block before and its bias, in place; its LayerNorm to
     normed (M, N). One program a row."""
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
     row = tl.program_id(0)
     n = tl.arange(0, BN)
     real = n < N
@@ -215,38 +250,47 @@ def _activated(drive, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _drive(low, up, columns, known, r, RANK: tl.constexpr):
-    """Columns of low (BL, BR) times up (columns, RANK), transposed."""
-    inside = known[None, :] & (r < RANK)[:, None]
-    part = tl.load(up + columns[None, :] * RANK + r[:, None], mask=inside, other=0.0)
-    return tl.dot(low, part, input_precision="ieee")
+def _read(
+    joined, up, mix, rows, real, columns, known,
+    AT: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, RANK: tl.constexpr,
+    BR: tl.constexpr, DENDRITES: tl.constexpr,
+):  # fmt: skip
+    """Some columns of queries, keys or values, (BL, columns), and what `_adapted` adds to them."""
+    inside = real[:, None] & known[None, :]
+    y = tl.load(joined + rows[:, None] * SPLIT + AT + columns[None, :], mask=inside)
+    base, extra, factor = y, y, y
+    if RANK > 0:
+        weights = up + tl.arange(0, BR)[:, None] * WIDTH + columns[None, :]
+        base = tl.load(weights, mask=known[None, :])
+        if DENDRITES > 0:
+            extra = tl.load(weights + BR * WIDTH, mask=known[None, :])
+            factor = tl.load(mix + columns, mask=known, other=0.0)
+    return y, base, extra, factor, inside, known
 
 
 @triton.jit
-def _values(
-    joined, z, up, mix, rows, real, columns, known,
-    AT: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, RANKS: tl.constexpr,
-    FROM: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, DENDRITES: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+def _adapted(
+    read, low, RANK: tl.constexpr, DENDRITES: tl.constexpr, ACTIVATION: tl.constexpr
 ):  # fmt: skip
-    """Some columns of queries, keys or values (BL, BD) with the adapter's second map added."""
-    inside = real[:, None] & known[None, :]
-    y = tl.load(joined + rows[:, None] * SPLIT + AT + columns[None, :], mask=inside, other=0.0)
+    """What `_read` found with the adapter's second map of low (BL, BR) added."""
+    y, base, extra, factor, inside, known = read
+    y = tl.where(inside, y, 0.0)
     if RANK > 0:
-        r = tl.arange(0, BR)
-        low = tl.load(
-            z + rows[:, None] * RANKS + FROM + r[None, :],
-            mask=real[:, None] & (r < RANK)[None, :],
-            other=0.0,
-        )
-        total = y.to(tl.float32) + _drive(low, up, columns, known, r, RANK)
+        base = tl.where(known[None, :], base, 0.0)
+        total = tl.dot(low, base, y.to(tl.float32), input_precision="ieee")
         if DENDRITES > 0:
-            drive = _drive(low, up + WIDTH * RANK, columns, known, r, RANK)
-            output = _activated(drive, ACTIVATION)
-            factor = tl.load(mix + columns, mask=known, other=0.0).to(tl.float32)
-            total += factor[None, :] * output
+            extra = tl.where(known[None, :], extra, 0.0)
+            drive = tl.dot(low, extra, input_precision="ieee")
+            total += factor.to(tl.float32)[None, :] * _activated(drive, ACTIVATION)
         y = total.to(y.dtype)
     return y
+
+
+@triton.jit
+def _turned(first, second, c1, s1, c2, s2):
+    """Both halves of the columns that turn, by their angles' cosines and sines."""
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    return (a * c1 - b * s1).to(first.dtype), (b * c2 + a * s2).to(first.dtype)
 
 
 @triton.jit
@@ -254,49 +298,80 @@ def attend_kernel(
     joined, z, up_q, up_k, up_v, mix_q, mix_k, mix_v, cos, sin, inner, L, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, TURNING: tl.constexpr,
     SPLIT: tl.constexpr, INNER: tl.constexpr, RANKS: tl.constexpr,
-    FROM_Q: tl.constexpr, FROM_K: tl.constexpr, FROM_V: tl.constexpr,
     RANK_Q: tl.constexpr, RANK_K: tl.constexpr, RANK_V: tl.constexpr, BR: tl.constexpr,
     DENDRITES: tl.constexpr, ACTIVATION: tl.constexpr, PACKED: tl.constexpr,
-    BL: tl.constexpr, BD: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Causal attention of one head of one text. joined (B * L, SPLIT): queries, keys, values; the
-    result to inner (B * L, INNER). up_* ((1 + DENDRITES) * width, RANK_*): an adapter's second map
-    and its dendrites', mix_* (width,): what the dendrite adds. RANK_* 0: no adapter there."""
+    result to inner (B * L, INNER). up_* (1 + DENDRITES, BR, width): an adapter's second map and its
+    dendrites', with a row for every column of z (B * L, RANKS); mix_* (width,): what the dendrite
+    adds. RANK_* 0: no adapter there. BT, BS: powers of two for half of the columns that turn and
+    for those that stay.
+
+    A program is short, and waits for memory: so everything is read before anything is computed,
+    and each column once. Masks are applied after the barrier, not in the loads: else the compiler
+    puts every load's way through shared memory, which waits for it, before the next load."""
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
     text, head = tl.program_id(0), tl.program_id(1)
-    shared = head // (HEADS // KV_HEADS)
+    mine, its = head * SIZE, head // (HEADS // KV_HEADS) * SIZE
     at = tl.arange(0, BL)
     real = at < L
     rows = text * L + at
-    d = tl.arange(0, BD)
-    known = d < SIZE
     half: tl.constexpr = TURNING // 2
-    turns = d < TURNING
-    partner = tl.where(d < half, d + half, tl.where(turns, d - half, d))
-    sign = tl.where(d < half, -1.0, 1.0)
-    angles = at[:, None] * TURNING + d[None, :]
-    turning = real[:, None] & turns[None, :]
-    c = tl.load(cos + angles, mask=turning, other=1.0).to(tl.float32)
-    s = tl.load(sin + angles, mask=turning, other=0.0).to(tl.float32) * sign[None, :]
+    t, s, d = tl.arange(0, BT), TURNING + tl.arange(0, BS), tl.arange(0, BD)
+    in_t, in_s, in_d = t < half, s < SIZE, d < SIZE
     q_at: tl.constexpr = HEADS * SIZE
     kv: tl.constexpr = KV_HEADS * SIZE
-    mine, its = head * SIZE, shared * SIZE
-    q = _values(joined, z, up_q, mix_q, rows, real, mine + d, known, 0, q_at, SPLIT, RANKS,
-                FROM_Q, RANK_Q, BR, DENDRITES, ACTIVATION)  # fmt: skip
-    q2 = _values(joined, z, up_q, mix_q, rows, real, mine + partner, turns, 0, q_at, SPLIT, RANKS,
-                 FROM_Q, RANK_Q, BR, DENDRITES, ACTIVATION)  # fmt: skip
-    k = _values(joined, z, up_k, mix_k, rows, real, its + d, known, q_at, kv, SPLIT, RANKS,
-                FROM_K, RANK_K, BR, DENDRITES, ACTIVATION)  # fmt: skip
-    k2 = _values(joined, z, up_k, mix_k, rows, real, its + partner, turns, q_at, kv, SPLIT, RANKS,
-                 FROM_K, RANK_K, BR, DENDRITES, ACTIVATION)  # fmt: skip
-    v = _values(joined, z, up_v, mix_v, rows, real, its + d, known, q_at + kv, kv, SPLIT, RANKS,
-                FROM_V, RANK_V, BR, DENDRITES, ACTIVATION)  # fmt: skip
-    q = (q.to(tl.float32) * c + q2.to(tl.float32) * s).to(v.dtype)
-    k = (k.to(tl.float32) * c + k2.to(tl.float32) * s).to(v.dtype)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    low = rows[:, None]
+    if RANKS > 0:
+        r = tl.arange(0, BR)
+        low = tl.load(
+            z + rows[:, None] * RANKS + r[None, :],
+            mask=real[:, None] & (r < RANKS)[None, :],
+        )
+    q1 = _read(joined, up_q, mix_q, rows, real, mine + t, in_t, 0, q_at, SPLIT, RANK_Q, BR,
+               DENDRITES)  # fmt: skip
+    q2 = _read(joined, up_q, mix_q, rows, real, mine + half + t, in_t, 0, q_at, SPLIT, RANK_Q, BR,
+               DENDRITES)  # fmt: skip
+    k1 = _read(joined, up_k, mix_k, rows, real, its + t, in_t, q_at, kv, SPLIT, RANK_K, BR,
+               DENDRITES)  # fmt: skip
+    k2 = _read(joined, up_k, mix_k, rows, real, its + half + t, in_t, q_at, kv, SPLIT, RANK_K, BR,
+               DENDRITES)  # fmt: skip
+    angles = at[:, None] * TURNING + t[None, :]
+    turning = real[:, None] & in_t[None, :]
+    c1 = tl.load(cos + angles, mask=turning)
+    s1 = tl.load(sin + angles, mask=turning)
+    c2 = tl.load(cos + half + angles, mask=turning)
+    s2 = tl.load(sin + half + angles, mask=turning)
+    if SIZE > TURNING:
+        q3 = _read(joined, up_q, mix_q, rows, real, mine + s, in_s, 0, q_at, SPLIT, RANK_Q, BR,
+                   DENDRITES)  # fmt: skip
+        k3 = _read(joined, up_k, mix_k, rows, real, its + s, in_s, q_at, kv, SPLIT, RANK_K, BR,
+                   DENDRITES)  # fmt: skip
+    v = _read(joined, up_v, mix_v, rows, real, its + d, in_d, q_at + kv, kv, SPLIT, RANK_V, BR,
+              DENDRITES)  # fmt: skip
+    tl.debug_barrier()
+    if RANKS > 0:
+        low = tl.where(real[:, None] & (r < RANKS)[None, :], low, 0.0)
+    c1, s1 = tl.where(turning, c1, 0.0).to(tl.float32), tl.where(turning, s1, 0.0).to(tl.float32)
+    c2, s2 = tl.where(turning, c2, 0.0).to(tl.float32), tl.where(turning, s2, 0.0).to(tl.float32)
+    qa, qb = _turned(_adapted(q1, low, RANK_Q, DENDRITES, ACTIVATION),
+                     _adapted(q2, low, RANK_Q, DENDRITES, ACTIVATION), c1, s1, c2, s2)  # fmt: skip
+    ka, kb = _turned(_adapted(k1, low, RANK_K, DENDRITES, ACTIVATION),
+                     _adapted(k2, low, RANK_K, DENDRITES, ACTIVATION), c1, s1, c2, s2)  # fmt: skip
+    scores = tl.dot(qa, tl.trans(ka), input_precision="ieee")
+    scores = tl.dot(qb, tl.trans(kb), scores, input_precision="ieee")
+    if SIZE > TURNING:
+        qc = _adapted(q3, low, RANK_Q, DENDRITES, ACTIVATION)
+        kc = _adapted(k3, low, RANK_K, DENDRITES, ACTIVATION)
+        scores = tl.dot(qc, tl.trans(kc), scores, input_precision="ieee")
     seen = (at[None, :] <= at[:, None]) & real[None, :]
-    scores = tl.where(seen, scores, -float("inf"))
+    scores = tl.where(seen, scores * scale, -float("inf"))
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])
     weights /= tl.sum(weights, 1)[:, None]
-    attended = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    values = _adapted(v, low, RANK_V, DENDRITES, ACTIVATION)
+    attended = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
     to = inner + rows[:, None] * INNER + place(mine + d, PACKED)[None, :]
-    tl.store(to, attended.to(inner.dtype.element_ty), mask=real[:, None] & known[None, :])
+    tl.store(to, attended.to(inner.dtype.element_ty), mask=real[:, None] & in_d[None, :])
