@@ -21,6 +21,8 @@ BATCHES = 8
 """Training batches that candidates are fitted on."""
 CHOOSING_BATCHES = 4
 """Validation batches on which the best are chosen."""
+SILENT = 1e-3
+"""Share of a map's own size below which a dendrite is left as it is."""
 ROWS = 512
 """Tokens of a batch that are kept for a map, drawn at random where there are more."""
 
@@ -69,7 +71,15 @@ def _relative_size(module: DendriticLinear, signal: Signal, weight: Tensor, bias
     """Factor (out,) that makes the dendrite's output as large as the map's own, by r.m.s."""
     outputs = candidate_outputs(module.activation, signal.x, weight, bias)[0]
     own = signal.x[0] @ module.weight.float().T
-    return own.square().mean(0).sqrt() / outputs.square().mean(0).sqrt().clamp_min(1e-6)
+    return size_factor(own.square().mean(0).sqrt(), outputs.square().mean(0).sqrt())
+
+
+def size_factor(own: Tensor, outputs: Tensor) -> Tensor:
+    """What makes a dendrite's outputs as large as the map's own, given root mean squares of both.
+
+    1 for a dendrite that is as good as silent wherever it was fitted: no factor would wake it.
+    """
+    return torch.where(outputs > SILENT * own, own / outputs.clamp_min(1e-12), 1.0)
 
 
 def _signals(

@@ -276,6 +276,8 @@ class _Trainer:
         """(K, B) -> (K, B, classes)."""
         self._stack.stage()
         hidden, last = self._ground.states.batch(texts.flatten(), longest)
+        # What stands in for a missing text may be longer than the batch.
+        last = last.clamp(max=longest - 1)
         return self._stack.logits(self._stack.pooled(hidden, last, self._ground.config.pooling))
 
     def _step(self, where: Tensor, longest: int) -> None:

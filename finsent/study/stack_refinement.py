@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from finsent.lora_refinement import ROWS
+from finsent.lora_refinement import ROWS, size_factor
 from finsent.refinement import Signal, candidate_outputs, refine
 from finsent.study.lora_stack import LoraStack
 
@@ -48,7 +48,7 @@ def _refine(stack: LoraStack, name: str, rows: Tensor, fit: Signal, choose: Sign
             # Only a rectifier keeps its shape under another scale.
             outputs = candidate_outputs(activation, fit.x, weight, bias)
             own = fit.x @ own_weight.transpose(1, 2)
-            weight = weight * (_size(own, fit) / _size(outputs, fit).clamp_min(1e-6))[..., None]
+            weight = weight * size_factor(_size(own, fit), _size(outputs, fit))[..., None]
         stack.raw(f"{name}.dendrite")[rows] = weight
 
 
