@@ -311,6 +311,7 @@ def _study(options: argparse.Namespace) -> int:
         raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
     if options.select and not isinstance(study, HeadStudy):
         raise StudyError(f"--select: study {options.name!r} has no settings to choose")
+    failed: list[str] = []
     if study is None:
         classical.run_classical(
             folder, classical.PLAN, data_dir=options.data_dir, backbone_dir=options.backbone_dir
@@ -330,13 +331,15 @@ def _study(options: argparse.Namespace) -> int:
             study = replace(study, regimes=tuple(study.regime(name) for name in options.regimes))
         if options.datasets:
             study = replace(study, datasets=tuple(dict.fromkeys(options.datasets)))
-        _lora_study(study, options)
+        failed = _lora_study(study, options)
     print(f"wrote {write_summary(folder)}")
     runs.write_manifest(options.artifacts)
-    return 0
+    if failed:
+        print(f"error: {len(failed)} runs failed; run the study again", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _lora_study(study: LoraStudy, options: argparse.Namespace) -> None:
+def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
     import torch
 
     from finsent.backbones import default_device
@@ -354,7 +357,7 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> None:
         data_dir=options.data_dir,
         backbone_dir=options.backbone_dir,
     )
-    LoraStudyRunner(study, options.artifacts.absolute(), resources).run()
+    return LoraStudyRunner(study, options.artifacts.absolute(), resources).run()
 
 
 def _recipe_config(backbone: str, dataset: str, device: torch.device) -> TrainConfig:

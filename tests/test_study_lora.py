@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,11 @@ from finsent.config import (
 from finsent.data import DataError, load_dataset, make_split
 from finsent.folds import grouped_folds, part_examples
 from finsent.jobs import Bases, Job, JobError, run_job
-from finsent.study import lora_runner
-from finsent.study.lora_runner import Cell, CellTrainer, LoraStudyRunner, Resources
+from finsent.study import lora_runner, lora_training
+from finsent.study.lora_runner import Cell, CellTrainer, LoraStudyRunner, Made, Resources
+from finsent.study.lora_training import Ground, Row, RowResult
 from finsent.study.plans import LORA, LoraRegime, LoraStudy
-from finsent.study.results import RESULTS, StudyError, StudyRun, read_runs
+from finsent.study.results import RESULTS, StudyError, read_runs
 from finsent.training import RESTARTED
 from finsent.workers import Workers
 
@@ -151,7 +153,7 @@ def test_a_lora_study_is_lines_and_goes_on_where_it_stopped(
     made: list[tuple[tuple[str, int], ...]] = []
     runs_of = CellTrainer.runs_of
 
-    def noted(self: CellTrainer, cell: Cell) -> list[StudyRun]:
+    def noted(self: CellTrainer, cell: Cell) -> Made:
         made.append(cell.folds)
         if stop and len(made) == 2:
             raise KeyboardInterrupt
@@ -186,6 +188,31 @@ def test_a_lora_study_is_lines_and_goes_on_where_it_stopped(
         assert dendritic.best_epoch >= 1
     plain, refined = (found[recipe, "dendritic", 7] for recipe in ("grown", "grown-refined"))
     assert plain.validation_nll != refined.validation_nll
+
+
+def test_a_run_that_ends_in_no_numbers_is_named_and_costs_no_other(
+    tmp_path: Path,
+    tiny_environment: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def spoilt(ground: Ground, rows: Sequence[Row], **options: Any) -> list[RowResult]:
+        found = lora_training.train_rows(ground, rows, **options)
+        for row, result in zip(rows, found, strict=True):
+            if row.candidates == "refined":
+                result.test_logits.fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(lora_runner, "train_rows", spoilt)
+    study = replace(STUDY, splits=("fold-0",))
+    name = "sample r1-data-25 grown-refined dendritic fold-0 seed 0"
+    assert LoraStudyRunner(study, tmp_path, RESOURCES).run() == [name]
+    assert f"{name}: its probabilities are not finite" in capsys.readouterr().err
+    path = tmp_path / "studies" / "tiny" / RESULTS
+    assert len(read_runs(path)) == 6
+    monkeypatch.undo()
+    assert LoraStudyRunner(study, tmp_path, RESOURCES).run() == []
+    assert len(read_runs(path)) == 7
 
 
 def test_runs_side_by_side_end_as_runs_of_their_own_and_of_workers(
@@ -265,7 +292,7 @@ def test_a_study_can_be_cut_down_on_the_command_line(
 ) -> None:
     asked = []
 
-    def noted(self: LoraStudyRunner) -> None:
+    def noted(self: LoraStudyRunner) -> list[str]:
         asked.append((self.study, self.resources))
         raise JobError("stopped here")
 

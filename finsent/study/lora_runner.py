@@ -7,6 +7,7 @@ GPUs or machines; what they become does not depend on it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -63,6 +64,15 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What became of a cell."""
+
+    lines: list[StudyRun]
+    failed: list[str]
+    """Runs that ended in numbers that are none."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """Folds of one data set and regime that are trained together, every arm of them."""
 
@@ -80,22 +90,26 @@ class LoraStudyRunner:
         self.study, self.resources = study, resources
         self.folder = artifacts / "studies" / study.name
 
-    def run(self) -> None:
-        """Make every run that is not in the results yet."""
+    def run(self) -> list[str]:
+        """Make every run that is not in the results yet; returns the names of those that failed."""
         path = self.folder / RESULTS
         done = {run.key for run in read_runs(path)}
         cells = self._missing(done)
         if not cells:
             print(f"all runs of study {self.study.name} are in {path}")
-            return
+            return []
+        failed: list[str] = []
         total = sum(len(cell.folds) * _arms(cell.regime) for cell in cells)
         with tqdm(total=total, desc=self.study.name, unit="run", smoothing=0.1) as bar:
-            for rows in self._made(cells):
-                append_runs(path, [row for row in rows if row.key not in done])
-                bar.update(len(rows))
-                bar.set_postfix_str(f"{rows[0].dataset} {rows[0].regime}")
+            for made in self._made(cells):
+                append_runs(path, [line for line in made.lines if line.key not in done])
+                for name in made.failed:
+                    bar.write(f"error: {name}: its probabilities are not finite", file=sys.stderr)
+                failed += made.failed
+                bar.update(len(made.lines) + len(made.failed))
+        return failed
 
-    def _made(self, cells: Sequence[Cell]) -> Iterator[list[StudyRun]]:
+    def _made(self, cells: Sequence[Cell]) -> Iterator[Made]:
         workers = self.resources.workers
         make = _Maker(self.study, self.resources)
         if workers.alone:
@@ -171,7 +185,7 @@ class _Maker:
     study: LoraStudy
     resources: Resources
 
-    def __call__(self) -> Callable[[Cell], list[StudyRun]]:
+    def __call__(self) -> Callable[[Cell], Made]:
         return CellTrainer(self.study, self.resources).runs_of
 
 
@@ -186,7 +200,7 @@ class CellTrainer:
         self._states = lru_cache(maxsize=2)(self._entering)
         self._blocks = lru_cache(maxsize=None)(self._upper)
 
-    def runs_of(self, cell: Cell) -> list[StudyRun]:
+    def runs_of(self, cell: Cell) -> Made:
         """Every arm and recipe of a cell's folds."""
         ground = self.ground(cell)
         shapes = ground.adapted
@@ -226,7 +240,8 @@ class CellTrainer:
             # The part before it grew was trained once, for all.
             shared = baselines[index].seconds * _begins(row) / ground.config.epochs
             found[arm, recipe, index] = replace(result, seconds=result.seconds + shared)
-        lines = []
+        lines: list[StudyRun] = []
+        failed: list[str] = []
         for index, (split, seed) in enumerate(cell.folds):
             for recipe in cell.regime.recipes:
                 of_arms = {
@@ -236,11 +251,14 @@ class CellTrainer:
                 }
                 if recipe == cell.regime.recipes[0]:
                     of_arms["baseline"] = baselines[index]
-                lines += [
-                    self._line(cell, recipe, arm, split, seed, cell.parts[index], result)
-                    for arm, result in sorted(of_arms.items())
-                ]
-        return lines
+                for arm, result in sorted(of_arms.items()):
+                    if bool(result.test_logits.isfinite().all()):
+                        part = cell.parts[index]
+                        lines.append(self._line(cell, recipe, arm, split, seed, part, result))
+                    else:
+                        what = (cell.dataset, cell.regime.name, recipe, arm, split, f"seed {seed}")
+                        failed.append(" ".join(what))
+        return Made(lines, failed)
 
     def _train(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
         size, found = self._resources.stacked, []
