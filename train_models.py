@@ -90,6 +90,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         default=list(ARMS),
         help=f"default: {' '.join(ARMS)}",
     )
+    add(
+        "--restart-matched",
+        action="store_true",
+        help="give the matched arm the restarts of the dendritic run, as the restart arm has them",
+    )
     add("--seeds", nargs="+", type=int, default=[0], help="seeds, one run of each arm per seed (0)")
     add("--artifacts", "--out", type=Path, default=ROOT / "artifacts", metavar="DIR")
     add("--overwrite", action="store_true", help="train finished runs again")
@@ -215,6 +220,7 @@ def _train(options: argparse.Namespace) -> int:
         git_commit=git_commit(ROOT),
         data_dir=options.data_dir,
         backbone_dir=options.backbone_dir,
+        restart_matched=options.restart_matched,
     )
     before = {run.folder: run.config["finished_at"] for run in runs.find_runs(plan.artifacts)}
     failed = scheduling.execute(plan)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from finsent.classifier import Comparer
-from finsent.config import ARMS
+from finsent.config import STUDY_ARMS
 from finsent.data import load_dataset
 from finsent.runs import Run, read_json, write_json
 
@@ -31,7 +31,7 @@ def retime(
     for (backbone, dataset, seed), members in groupby(
         sorted(runs, key=_place), key=lambda run: _place(run)[:3]
     ):
-        together = sorted(members, key=lambda run: ARMS.index(run.arm))
+        together = sorted(members, key=lambda run: STUDY_ARMS.index(run.arm))
         arms = [run.arm for run in together]
         folder = together[0].folder.parent.parent
         if comparer is None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import train_models
-from finsent import runs, scheduling
+from finsent import leaderboard, runs, scheduling
 from finsent.config import (
     STUDY_ARMS,
     ConfigError,
@@ -27,6 +28,7 @@ from finsent.config import (
 from finsent.data import DataError, load_dataset, make_split
 from finsent.folds import grouped_folds, part_examples
 from finsent.jobs import Bases, Job, JobError, run_job
+from finsent.retiming import retime
 from finsent.study import lora_runner, lora_training
 from finsent.study.lora_runner import Cell, CellTrainer, LoraStudyRunner, Made, Resources
 from finsent.study.lora_training import Ground, Row, RowResult
@@ -120,6 +122,10 @@ def test_the_restart_control_does_what_growing_does_but_for_the_dendrites(
     assert len({run.metrics["optimizer_steps"] for run in found.values()}) == 1
     # Selected among the epochs after the restart, as the dendritic run is.
     assert found["restart"].metrics["best_epoch"] >= 2
+    # And it is timed and listed beside the others.
+    assert len(retime(list(found.values()), torch.device("cpu"))) == len(STUDY_ARMS)
+    listed = {row["arm"]: row for row in leaderboard.build(tmp_path)["rows"]}
+    assert "4 arms interleaved" in listed["restart"]["latency_protocol"]
 
 
 def test_controls_that_copy_need_what_they_copy(tmp_path: Path) -> None:
