@@ -20,6 +20,7 @@ ARM_NOTES = {
     "baseline": "LoRA",
     "dendritic": "LoRA + dendrites",
     "matched": "LoRA of equal size",
+    "restart": "LoRA, interrupted as the dendritic run was",
 }
 
 

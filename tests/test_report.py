@@ -201,6 +201,8 @@ def test_forest_is_filled_where_the_difference_survives(summary: dict[str, Any])
         for mark, c in zip(marks, mine, strict=True):
             assert mark.get_xdata()[0] == 100 * c["metrics"]["accuracy"]["mean"]
             assert (mark.get_markerfacecolor() != "white") == (c["outcome"] != "tied")
+    # A study of one regime and one recipe has a single line.
+    assert len(report_figures.forest_figure(comparisons[:1]).axes) == 1
     with pytest.raises(FigureError, match="no comparison"):
         report_figures.forest_figure([])
 

@@ -348,10 +348,14 @@ def _protocol(evidence: Evidence) -> list[str]:
                 f"- `{name}`: a single test part for all seeds, with twins in training. Its "
                 "intervals are over seeds and say nothing about other test sentences."
             )
-        sizes = sorted({(row["folds"], row["seeds"]) for row in rows})
+        sizes = sorted({(row["folds"], row["seeds"], row["n"]) for row in rows})
         lines.append(
             f"- `{name}`: "
-            + ", ".join(f"{folds} folds x {seeds} seeds" for folds, seeds in sizes)
+            + ", ".join(
+                f"{folds} folds x {seeds} seeds"
+                + (f", of which {n} runs were made" if n < folds * seeds else "")
+                for folds, seeds, n in sizes
+            )
             + f"; backbone {', '.join(sorted({row['backbone'] for row in rows}))}, frozen."
         )
         tried = grid_sizes(evidence.study(name))

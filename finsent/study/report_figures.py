@@ -55,7 +55,8 @@ def forest_figure(comparisons: Sequence[Entry]) -> Figure:
     arms = [arm for arm in REFERENCES if any(c["a"] == arm for c in comparisons)]
     lines = _lines(comparisons)
     last = max(lines.values())
-    height = 1.9 + 0.235 * (last + 1)
+    # A single line still needs room between headline and footer.
+    height = max(2.9, 1.9 + 0.235 * (last + 1))
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
     grid = figure.subplots(1, len(arms), squeeze=False, sharex=True, sharey=True)[0]
     margins(figure, height, left=2.1, right=0.3, top=1.28, bottom=0.95, hspace=0, wspace=0.08)
@@ -69,11 +70,12 @@ def forest_figure(comparisons: Sequence[Entry]) -> Figure:
     grid[0].set_yticks(list(lines.values()), names)
     grid[0].tick_params(axis="y", labelsize=8, labelcolor=INK, pad=6)
     first = comparisons[0]
+    pairs = " or ".join(str(n) for n in sorted({c["n"] for c in comparisons}))
     headline(
         figure,
         height,
         f"What dendrites change: {place_name((first['dataset'], first['test_dataset']))}",
-        f"Test accuracy of dendritic minus another arm, points; {first['n']} paired runs a line",
+        f"Test accuracy of dendritic minus another arm, points; {pairs} paired runs a line",
     )
     footer(
         figure,
