@@ -15,7 +15,7 @@ import gradio as gr
 from finsent.board_charts import COSTS, pareto_figure
 from finsent.charts import ARM_STYLES, ChartError
 from finsent.citations import bibtex
-from finsent.config import ARMS
+from finsent.config import ARMS, STUDY_ARMS
 from finsent.exports import arms_csv
 from finsent.files import write_bytes_atomically
 from finsent.runs import canonical_json
@@ -265,6 +265,12 @@ def run_entry(row: Entry) -> dict[str, Any]:
 _ROW_METRICS = tuple(column.key for column in COLUMNS if column.key not in ("dendrites", "n_test"))
 
 
+def arms_on(board: Board) -> list[str]:
+    """The three arms, and further controls that some data set has runs of."""
+    present = {entry["arm"] for entry in board["arms"]}
+    return [arm for arm in STUDY_ARMS if arm in ARMS or arm in present]
+
+
 def entries(board: Board, level: str) -> list[Entry]:
     """What a line of the table stands for: an arm over its seeds, or a single run."""
     return list(board["arms"]) if level == PER_ARM else [run_entry(row) for row in board["rows"]]
@@ -273,7 +279,7 @@ def entries(board: Board, level: str) -> list[Entry]:
 def arranged(found: Sequence[Entry], sort: str, *, reverse: bool = False) -> list[Entry]:
     """Entries by rank (backbones apart) or by a column, best first unless reversed."""
     if sort == RANK:
-        order = {arm: number for number, arm in enumerate(ARMS)}
+        order = {arm: number for number, arm in enumerate(STUDY_ARMS)}
         ordered = sorted(
             found,
             key=lambda e: (
@@ -556,7 +562,7 @@ def pareto(board: Board, filters: Filters, cost_key: str) -> tuple[str, Any, str
         figure = pareto_figure(arms, rows, cost)
     except ChartError as error:
         return "", None, notice("No chart.", str(error))
-    legend = arms_legend([arm for arm in ARMS if any(entry["arm"] == arm for entry in arms)])
+    legend = arms_legend([arm for arm in STUDY_ARMS if any(entry["arm"] == arm for entry in arms)])
     return (
         legend,
         figure,
@@ -596,7 +602,7 @@ class _Tab:
     def __init__(self, catalog: Catalog, board: Board) -> None:
         self.catalog, self.board = catalog, board
         datasets = catalog.all_datasets()
-        self.first = Filters(datasets[0])
+        self.first = Filters(datasets[0], arms=tuple(arms_on(self.board)))
         self.datasets = [(dataset_title(name), name) for name in datasets]
 
     def draw(self) -> None:
@@ -638,6 +644,7 @@ class _Tab:
         protocols = [(f"{name} (here)", name) for name in own]
         protocols += [(name, name) for name in published if name not in own]
         plain: dict[str, Any] = {"filterable": False, "min_width": 150}
+        shown = arms_on(board)
         return [
             gr.Dropdown(
                 self.datasets,
@@ -661,8 +668,8 @@ class _Tab:
                 **plain,
             ),
             gr.CheckboxGroup(
-                [(ARM_STYLES[arm].title, arm) for arm in ARMS],
-                value=list(ARMS),
+                [(ARM_STYLES[arm].title, arm) for arm in shown],
+                value=shown,
                 label="Arms",
                 elem_id="board-arms",
             ),
