@@ -22,6 +22,7 @@ from finsent.benchmarks import read_results
 from finsent.calibration import calibration_of, set_in_words
 from finsent.runs import Run, read_run
 from finsent.ui.latency import BENCH_RESULTS
+from finsent.ui.markup import signed
 from tests.app_fixtures import (
     OWNER_TOKEN,
     SLOW,
@@ -154,7 +155,7 @@ def test_words_are_marked_without_colour_and_listed(watched: Watched, app_artifa
         expect(section.locator("tbody th", has_text="<b>rose</b>")).to_be_visible()
         for word, effect in effects.items():
             row = section.locator("tbody tr", has=page.get_by_text(word, exact=True))
-            expect(row).to_contain_text(f"{100 * effect:+.1f}".replace("-", "−"))
+            expect(row).to_contain_text(signed(100 * effect))
     watched.ask("profit")
     expect(page.locator("#words")).not_to_contain_text("As a table")
     page.locator("#explain").click()
