@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ import pytest
 import finsent.__main__
 from finsent import jobs, runs, scheduling
 from finsent.children import Child
-from finsent.config import DendriteConfig, LoraConfig, TrainConfig
+from finsent.config import STUDY_ARMS, DendriteConfig, LoraConfig, TrainConfig
 from finsent.jobs import Job
+from finsent.study.lora_runner import LoraStudyRunner, Resources
+from finsent.study.plans import LoraRegime, LoraStudy
+from finsent.study.results import RESULTS, read_runs
 from finsent.workers import (
     Workers,
     WorkersError,
@@ -326,6 +330,27 @@ def test_a_process_that_is_killed_is_a_run_that_failed(
     said = capsys.readouterr().err
     assert "error: sample dendritic seed 0: its process was ended by SIGKILL" in said
     assert "error: sample restart seed 0: it copies from the dendritic run" in said
+
+
+def test_two_workers_make_the_lines_of_a_study(tmp_path: Path, tiny_environment: None) -> None:
+    study = LoraStudy(
+        name="tiny",
+        datasets=("sample",),
+        regimes=(LoraRegime("r1", r=1, last_layers=1, fraction=0.25),),
+        splits=("fold-0", "fold-7"),
+        seeds=(0,),
+        epochs=3,
+        backbone="tiny-phi",
+    )
+    found = []
+    for workers in (Workers(), Workers(2)):
+        root = tmp_path / str(workers.count)
+        resources = Resources(plan_of(root).base, "cpu", workers, 1, None, None)
+        assert LoraStudyRunner(study, root, resources).run() == []
+        lines = read_runs(root / "studies" / "tiny" / RESULTS)
+        found.append([replace(line, train_seconds=0.0) for line in lines])
+    assert len(found[0]) == 2 * len(STUDY_ARMS)
+    assert found[0] == found[1]
 
 
 def test_folders_that_another_machine_does_not_see_are_named(tmp_path: Path) -> None:
