@@ -18,6 +18,8 @@ from finsent.products import BLOCK, DenseProduct, FusionError, Product4Bit
 
 ROWS = 64
 """Tokens, with padding, beyond which the products of `finsent.fused` are faster."""
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
+"""Names of one function: Phi's own, and that of the faster form `load_backbone` puts there."""
 MOST_RANKS = 64
 """Rows of an arm's first maps on one product that one program takes."""
 
@@ -253,7 +255,7 @@ class FewRows:
 
 def require_phi(decoder: FusedDecoder) -> None:
     """FusionError unless the kernels compute what this decoder's blocks compute."""
-    if decoder.family != "phi" or decoder.activation != "gelu_new":
+    if decoder.family != "phi" or decoder.activation not in TANH_GELU:
         raise FusionError(f"kernels for phi with gelu_new, not {decoder.family}")
 
 

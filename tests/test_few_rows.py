@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PhiConfig, PhiModel
 
 from finsent.adapters import Adapter
+from finsent.backbones import load_backbone
 from finsent.fused import FusedDecoder
 from finsent.products import FusionError
 from tests.test_serving import TARGETS, adapter_of, decoder_of, in_4_bit
@@ -20,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before torch is imported", allow_module_level=True)
 
 from finsent import kernels
-from finsent.few_rows import FewRows, Launch, Tiles
+from finsent.few_rows import FewRows, Launch, Tiles, require_phi
 
 SMALL = Launch(Tiles(128, 64, 4, 1), Tiles(64, 64, 4, 1, pieces=3))
 QV = ("self_attn.q_proj", "self_attn.v_proj")
@@ -77,6 +78,14 @@ def test_few_rows_are_the_fused_decoder(
     adapter = adapter_of(decoder, targets, k, activation=activation)
     found, expected = both(decoder, adapter, pooling, *lengths)
     assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_few_rows_know_phi_as_it_is_loaded(tiny_environment: None) -> None:
+    backbone = load_backbone("tiny-phi", "fp32", torch.device("cpu"))
+    require_phi(FusedDecoder(backbone.decoder, "last", 64))
+    decoder = phi(backbone.decoder.config.hidden_act)
+    found, expected = both(decoder, adapter_of(decoder, QV, 1), "last", 9, 14)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
