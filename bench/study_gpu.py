@@ -29,10 +29,10 @@ from finsent.adapters import linear_shapes, lora_ranks
 from finsent.backbones import HiddenStates, computes_bf16, default_device
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, latest_growth
 from finsent.data import Split
-from finsent.folds import FOLDS, part_examples
+from finsent.folds import FOLDS
 from finsent.fused_training import FusedBlocks
 from finsent.jobs import git_commit
-from finsent.study.lora_runner import Cell, CellTrainer, Resources
+from finsent.study.lora_runner import Cell, CellTrainer, Resources, dealt
 from finsent.study.lora_training import Ground, Row, train_rows
 from finsent.study.plans import LoraRegime, LoraStudy
 from finsent.training import use_deterministic_kernels
@@ -99,16 +99,9 @@ def real_ground(
     config: TrainConfig, device: torch.device, data_dir: Path | None
 ) -> tuple[Ground, list[Split]]:
     """The embedded backbone and AllAgree in repeated 10-fold cross-validation."""
-    from joblib import Parallel, delayed
-
-    from finsent.data import load_dataset
-
-    dataset = load_dataset("allagree", data_dir)
-    parts: list[Split] = Parallel(n_jobs=-1)(
-        delayed(part_examples)(dataset, f"fold-{number}", seed, 1.0, data_dir)
-        for seed in range(SEEDS)
-        for number in range(FOLDS)
-    )
+    folds = [(f"fold-{number}", seed) for seed in range(SEEDS) for number in range(FOLDS)]
+    found = dealt([("allagree", 1.0, fold) for fold in folds], data_dir)
+    parts = [found["allagree", 1.0, fold] for fold in folds]
     resources = Resources(config, device.type, Workers(), 50, data_dir, None)
     cell = Cell("allagree", STUDY.regimes[0], (), ())
     return CellTrainer(STUDY, resources).ground(cell), parts

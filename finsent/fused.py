@@ -209,23 +209,11 @@ class FusedDecoder(nn.Module):
         Padding is harmless: attention is causal, so no real token sees what stands behind it.
         """
         x = self.embedding(input_ids)
-        return arm.head(self.pooled(x, last, list(arm.deltas)))
+        for block, deltas in zip(self.blocks, arm.deltas, strict=True):
+            x = self.step(x, block, deltas)
+        return arm.head(self._pool(x, last))
 
-    def pooled(self, x: Tensor, last: Tensor, deltas: Sequence[Any]) -> Tensor:
-        """Hidden states (B, L, H) that enter the block to which the first of `deltas` belongs (one
-        mapping of products to deltas for every block from there on) -> what a head reads (B, H)."""
-        first = len(self.blocks) - len(deltas)
-        for index, of_block in enumerate(deltas, first):
-            x = self.step(x, self.blocks[index], of_block)
-        return self.pool(x, last)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width H of the hidden states."""
-        return int(self._hidden)
-
-    def pool(self, x: Tensor, last: Tensor) -> Tensor:
-        """States (B, L, H) after the last block, before the final norm -> what a head reads."""
+    def _pool(self, x: Tensor, last: Tensor) -> Tensor:
         if self.pooling == "last":
             rows = x[torch.arange(x.shape[0], device=x.device), last]
             return self._normed(self.final_norm, rows).float()

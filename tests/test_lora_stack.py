@@ -148,8 +148,8 @@ def stack_of(ground: Ground, rows: Sequence[Row], *, dendrites: bool = False) ->
 def same_history(found: RowResult, expected: training.TrainResult, since: int = 0) -> None:
     losses = [record.val_loss for record in expected.history[since:]]
     assert found.validation_nlls == pytest.approx(losses, rel=2e-5)
-    assert found.best_epoch == expected.selected.epoch
-    assert found.validation_accuracy == expected.selected.accuracy
+    assert found.selected.epoch == expected.selected.epoch
+    assert found.selected.accuracy == expected.selected.accuracy
     assert found.optimizer_steps == expected.optimizer_steps
     assert found.trainable_params == expected.trainable_params
 

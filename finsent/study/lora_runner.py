@@ -8,7 +8,7 @@ GPUs or machines; what they become does not depend on it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -99,7 +99,12 @@ class LoraStudyRunner:
             print(f"all runs of study {self.study.name} are in {path}")
             return []
         failed: list[str] = []
-        total = sum(len(cell.folds) * _arms(cell.regime) for cell in cells)
+        total = sum(
+            1
+            for cell in cells
+            for split, seed in cell.folds
+            for _ in _keys(self.study, cell.dataset, cell.regime, split, seed)
+        )
         with tqdm(total=total, desc=self.study.name, unit="run", smoothing=0.1) as bar:
             for made in self._made(cells):
                 append_runs(path, [line for line in made.lines if line.key not in done])
@@ -135,31 +140,31 @@ class LoraStudyRunner:
                     (dataset, regime, tuple(folds[i : i + size]))
                     for i in range(0, len(folds), size)
                 ]
-        parts = self._dealt({(d, r.fraction, fold) for d, r, folds in wanted for fold in folds})
+        parts = dealt(
+            {(d, r.fraction, fold) for d, r, folds in wanted for fold in folds},
+            self.resources.data_dir,
+        )
         return [
             Cell(d, r, folds, tuple(parts[d, r.fraction, fold] for fold in folds))
             for d, r, folds in wanted
         ]
 
-    def _dealt(
-        self, wanted: set[tuple[str, float, tuple[str, int]]]
-    ) -> dict[tuple[str, float, tuple[str, int]], Split]:
-        """Splits, dealt on every core: a thousand of them keep one busy for minutes."""
-        from joblib import Parallel, delayed
 
-        data_dir = self.resources.data_dir
-        datasets = {name: load_dataset(name, data_dir) for name in {d for d, _, _ in wanted}}
-        order = sorted(wanted)
-        found = Parallel(n_jobs=-1)(
-            delayed(part_examples)(datasets[name], split, seed, fraction, data_dir)
-            for name, fraction, (split, seed) in order
-        )
-        return dict(zip(order, found, strict=True))
+Deal = tuple[str, float, tuple[str, int]]
+"""Data set, share of the training part, and (split, seed)."""
 
 
-def _arms(regime: LoraRegime) -> int:
-    """Lines of results for one fold: the baseline once, the others for every recipe."""
-    return 1 + (len(STUDY_ARMS) - 1) * len(regime.recipes)
+def dealt(wanted: Iterable[Deal], data_dir: Path | None) -> dict[Deal, Split]:
+    """Splits, dealt on every core: a thousand of them keep one busy for minutes."""
+    from joblib import Parallel, delayed
+
+    order = sorted(wanted)
+    datasets = {name: load_dataset(name, data_dir) for name in {deal[0] for deal in order}}
+    found = Parallel(n_jobs=-1)(
+        delayed(part_examples)(datasets[name], split, seed, fraction, data_dir)
+        for name, fraction, (split, seed) in order
+    )
+    return dict(zip(order, found, strict=True))
 
 
 def _keys(
@@ -203,9 +208,8 @@ class CellTrainer:
     def runs_of(self, cell: Cell) -> Made:
         """Every arm and recipe of a cell's folds."""
         ground = self.ground(cell)
-        shapes = ground.adapted
         head = ground.hidden_size * ground.n_classes
-        plain = lora_ranks(shapes, cell.regime.r, head, None)
+        plain = lora_ranks(ground.adapted, cell.regime.r, head, None)
         fresh = [
             Row(seed, part.train, part.validation, part.test, plain)
             for (_, seed), part in zip(cell.folds, cell.parts, strict=True)
@@ -221,12 +225,12 @@ class CellTrainer:
                 for recipe in cell.regime.recipes
             ]
         # Runs that need no refining first, and runs that go on at the same epoch side by side.
-        going_on.sort(key=lambda entry: (entry[3].candidates == "refined", _begins(entry[3])))
+        going_on.sort(key=lambda entry: (entry[3].candidates == "refined", entry[3].first_epoch))
         grown = self._train(
             ground, [row for *_, row in going_on], f"{cell.dataset} {cell.regime.name} grown"
         )
         target = next(r.trainable_params for r in grown if r.dendrites)
-        spent = lora_ranks(shapes, cell.regime.r, head, MatchedCapacity(target))
+        spent = lora_ranks(ground.adapted, cell.regime.r, head, MatchedCapacity(target))
         matched = self._train(
             ground,
             [
@@ -238,7 +242,7 @@ class CellTrainer:
         found: dict[tuple[str, str, int], RowResult] = {}
         for (arm, recipe, index, row), result in zip(going_on, grown, strict=True):
             # The part before it grew was trained once, for all.
-            shared = baselines[index].seconds * _begins(row) / ground.config.epochs
+            shared = baselines[index].seconds * row.first_epoch / ground.config.epochs
             found[arm, recipe, index] = replace(result, seconds=result.seconds + shared)
         lines: list[StudyRun] = []
         failed: list[str] = []
@@ -263,7 +267,7 @@ class CellTrainer:
     def _train(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
         size, found = self._resources.stacked, []
         per_run = -(-len(rows[0].train) // ground.config.batch_size)
-        epochs = sum(ground.config.epochs - _begins(row) for row in rows)
+        epochs = sum(ground.config.epochs - row.first_epoch for row in rows)
         quiet = not self._resources.workers.alone
         with tqdm(
             total=per_run * epochs, desc=what, unit="step", leave=False, disable=quiet
@@ -305,9 +309,9 @@ class CellTrainer:
             test_dataset=cell.dataset,
             n_train=len(part.train),
             n_test=len(part.test),
-            best_epoch=result.best_epoch,
-            validation_nll=result.validation_nll,
-            validation_accuracy=result.validation_accuracy,
+            best_epoch=result.selected.epoch,
+            validation_nll=result.selected.nll,
+            validation_accuracy=result.selected.accuracy,
         )
 
     def ground(self, cell: Cell) -> Ground:
@@ -368,8 +372,3 @@ class CellTrainer:
         texts = [example.text for example in self._dataset(name).examples]
         token_ids = self._base.tokenize(texts, self._resources.base.max_length, suffix)
         return entering_hidden_states(self._base, token_ids, first, max_tokens=LOWER_TOKENS)
-
-
-def _begins(row: Row) -> int:
-    """The first epoch that a run is trained here."""
-    return 0 if row.start is None else row.start.epoch + 1

@@ -171,13 +171,15 @@ class LoraStack:
             view[row] = 0
             view[where] = value.to(view)
 
-    def tensors(self, row: int) -> dict[str, Tensor]:
-        """Copies of one run's tensors, without padding."""
+    def tensors(self, row: int, values: Tensor | None = None) -> dict[str, Tensor]:
+        """Copies of one run's tensors, without padding; of those in `values` (K, parameters) where
+        it is given."""
+        values = self.values if values is None else values
         found = {}
         for name in self._offsets:
             extent = self._extent(row, name)
             if extent is not None:
-                found[name] = self._view(self.values, name)[row][extent].clone()
+                found[name] = self._view(values, name)[row][extent].clone()
         return found
 
     def _extent(self, row: int, name: str) -> tuple[slice, ...] | None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finsent.adapters import STORED_DTYPE
@@ -24,11 +23,19 @@ from finsent.backbones import HiddenStates, token_batches
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.fused_training import FusedBlocks
 from finsent.lora_refinement import BATCHES, CHOOSING_BATCHES
+from finsent.progress import Validation
 from finsent.stepping import StepRunner
 from finsent.study.lora_stack import LoraStack
 from finsent.study.results import StudyError
 from finsent.study.stack_refinement import refine_stack
-from finsent.training import batch_order, class_weights, epoch_batches, learning_rate_at
+from finsent.training import (
+    batch_order,
+    class_weights,
+    epoch_batches,
+    learning_rate_at,
+    validate,
+    weighted_loss,
+)
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of AdamW, as torch has them."""
@@ -37,6 +44,8 @@ CAPTURED_SENTENCES = 256
 compute a kernel than Python takes to launch the next."""
 EVALUATION_TOKENS = 65536
 """Padded tokens of an evaluation batch, all runs together."""
+NEVER = Validation(epoch=-1, accuracy=0.0, macro_f1=0.0, nll=math.inf)
+"""Worse than any state."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,11 @@ class Row:
     restart_after: int | None = None
     """Epoch at whose end a run from scratch goes back to its best state."""
 
+    @property
+    def first_epoch(self) -> int:
+        """The first that is trained here."""
+        return 0 if self.start is None else self.start.epoch + 1
+
 
 @dataclass
 class RowResult:
@@ -99,9 +113,7 @@ class RowResult:
     """The selected state, rounded as it would be stored."""
     test_logits: Tensor = field(repr=False)
     """(n, classes) of the selected state, on the CPU; read once, after the selection."""
-    best_epoch: int
-    validation_nll: float
-    validation_accuracy: float
+    selected: Validation
     validation_nlls: list[float]
     """Of every epoch trained here."""
     fork: Start
@@ -210,15 +222,10 @@ def train_rows(
     refined = [i for i, row in enumerate(rows) if row.candidates == "refined"]
     if refined:
         refine_stack(stack, refined, trainer.loss_of, *trainer.refining_batches())
-    trainer.restructured()
-    first = min(_first_epoch(row) for row in rows)
+    first = min(row.first_epoch for row in rows)
     for epoch in range(first, config.epochs):
         trainer.epoch(epoch, step_done)
     return trainer.results((time.perf_counter() - started) / len(rows))
-
-
-def _first_epoch(row: Row) -> int:
-    return 0 if row.start is None else row.start.epoch + 1
 
 
 class _Trainer:
@@ -228,16 +235,16 @@ class _Trainer:
         self._ground, self._stack, self._rows = ground, stack, list(rows)
         config, device = ground.config, ground.device
         self._lengths: list[int] = ground.states.lengths.tolist()
-        labels = ground.labels.tolist()
+        self._labels = ground.labels.cpu()
         weights = [
-            class_weights([labels[i] for i in row.train], ground.n_classes)
+            class_weights(self._labels[list(row.train)].tolist(), ground.n_classes)
             if config.class_weighted
             else torch.ones(ground.n_classes)
             for row in rows
         ]
-        self._weights = torch.stack(weights).to(device)
+        self._weights = torch.stack(weights)[:, None, :].to(device)
         self._per_epoch = [math.ceil(len(row.train) / config.batch_size) for row in rows]
-        self._steps = [n * _first_epoch(row) for n, row in zip(self._per_epoch, rows, strict=True)]
+        self._steps = [n * row.first_epoch for n, row in zip(self._per_epoch, rows, strict=True)]
         after = ground.dendrites.learning_rate_factor
         self._factors = [1.0 if row.start is None else after for row in rows]
         self._optimizer = _Optimizer(stack, config)
@@ -247,30 +254,20 @@ class _Trainer:
         )
         self._rules = [GrowthRule(ground.dendrites, config.epochs) for _ in rows]
         self._forks = {i: row.start for i, row in enumerate(rows) if row.start is not None}
-        runs = len(rows)
-        self._best_of_all = _Best(stack, runs)
-        self._best = _Best(stack, runs)
+        self._best_of_all, self._best = _Best(stack), _Best(stack)
         self._nlls: list[list[float]] = [[] for _ in rows]
-
-    def restructured(self) -> None:
-        """Tensors are others than at the last step."""
-        self._run_step.reset()
 
     def loss_of(self, where: Tensor, longest: int) -> Tensor:
         """Mean weighted loss of each run (K,) for texts (K, B), -1 where a run has fewer."""
         where = where.to(self._ground.device)
-        config = self._ground.config
-        real = (where >= 0).float()
         texts = where.clamp(min=0)
-        logits = self._logits(texts, longest)
-        labels = self._ground.labels[texts]
-        n_classes = self._ground.n_classes
-        targets = F.one_hot(labels, n_classes) * (1 - config.label_smoothing)
-        targets = targets + config.label_smoothing / n_classes
-        weights = self._weights[:, None, :]
-        losses = -(F.log_softmax(logits, dim=-1) * targets * weights).sum(dim=-1)
-        shares = (F.one_hot(labels, n_classes) * weights).sum(dim=-1) * real
-        return (losses * real).sum(dim=1) / shares.sum(dim=1).clamp(min=1e-9)
+        return weighted_loss(
+            self._logits(texts, longest),
+            self._ground.labels[texts],
+            self._weights,
+            self._ground.config.label_smoothing,
+            real=(where >= 0).float(),
+        )
 
     def _logits(self, texts: Tensor, longest: int) -> Tensor:
         """(K, B) -> (K, B, classes)."""
@@ -290,7 +287,7 @@ class _Trainer:
     def epoch(self, epoch: int, step_done: Callable[[int], None]) -> None:
         """Train and validate every run that has begun."""
         config, rows = self._ground.config, self._rows
-        active = [_first_epoch(row) <= epoch for row in rows]
+        active = [row.first_epoch <= epoch for row in rows]
         self._loss_sums.zero_()
         plans = [
             dict(zip(batch_order(n, epoch), self._batches(row.train, row.seed, epoch), strict=True))
@@ -335,7 +332,7 @@ class _Trainer:
         found = []
         for part, count in (("train", BATCHES), ("validation", CHOOSING_BATCHES)):
             of_rows = [
-                self._batches(getattr(row, part), row.seed, _first_epoch(row)) for row in self._rows
+                self._batches(getattr(row, part), row.seed, row.first_epoch) for row in self._rows
             ]
             width = self._ground.config.batch_size
             places = range(min(count, max(map(len, of_rows))))
@@ -371,27 +368,23 @@ class _Trainer:
         return found
 
     def _validated(self, epoch: int, active: Sequence[bool]) -> None:
-        labels = self._ground.labels.cpu()
         finite = self._loss_sums.isfinite().tolist()
         found = self.class_logits([row.validation for row in self._rows])
         for index, (row, logits, on) in enumerate(zip(self._rows, found, active, strict=True)):
             if not on:
                 continue
-            nll = float("nan")
-            if finite[index] and bool(logits.isfinite().all()):
-                truth = labels[list(row.validation)]
-                nll = float(F.cross_entropy(logits.double(), truth))
-                accuracy = float((logits.argmax(dim=1) == truth).double().mean())
-            if not math.isfinite(nll):
+            if not (finite[index] and bool(logits.isfinite().all())):
                 raise StudyError(
                     f"the loss of seed {row.seed} became NaN or infinite in epoch {epoch}; lower "
                     "the learning rate"
                 )
-            self._nlls[index].append(nll)
-            self._best_of_all.observe(index, epoch, nll, accuracy)
-            self._best.observe(index, epoch, nll, accuracy)
-            if row.start is None and self._rules[index].observe(epoch, nll):
-                self._forks[index] = Start(epoch, self._best_of_all.tensors(index))
+            validation = validate(logits, self._labels[list(row.validation)], epoch)
+            self._nlls[index].append(validation.nll)
+            self._best_of_all.observe(index, validation)
+            self._best.observe(index, validation)
+            if row.start is None and self._rules[index].observe(epoch, validation.nll):
+                tensors = self._stack.tensors(index, self._best_of_all.values)
+                self._forks[index] = Start(epoch, tensors)
             if row.restart_after == epoch:
                 self._stack.values[index] = self._best_of_all.values[index]
                 self._best.forget(index)
@@ -406,9 +399,7 @@ class _Trainer:
             RowResult(
                 tensors=self._stack.tensors(index),
                 test_logits=tested[index],
-                best_epoch=self._best.epochs[index],
-                validation_nll=self._best.nlls[index],
-                validation_accuracy=self._best.accuracies[index],
+                selected=self._best.validations[index],
                 validation_nlls=self._nlls[index],
                 fork=self._forks[index],
                 trainable_params=self._stack.parameters_of(index),
@@ -423,28 +414,17 @@ class _Trainer:
 class _Best:
     """The best state of every run so far, by validation NLL."""
 
-    def __init__(self, stack: LoraStack, runs: int) -> None:
+    def __init__(self, stack: LoraStack) -> None:
         self._stack = stack
         self.values = torch.zeros_like(stack.values)
-        self.nlls = [math.inf] * runs
-        self.accuracies = [0.0] * runs
-        self.epochs = [-1] * runs
+        self.validations = [NEVER] * stack.runs
 
-    def observe(self, row: int, epoch: int, nll: float, accuracy: float) -> None:
+    def observe(self, row: int, validation: Validation) -> None:
         """Take note of a state of the stack."""
-        if nll < self.nlls[row]:
+        if validation.nll < self.validations[row].nll:
             self.values[row] = self._stack.values[row]
-            self.nlls[row], self.accuracies[row], self.epochs[row] = nll, accuracy, epoch
+            self.validations[row] = validation
 
     def forget(self, row: int) -> None:
         """Later epochs compete anew."""
-        self.nlls[row] = math.inf
-
-    def tensors(self, row: int) -> dict[str, Tensor]:
-        """The best state of a run."""
-        now = self._stack.values[row].clone()
-        self._stack.values[row] = self.values[row]
-        try:
-            return self._stack.tensors(row)
-        finally:
-            self._stack.values[row] = now
+        self.validations[row] = NEVER

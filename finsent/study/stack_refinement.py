@@ -35,7 +35,7 @@ def _refine(stack: LoraStack, name: str, rows: Tensor, fit: Signal, choose: Sign
     activation, own_weight = stack.activation, stack.raw(f"{name}.weight")[rows]
     inner = own_weight.shape[2]
     fit, choose = _of(fit, rows), _of(choose, rows)
-    # Each run its own draws, whoever stands beside it.
+    # The same first draws for every run: none may depend on who stands beside it.
     generators = [torch.Generator().manual_seed(inner) for _ in rows]
 
     def draw(count: int) -> Tensor:
