@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGING = "owner"
 """Below the artifacts' folder for unfinished work, which no reader of the artifacts looks into."""
 LOG_LINES = 12
+ACTIVE = ("running", "keeping", "cancelling")
+"""Phases of a training that is not over."""
 PATIENCE_SECONDS = 10.0
 """What a cancelled training gets to end by itself."""
 
@@ -82,7 +84,7 @@ class TrainingState:
     """Where the training stands."""
 
     phase: str
-    """`idle`, `running`, `keeping`, `finished`, `failed` or `cancelled`."""
+    """`idle`, `running`, `keeping`, `cancelling`, `finished`, `failed` or `cancelled`."""
     message: str
     log: tuple[str, ...]
     """The last lines that the trainer printed."""
@@ -134,7 +136,7 @@ class OwnerTraining:
         Raises OwnerTrainingError when one is under way or the runs are here already.
         """
         with self._lock:
-            if self._state.phase in ("running", "keeping"):
+            if self._state.phase in ACTIVE:
                 raise OwnerTrainingError("a training is under way; cancel it or wait for its end")
             if not self.needed:
                 raise OwnerTrainingError(f"{self.place} is trained already in {self.artifacts}")
@@ -161,14 +163,17 @@ class OwnerTraining:
         atexit.register(self.cancel)
 
     def cancel(self) -> None:
-        """Ends the training and all of its processes and removes what it made. Idempotent."""
+        """Ends the training and all of its processes and removes what it made. Idempotent; returns
+        when nothing is left of it."""
         with self._lock:
             process = self._process
-            if self._state.phase != "running" or process is None:
-                return
-            self._state = TrainingState("cancelled", "Cancelled; nothing was kept.", ())
-        _end_group(process)
-        self.join()
+            to_end = self._state.phase == "running" and process is not None
+            if to_end:
+                self._state = TrainingState("cancelling", "Ending the training.", ())
+        if to_end and process is not None:
+            _end_group(process)
+        if self.state.phase == "cancelling":
+            self.join()
 
     def join(self, timeout: float | None = None) -> None:
         """Waits until the training has ended and been tidied up."""
@@ -240,13 +245,14 @@ class OwnerTraining:
             _end_group(process)
         log, histories = self._log_tail(), self._read_histories()
         with self._lock:
-            cancelled = self._state.phase != "running"
+            cancelled = self._state.phase == "cancelling"
             if not cancelled:
                 # From here on there is nothing to cancel.
                 self._state = TrainingState("keeping", "Adding the runs to the artifacts.", log)
                 self._histories = histories
-        ended = None
-        if not cancelled:
+        if cancelled:
+            ended = TrainingState("cancelled", "Cancelled; nothing was kept.", ())
+        else:
             try:
                 ended = self._kept(code, log)
             except (OSError, ValueError) as error:
@@ -254,9 +260,8 @@ class OwnerTraining:
                 ended = TrainingState("failed", f"Could not keep the runs: {error}", log)
         # Tidied up before it is said to be over, or a start right after would lose its folder.
         shutil.rmtree(self.staging, ignore_errors=True)
-        if ended is not None:
-            with self._lock:
-                self._state = ended
+        with self._lock:
+            self._state = ended
 
     def _kept(self, code: int, log: tuple[str, ...]) -> TrainingState:
         made = runs.find_runs(self.staging) if code == 0 else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from finsent import runs
+from finsent import owner_training, runs
 from finsent.owner_training import (
     OwnerTraining,
     OwnerTrainingError,
     Recipe,
+    _end_group,
     running_in_group,
 )
 from finsent.ui.owner import Owner, OwnerError, owner_from_environment
@@ -77,7 +79,7 @@ def test_a_training_is_watched_kept_packed_and_pushed(
     # The second arm's process takes seconds to start when the first arm has ended.
     assert training.state.phase == "running", training.state
     assert set(seen) == {("baseline", 0)}, "histories grow while the training runs"
-    wait_for(lambda: training.state.phase not in ("running", "keeping"))
+    wait_for(lambda: training.state.phase not in owner_training.ACTIVE)
     assert training.state.phase == "finished", training.state
     assert {len(lines) for lines in training.histories().values()} == {EPOCHS}
     assert {key[0] for key in training.histories()} == set(ARMS)
@@ -110,7 +112,7 @@ def test_a_training_is_watched_kept_packed_and_pushed(
 
 
 def test_cancelling_ends_every_process_and_leaves_nothing(
-    artifacts: Path, tiny_environment: None
+    artifacts: Path, tiny_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = OwnerTraining(artifacts, recipe(500))
     before = snapshot(artifacts)
@@ -119,7 +121,19 @@ def test_cancelling_ends_every_process_and_leaves_nothing(
     assert training._process is not None
     group = training._process.pid
     assert len(running_in_group(group)) >= 2, "the trainer and its child"
+
+    seen: list[str] = []
+
+    def slowly(process: subprocess.Popen[bytes]) -> None:
+        seen.append(training.state.phase)
+        with pytest.raises(OwnerTrainingError, match="under way"):
+            training.start()
+        assert training.staging.exists()
+        _end_group(process)
+
+    monkeypatch.setattr(owner_training, "_end_group", slowly)
     training.cancel()
+    assert set(seen) == {"cancelling"}, "cancelled means that nothing is left"
     training.cancel()
     assert training.state.phase == "cancelled"
     assert running_in_group(group) == []

@@ -20,14 +20,20 @@ import gradio as gr
 from huggingface_hub import HfApi
 
 from finsent.live_charts import training_figure
-from finsent.owner_training import Hub, OwnerTraining, OwnerTrainingError, Recipe, TrainingState
+from finsent.owner_training import (
+    ACTIVE,
+    Hub,
+    OwnerTraining,
+    OwnerTrainingError,
+    Recipe,
+    TrainingState,
+)
 from finsent.ui.markup import notice
 from finsent.ui.state import backbone_title, cuda_available, dataset_title
 from finsent.zero_gpu import zero_gpu
 
 SHORTEST_TOKEN = 16
 TICK_SECONDS = 2.0
-ACTIVE = ("running", "keeping")
 CHARTS = (("val_loss", "validation NLL"), ("val_accuracy", "validation accuracy"))
 
 
