@@ -169,13 +169,15 @@ def _train(options: argparse.Namespace) -> int:
     import torch
 
     from finsent import runs, scheduling
-    from finsent.backbones import default_device
+    from finsent.backbones import computes_bf16, default_device
     from finsent.config import DendriteConfig, LoraConfig, latest_growth
     from finsent.jobs import git_commit
     from finsent.retiming import retime
 
     device = torch.device(options.device) if options.device else default_device()
-    recipe = _recipe_config(options.backbone, options.dataset, device)
+    recipe = _recipe_config(
+        options.backbone, options.dataset, device.type, bf16=computes_bf16(device)
+    )
     given = {
         name: getattr(options, name)
         for name in (
@@ -356,7 +358,8 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
     if options.stacked is not None and options.stacked < 1:
         raise StudyError(f"--stacked must be at least 1, got {options.stacked}")
     resources = Resources(
-        base=_recipe_config(study.backbone, study.datasets[0], device),
+        # The same wherever it runs: lines of one file have to be comparable.
+        base=_recipe_config(study.backbone, study.datasets[0], "cuda", bf16=True),
         device=device.type,
         workers=workers_from_options(options, _gpus_for(device)),
         stacked=options.stacked or STACKED[device.type],
@@ -366,17 +369,18 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
     return LoraStudyRunner(study, options.artifacts.absolute(), resources).run()
 
 
-def _recipe_config(backbone: str, dataset: str, device: torch.device) -> TrainConfig:
-    """The configuration that suits a backbone and a data set on a kind of device."""
-    from finsent.backbones import computes_bf16, cue, preset
+def _recipe_config(backbone: str, dataset: str, device: str, *, bf16: bool) -> TrainConfig:
+    """The configuration that suits a backbone and a data set on a kind of device, "cpu" or "cuda";
+    bf16: under autocast where the base is held in fp32."""
+    from finsent.backbones import cue, preset
     from finsent.config import LoraConfig, TrainConfig
 
-    recipe = preset(backbone).recipe(device.type)
+    recipe = preset(backbone).recipe(device)
     return TrainConfig(
         backbone=backbone,
         dataset=dataset,
         precision=recipe.precision,
-        autocast=computes_bf16(device),
+        autocast=bf16,
         lora=LoraConfig(last_layers=recipe.last_layers),
         depth=recipe.depth,
         pooling=recipe.pooling,

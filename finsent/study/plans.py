@@ -153,7 +153,8 @@ LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
 class LoraStudy:
     """Fine-tuning: data sets x regimes x recipes x arms x folds x seeds.
 
-    Everything not named here is the backbone's own recipe for the device.
+    Everything not named here is the backbone's own recipe for a GPU, computed in bf16, wherever the
+    study runs: what one file holds has to be comparable.
     """
 
     name: str

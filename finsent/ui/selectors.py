@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,16 +66,11 @@ def add_run_selectors(
         chosen_backbone: str, chosen_dataset: str, chosen_seed: int | None = None
     ) -> dict[Any, Any]:
         nearest = catalog.select(chosen_backbone, chosen_dataset, chosen_seed)
-        updates: dict[Any, Any] = {
-            dataset: gr.update(
-                choices=dataset_choices(catalog, chosen_backbone), value=nearest.dataset
-            )
-        }
+        found = dataset_choices(catalog, chosen_backbone)
+        updates: dict[Any, Any] = {dataset: moved(found, chosen_dataset, nearest.dataset)}
         if seed is not None:
-            updates[seed] = gr.update(
-                choices=seed_choices(catalog, chosen_backbone, nearest.dataset),
-                value=nearest.seed,
-            )
+            found = seed_choices(catalog, chosen_backbone, nearest.dataset)
+            updates[seed] = moved(found, chosen_seed, nearest.seed)
         return updates
 
     gr.on(
@@ -82,9 +78,7 @@ def add_run_selectors(
         renew,
         inputs=selectors.components,
         outputs=selectors.components[1:],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
     return selectors
 
@@ -115,11 +109,17 @@ def add_matched_box(
         lambda *chosen: gr.update(**settings(*chosen)),
         inputs=selectors.components,
         outputs=box,
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
     return box
+
+
+def moved(choices: Sequence[Any], asked: object, nearest: object) -> dict[str, Any]:
+    """What gives a drop-down new choices. Its value only where the one asked for is not among
+    them: the visitor may have picked another while this was on its way."""
+    if asked == nearest:
+        return dict(gr.update(choices=choices))
+    return dict(gr.update(choices=choices, value=nearest))
 
 
 def run_updates(catalog: Catalog, selection: Selection) -> list[dict[str, Any]]:

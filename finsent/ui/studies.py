@@ -46,7 +46,7 @@ from finsent.ui.markup import (
     swatch,
     table,
 )
-from finsent.ui.selectors import QUICK
+from finsent.ui.selectors import QUICK, moved
 from finsent.ui.state import Catalog, dataset_description, dataset_order, dataset_title
 
 ALL = ""
@@ -430,8 +430,10 @@ class _Tab:
             shown = self.studies.nearest(*chosen)
             values = (shown.dataset, shown.tested, shown.regime)
             return [
-                gr.update(choices=choices, value=value)
-                for choices, value in zip(self._choices(shown), values, strict=True)
+                moved(choices, asked, value)
+                for choices, asked, value in zip(
+                    self._choices(shown), chosen[1:], values, strict=True
+                )
             ]
 
         def renew(*chosen: str) -> list[Any]:
