@@ -48,16 +48,13 @@ def refine(
     device = weight.device
     c = torch.zeros(weight.shape[:2], device=device, requires_grad=bias)
     optimizer = torch.optim.Adam([weight, c] if bias else [weight], LEARNING_RATE)
-    # Candidate p * out + c is about output unit c.
-    targets, later = fit.wanted.repeat(1, 1, POOL), choose.wanted.repeat(1, 1, POOL)
+    now, later = Target.of(fit), Target.of(choose)
     best = torch.full(weight.shape[:2], -1.0, device=device)
     best_weight, best_bias = weight.detach().clone(), c.detach().clone()
     for step in range(STEPS + 1):
         if step % CHECK_EVERY == 0:
             with torch.no_grad():
-                found = correlation(
-                    candidate_outputs(activation, choose.x, weight, c), later, choose.real
-                )
+                found = correlation(candidate_outputs(activation, choose.x, weight, c), later)
                 better = found > best
                 best = torch.where(better, found, best)
                 best_weight = torch.where(better[..., None], weight, best_weight)
@@ -65,7 +62,7 @@ def refine(
         if step == STEPS:
             break
         outputs = candidate_outputs(activation, fit.x, weight, c)
-        loss = -correlation(outputs, targets, fit.real).sum()
+        loss = -correlation(outputs, now).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -82,11 +79,31 @@ def candidate_outputs(activation: str, x: Tensor, weight: Tensor, bias: Tensor) 
     return activation_function(activation)(x @ weight.transpose(1, 2) + bias[:, None, :])
 
 
-def correlation(outputs: Tensor, targets: Tensor, real: Tensor) -> Tensor:
-    """|correlation| over a map's real rows: (R, n, units) twice and (R, n) to (R, units)."""
-    weights = (real / real.sum(1, keepdim=True))[..., None]
-    outputs = outputs - (outputs * weights).sum(1, keepdim=True)
-    targets = targets - (targets * weights).sum(1, keepdim=True)
-    covariance = (outputs * targets * weights).sum(1)
-    spread = (outputs.square() * weights).sum(1) * (targets.square() * weights).sum(1)
-    return covariance.abs() / (spread + 1e-12).sqrt()
+@dataclass(frozen=True)
+class Target:
+    """What candidates are held against: the part of a signal that does not change with them."""
+
+    weights: Tensor
+    """(R, 1, n): a row's share of its map's real rows."""
+    wanted: Tensor
+    """(R, n, out): wanted movements with mean 0 and variance 1, times their row's share."""
+
+    @classmethod
+    def of(cls, signal: Signal) -> Target:
+        """Target of a signal; every map needs a real row."""
+        weights = (signal.real / signal.real.sum(1, keepdim=True))[:, None, :]
+        centred = signal.wanted - weights @ signal.wanted
+        spread = (weights @ centred.square()).sqrt()
+        # A unit that nothing depends on wants nothing: zeros, not zero by zero.
+        return cls(weights, centred / spread.clamp_min(1e-30) * weights.transpose(1, 2))
+
+
+def correlation(outputs: Tensor, target: Target) -> Tensor:
+    """|correlation| over a map's real rows: (R, n, pool * out) to (R, pool * out). Column
+    p * out + c is held against output unit c."""
+    of_pool = outputs.unflatten(2, (-1, target.wanted.shape[2]))
+    # The target is centred, so the outputs need not be.
+    covariance = (of_pool * target.wanted[:, :, None, :]).sum(1).flatten(1)
+    mean = target.weights @ outputs
+    variance = target.weights @ outputs.square() - mean.square()
+    return covariance.abs() / (variance.squeeze(1).clamp_min(0.0) + 1e-12).sqrt()

@@ -15,7 +15,7 @@ from finsent.config import ConfigError, DendriteConfig, LoraConfig, TrainConfig
 from finsent.data import load_dataset, make_split
 from finsent.dendritic_linear import DendriticLinear
 from finsent.lora_refinement import refine_new_dendrites
-from finsent.refinement import Signal, correlation, refine
+from finsent.refinement import Signal, Target, correlation, refine
 from finsent.training import train
 
 
@@ -41,11 +41,16 @@ def test_correlation_is_the_statisticians_and_ignores_padding() -> None:
     a, b = torch.randn(2, 30, 4), torch.randn(2, 30, 4)
     real = torch.ones(2, 30)
     real[1, 20:] = 0
-    found = correlation(a, b, real)
+    b[:, :, 3] = 0.0  # nothing depends on it
+    target = Target.of(Signal(a, b * 1e-9, real))
+    pool = torch.cat([a, 2 * b.flip(1) + 1], dim=2)
+    found = correlation(pool, target)
+    assert found.isfinite().all()
     for run, rows in ((0, 30), (1, 20)):
-        for unit in range(4):
-            known = torch.corrcoef(torch.stack([a[run, :rows, unit], b[run, :rows, unit]]))[0, 1]
-            assert float(found[run, unit]) == pytest.approx(abs(float(known)), abs=1e-5)
+        for column in range(8):
+            pair = torch.stack([pool[run, :rows, column], b[run, :rows, column % 4]])
+            known = abs(float(torch.corrcoef(pair)[0, 1])) if column % 4 < 3 else 0.0
+            assert float(found[run, column]) == pytest.approx(known, abs=1e-5)
 
 
 def test_the_best_of_the_pool_follows_what_is_wanted() -> None:
@@ -63,7 +68,8 @@ def test_the_best_of_the_pool_follows_what_is_wanted() -> None:
     )
     assert (weight.shape, bias.shape) == ((1, 3, 5), (1, 3))
     followed = correlation(
-        (x @ weight.transpose(1, 2) + bias[:, None]).relu(), wanted, torch.ones(1, 800)
+        (x @ weight.transpose(1, 2) + bias[:, None]).relu(),
+        Target.of(Signal(x, wanted, torch.ones(1, 800))),
     )
     assert float(followed.min()) > 0.95
 
