@@ -372,8 +372,8 @@ def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
 def _recipe_config(backbone: str, dataset: str, device: str, *, bf16: bool) -> TrainConfig:
     """The configuration that suits a backbone and a data set on a kind of device, "cpu" or "cuda";
     bf16: under autocast where the base is held in fp32."""
-    from finsent.backbones import cue, preset
     from finsent.config import LoraConfig, TrainConfig
+    from finsent.presets import cue, preset
 
     recipe = preset(backbone).recipe(device)
     return TrainConfig(

@@ -36,16 +36,18 @@ import numpy as np
 import torch
 
 from bench.load import app_asks, texts
-from finsent.adapters import load_adapter
-from finsent.backbones import FileTokenizer, folder_sha256, load_backbone, preset, token_batches
+from finsent.adapter_files import load_adapter
+from finsent.backbones import load_backbone
 from finsent.config import ARMS, TrainConfig
 from finsent.data import load_dataset, make_split
 from finsent.engines import TorchEngine
 from finsent.jobs import git_commit
 from finsent.latency import time_interleaved
 from finsent.openvino_engine import CLOSE_CALL, OpenVinoEngine
+from finsent.presets import preset
 from finsent.runs import Run, find_runs, read_json, write_json
-from finsent.weights import default_cache_dir
+from finsent.tokenization import FileTokenizer, token_batches
+from finsent.weights import default_cache_dir, folder_sha256
 
 RESULTS = ROOT / "bench/results/serve_cpu.json"
 SENTENCES = 40

@@ -40,16 +40,17 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch import Tensor, nn
 
-from finsent.adapters import Adapter, AdapterBank
-from finsent.backbones import Backbone, pool, token_batches
+from finsent.adapter_files import Adapter, DendriticMap
+from finsent.adapters import AdapterBank
+from finsent.backbones import Backbone, pool
 from finsent.config import Precision
-from finsent.dendritic_linear import DendriticLinear
 from finsent.engines import GraphEngine, TorchEngine
 from finsent.few_rows import FewRows, Launch, Tiles
 from finsent.fused import FusedArm, FusedDecoder
 from finsent.graphs import GraphedForward, compiled, pad
 from finsent.jobs import git_commit
 from finsent.latency import LatencyStats, time_interleaved
+from finsent.tokenization import token_batches
 
 TOKENS = 32
 MAX_LENGTH = 128
@@ -238,7 +239,7 @@ def make_adapter(decoder: Any, dendrites: int) -> Adapter:
     """LoRA on q and v of every block, with `dendrites` per map, and a head."""
     generator = torch.Generator().manual_seed(dendrites)
 
-    def linear(out: int, inner: int) -> DendriticLinear:
+    def linear(out: int, inner: int) -> DendriticMap:
         tensors = {"weight": torch.randn(out, inner, generator=generator) * 0.02}
         for i in range(dendrites):
             name = f"dendrites.{i}.weight"
@@ -247,7 +248,7 @@ def make_adapter(decoder: Any, dendrites: int) -> Adapter:
                 tensors[f"recurrent.{i}"] = torch.randn(i, out, generator=generator) * 0.02
         if dendrites:
             tensors["output_weights"] = torch.randn(dendrites, out, generator=generator) * 0.02
-        return DendriticLinear.from_tensors(tensors, "relu")
+        return DendriticMap.from_tensors(tensors)
 
     width = decoder.config.hidden_size
     layers = {

@@ -62,9 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Wrong options are told at once, not after the seconds that torch takes to import.
     import torch
 
-    from finsent.adapters import AdapterError
-    from finsent.backbones import BackboneError, default_device
-    from finsent.engines import EngineError
+    from finsent.adapter_files import AdapterError
+    from finsent.backbones import default_device
+    from finsent.engine_rule import EngineError
+    from finsent.presets import BackboneError
     from finsent.runs import ArtifactError
     from finsent.weights import WeightsError
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finsent.adapter_files import split_tensor_name
 from finsent.adapters import (
     STORED_DTYPE,
     LoraPair,
@@ -20,7 +21,6 @@ from finsent.adapters import (
     lora_ranks,
     replace_b,
     save_adapter,
-    split_tensor_name,
     trainable_tensors,
     whole_model_name,
 )

@@ -1,4 +1,4 @@
-"""LoRA adapters and score heads: attach for training (peft), save, load, attach for serving.
+"""LoRA adapters and score heads: attach for training (peft), save, attach for serving.
 
 peft takes ten seconds to import, so only `attach_lora` imports it; serving uses `AdaptedLinear`,
 which computes the same sum.
@@ -13,23 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from finsent.adapter_files import FORMAT, Adapter, AdapterError
 from finsent.config import ConfigError, LoraConfig, MatchedCapacity
 from finsent.dendritic_linear import DendriticLinear, FusedDendriticLinear
 
 _PEFT_NAME = "default"
-_FORMAT = "finsent-adapter-1"
 
 STORED_DTYPE = torch.float16
 """Of adapter files; half the size of fp32. The trainer rounds to it before it evaluates, so what
 is reported is what the file holds."""
-
-
-class AdapterError(ValueError):
-    """An adapter file that is not one, or does not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +150,7 @@ def save_adapter(
     file that leaves it out would be served under whatever the reader happens to use.
     """
     # One entry, because safetensors writes several in an order that differs from run to run.
-    about = {"activation": activation, "format": _FORMAT, "scaling": scaling}
+    about = {"activation": activation, "format": FORMAT, "scaling": scaling}
     metadata = {"finsent": json.dumps(about, sort_keys=True)}
     plain = {name: t.detach().cpu().to(STORED_DTYPE).contiguous() for name, t in tensors.items()}
     for name, tensor in plain.items():
@@ -163,62 +158,6 @@ def save_adapter(
             raise AdapterError(f"{path}: {name} holds values that {STORED_DTYPE} cannot")
     save_file(plain, path, metadata=metadata)
     path.chmod(0o644)  # safetensors makes files private; results are meant to be read
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A trained adapter as read from its file."""
-
-    scaling: float
-    activation: str
-    layers: dict[str, tuple[Tensor, DendriticLinear]]
-    """By layer path: A (r, in) and the B map, with dendrites if any."""
-    head: DendriticLinear
-    """hidden -> classes"""
-
-    @property
-    def n_dendrites(self) -> int:
-        """Largest number of dendrites of any map."""
-        maps = [self.head, *(b for _, b in self.layers.values())]
-        return max(m.n_dendrites for m in maps)
-
-
-def load_adapter(path: Path) -> Adapter:
-    """Read an adapter file. AdapterError names what is wrong with it."""
-    if not path.is_file():
-        raise AdapterError(f"there is no adapter at {path}; train one with train_models.py")
-    try:
-        with safe_open(path, framework="pt") as archive:
-            about = json.loads((archive.metadata() or {}).get("finsent", "{}"))
-            names = archive.keys()
-            tensors = {name: archive.get_tensor(name).float() for name in names}
-    except SafetensorError as error:
-        raise AdapterError(f"{path} is not a readable safetensors file: {error}") from error
-    if about.get("format") != _FORMAT:
-        raise AdapterError(f"{path} has format {about.get('format')!r}, expected {_FORMAT!r}")
-    activation = about["activation"]
-    # Without dendrites the activation is never applied; any valid name will do.
-    usable = "relu" if activation == "none" else activation
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        try:
-            key, rest = split_tensor_name(name)
-        except ValueError as error:
-            raise AdapterError(f"{path}: {error}") from error
-        groups.setdefault(key, {})[rest] = tensor
-    if "score" not in groups:
-        raise AdapterError(f"{path} has no score head")
-    head = DendriticLinear.from_tensors(groups.pop("score"), usable)
-    layers = {}
-    for name in [key.removesuffix(".lora_A") for key in groups if key.endswith(".lora_A")]:
-        a = groups.pop(f"{name}.lora_A")
-        b = groups.pop(f"{name}.lora_B", None)
-        if b is None or set(a) != {"weight"}:
-            raise AdapterError(f"{path}: {name} needs lora_A.weight and lora_B.weight")
-        layers[name] = (a["weight"], DendriticLinear.from_tensors(b, usable))
-    if groups:
-        raise AdapterError(f"{path}: lora_B without lora_A for {sorted(groups)}")
-    return Adapter(float(about["scaling"]), activation, layers, head)
 
 
 class AdaptedLinear(nn.Module):
@@ -255,7 +194,8 @@ class AdapterBank:
     def add(self, name: str, adapter: Adapter) -> None:
         """Attach an adapter. AdapterError when its layers or shapes do not fit the decoder."""
         device = next(self._decoder.parameters()).device
-        for path, (a, b) in adapter.layers.items():
+        maps = {p: (torch.as_tensor(a), b) for p, (a, b) in adapter.layers.items()}
+        for path, (a, b) in maps.items():
             layer = self._layers.get(path) or self._wrap(path)
             base: Any = layer.base
             expected = (base.in_features, base.out_features)
@@ -265,8 +205,10 @@ class AdapterBank:
                     f"the backbone {expected[0]} -> {expected[1]}: it was trained on another one"
                 )
             layer.down[name] = nn.Parameter(a.to(device), requires_grad=False)
-            layer.up[name] = b.fused(adapter.scaling).to(device)
-        self._heads[name] = adapter.head.fused().to(device)
+            trained = DendriticLinear.of(b, adapter.activation)
+            layer.up[name] = trained.fused(adapter.scaling).to(device)
+        head = DendriticLinear.of(adapter.head, adapter.activation)
+        self._heads[name] = head.fused().to(device)
 
     def remove(self, name: str) -> None:
         """Drop an adapter's tensors. KeyError when there is none of that name."""
@@ -321,21 +263,6 @@ def trainable_tensors(
     for rest, tensor in head.named_parameters():
         tensors[f"score.{rest}"] = tensor
     return tensors
-
-
-def split_tensor_name(name: str) -> tuple[str, str]:
-    """`layers.3.….lora_B.dendrites.0.weight` -> (`layers.3.….lora_B`, `dendrites.0.weight`).
-
-    ValueError for a name that no adapter file has.
-    """
-    for part in (".lora_A.", ".lora_B."):
-        if part in name:
-            path, rest = name.split(part, 1)
-            return path + part.rstrip("."), rest
-    path, dot, rest = name.partition(".")
-    if path != "score" or not dot:
-        raise ValueError(f"no module takes a tensor called {name}")
-    return path, rest
 
 
 def whole_model_name(name: str, first_block: int) -> str:

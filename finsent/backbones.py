@@ -1,4 +1,4 @@
-"""Frozen language models: presets, precision, tokenisation, and the part that never changes.
+"""Frozen language models: precision, tokenisation, and the part that never changes.
 
 With a frozen base, hidden states below the first adapted block are constants of the data. They are
 computed once (`entering_hidden_states`) and training runs only the blocks above (`upper_blocks`).
@@ -7,8 +7,7 @@ computed once (`entering_hidden_states`) and training runs only the blocks above
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,110 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from finsent.config import PRECISIONS, Precision
-from finsent.data import DATASETS
-from finsent.weights import Progress, ensure_embedded, ensure_tiny_phi, sha256_file, tensors_sha256
-
-BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
-"""Most tokens of a batch that pay, by type of device: a CPU's caches hold less than what a GPU
-needs to be busy. Measured by bench/serve_cpu.py batches."""
-
-
-class BackboneError(RuntimeError):
-    """A backbone that cannot be found, loaded, or used by this project."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings that suit a backbone on a kind of device; LOG.md says where they come from.
-
-    The names are TrainConfig's and LoraConfig's, but for `cued`.
-    """
-
-    precision: Precision
-    last_layers: int | None = None
-    depth: int | None = None
-    pooling: str = "last"
-    learning_rate: float = 5e-4
-    batch_size: int = 16
-    epochs: int = 8
-    label_smoothing: float = 0.0
-    cued: bool = False
-    """Whether texts end with their data set's cue (DatasetEntry.cue)."""
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named backbone."""
-
-    name: str
-    title: str
-    licence: str
-    source: Callable[[Progress | None], str]
-    """Returns a local folder or a Hub id."""
-    cuda: Recipe
-    cpu: Recipe
-    """Adapts few blocks: all of a large model would take days."""
-
-    def recipe(self, device: str) -> Recipe:
-        """What suits a type of device, "cpu" or "cuda"."""
-        return self.cpu if device == "cpu" else self.cuda
-
-
-def cue(recipe: Recipe, dataset: str) -> str:
-    """What ends every text of a data set under a recipe; nothing for one that has no entry."""
-    return DATASETS[dataset].cue if recipe.cued and dataset in DATASETS else ""
-
-
-PRESETS = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            name="phi-2",
-            title="Phi-2 (2.7 B)",
-            licence="MIT",
-            source=lambda progress: "microsoft/phi-2",
-            cuda=Recipe("nf4"),
-            cpu=Recipe("bf16", last_layers=2),
-        ),
-        Preset(
-            name="smollm2-135m",
-            title="SmolLM2-135M-Instruct",
-            licence="Apache-2.0",
-            source=lambda progress: str(ensure_embedded(progress=progress)),
-            cuda=Recipe("fp32", epochs=6, cued=True),
-            cpu=Recipe(
-                "fp32",
-                last_layers=6,
-                depth=24,
-                learning_rate=1e-3,
-                batch_size=32,
-                cued=True,
-            ),
-        ),
-        Preset(
-            name="tiny-phi",
-            title="a random 2-layer Phi (tests only)",
-            licence="none: random weights",
-            source=lambda progress: str(ensure_tiny_phi()),
-            cuda=Recipe("fp32"),
-            cpu=Recipe("fp32"),
-        ),
-    )
-}
-
-
-def preset(name: str) -> Preset:
-    """The preset of that name, or one made up on the spot for any other Hub id or folder."""
-    if name in PRESETS:
-        return PRESETS[name]
-    return Preset(
-        name=name,
-        title=name,
-        licence="see the model's own page",
-        source=lambda progress: name,
-        cuda=Recipe("bf16"),
-        cpu=Recipe("fp32", last_layers=4),
-    )
+from finsent.presets import BackboneError, preset
+from finsent.tokenization import room_for, token_batches
+from finsent.weights import Progress, folder_sha256
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -135,46 +33,6 @@ def computes_bf16(device: torch.device) -> bool:
 def default_device() -> torch.device:
     """CUDA when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class FileTokenizer:
-    """The tokenizer of a model folder without transformers, which takes seconds to import."""
-
-    def __init__(self, folder: Path, max_length: int, suffix: str = "") -> None:
-        from tokenizers import Tokenizer
-
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise BackboneError(f"{folder} has no tokenizer.json")
-        self._name = folder.name
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._tokenizer.no_padding()
-        self._end = self._tokenizer.encode(suffix, add_special_tokens=False).ids
-        self._tokenizer.enable_truncation(_room(max_length, self._end, suffix))
-
-    @property
-    def suffix_length(self) -> int:
-        """Tokens of the suffix."""
-        return len(self._end)
-
-    def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
-        """Token ids of each text, and whether it was cut. BackboneError on no tokens."""
-        found = self._tokenizer.encode_batch(list(texts))
-        for text, encoding in zip(texts, found, strict=True):
-            if not encoding.ids:
-                raise BackboneError(f"the tokenizer of {self._name} makes no token of {text!r}")
-        return [([*encoding.ids, *self._end], bool(encoding.overflowing)) for encoding in found]
-
-
-def _room(max_length: int, end: Sequence[int], suffix: str) -> int:
-    """Tokens left for the text when the suffix takes its own."""
-    room = max_length - len(end)
-    if room < 1:
-        raise BackboneError(
-            f"the prompt suffix {suffix!r} is {len(end)} tokens long and leaves no room for a "
-            f"text in {max_length}; shorten it or raise --max-length"
-        )
-    return room
 
 
 @dataclass
@@ -216,7 +74,7 @@ class Backbone:
         Not padded. BackboneError for a text without tokens, or a suffix that leaves no room.
         """
         end = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
-        room = _room(max_length, end, suffix)
+        room = room_for(max_length, end, suffix)
         ids = self.tokenizer(list(texts), truncation=True, max_length=room)["input_ids"]
         for text, tokens in zip(texts, ids, strict=True):
             if not tokens:
@@ -344,15 +202,6 @@ def _fingerprint(source: str, decoder: Any) -> str:
     return f"commit:{commit}"
 
 
-def folder_sha256(folder: Path) -> str:
-    """Identifies the weights in a model folder."""
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return tensors_sha256(files[0])
-    digests = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
-    return hashlib.sha256(digests.encode()).hexdigest()
-
-
 class _Reached(Exception):
     """Carries the hidden states that entered a block out of a forward pass."""
 
@@ -440,18 +289,6 @@ def pool(states: Tensor, last: Tensor, pooling: str) -> Tensor:
     # an index: the gradient of indexing is slow where kernels have to be deterministic.
     kept = torch.where(read[:, :, None], states.float(), 0.0).sum(dim=1)
     return kept if pooling == "last" else kept / (last + 1)[:, None]
-
-
-def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Index batches in order of length whose padded size stays within `max_tokens`."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and lengths[index] * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def right_padded(token_ids: Sequence[Sequence[int]]) -> Tensor:

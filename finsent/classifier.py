@@ -15,37 +15,28 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from finsent import runs
-from finsent.adapters import AdapterError, load_adapter
-from finsent.backbones import (
-    Backbone,
-    BackboneError,
-    FileTokenizer,
-    default_device,
-    folder_sha256,
-    load_backbone,
-    preset,
-    token_batches,
-)
+from finsent.adapter_files import AdapterError, load_adapter
 from finsent.batching import BatchQueue, BusyError
 from finsent.config import TrainConfig
-from finsent.engines import (
-    ENGINES,
-    Engine,
-    EngineChoice,
-    EngineError,
-    GraphEngine,
-    TorchEngine,
-    choose_engine,
-)
+from finsent.devices import cuda_available
+from finsent.engine_rule import ENGINES, Engine, EngineChoice, EngineError, choose_engine
 from finsent.latency import Conditions, LatencyStats, time_interleaved, timed
-from finsent.weights import Progress, default_cache_dir
+from finsent.presets import BackboneError, preset
+from finsent.tokenization import FileTokenizer, token_batches
+from finsent.weights import Progress, default_cache_dir, folder_sha256
 from finsent.windows import window_spans
+
+if TYPE_CHECKING:
+    # Not every engine needs torch, which takes seconds to import.
+    import torch
+
+    from finsent.backbones import Backbone
 
 __all__ = [
     "ArmPrediction",
@@ -133,7 +124,7 @@ class Comparer:
         seed: int,
         arms: Sequence[str],
         *,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         backbone_dir: Path | None = None,
         engine: str | None = None,
         progress: Progress | None = None,
@@ -142,7 +133,8 @@ class Comparer:
             raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self._lock = threading.Lock()
         self._random = random.Random(0)
-        self._device = device or default_device()
+        self._device = str(device or ("cuda" if cuda_available() else "cpu"))
+        self._on_gpu = self._device.startswith("cuda")
         self._backbone_dir = backbone_dir
         self._asked_engine = engine
         self._progress = progress
@@ -157,7 +149,7 @@ class Comparer:
         seed: int,
         arms: Sequence[str] = ("baseline", "dendritic"),
         *,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         backbone_dir: Path | None = None,
         engine: str | None = None,
         progress: Progress | None = None,
@@ -215,10 +207,15 @@ class Comparer:
         if choice.name.startswith("openvino"):
             assert folder is not None
             return self._load_openvino(key, choice, folder, config, sha256)
+        import torch
+
+        from finsent.backbones import load_backbone
+        from finsent.engines import GraphEngine, TorchEngine
+
         backbone = load_backbone(
             config.backbone,
             config.precision,
-            self._device,
+            torch.device(self._device),
             depth=config.depth,
             folder=self._backbone_dir,
             progress=self._progress,
@@ -234,7 +231,7 @@ class Comparer:
     def _choose(self, config: TrainConfig) -> tuple[EngineChoice, Path | None]:
         """The engine, and the local folder of the weights if they have one."""
         source = self._backbone_dir
-        if source is None and (self._device.type == "cpu" or self._asked_engine):
+        if source is None and (not self._on_gpu or self._asked_engine):
             source = Path(preset(config.backbone).source(self._progress))
         local = source is not None and (source / "config.json").is_file()
         if self._asked_engine is not None:
@@ -242,17 +239,18 @@ class Comparer:
             if choice.name.startswith("openvino") and not local:
                 raise EngineError(f"{choice.name} needs the weights in a folder, not {source}")
             return choice, source
-        if not local and self._device.type == "cpu":
+        if not local and not self._on_gpu:
             return EngineChoice("torch", "the weights are not in a local folder"), None
         about = {}
         if local:
             assert source is not None
             about = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        elif self._device.type == "cuda":
+        else:
             from transformers import AutoConfig
 
             about = AutoConfig.from_pretrained(preset(config.backbone).source(None)).to_dict()
-        return choose_engine(about, config.precision, self._device, os.environ), source
+        kind = "cuda" if self._on_gpu else "cpu"
+        return choose_engine(about, config.precision, kind, os.environ), source
 
     def _load_openvino(
         self,
@@ -299,11 +297,7 @@ class Comparer:
     @property
     def conditions(self) -> Conditions:
         """Where and how the model computes."""
-        if self._device.type == "cuda":
-            name = torch.cuda.get_device_name(self._device)
-            return Conditions(name, None, self.engine.description)
-        threads = getattr(self.engine, "threads", None) or torch.get_num_threads()
-        return Conditions("CPU", threads, self.engine.description)
+        return self.engine.conditions
 
     @property
     def device_name(self) -> str:
@@ -479,7 +473,7 @@ class Classifier:
         arm: str = "dendritic",
         seed: int = 0,
         *,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         backbone_dir: Path | None = None,
         engine: str | None = None,
         progress: Progress | None = None,

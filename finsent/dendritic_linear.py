@@ -10,12 +10,13 @@ neither the library nor its global settings, and so that one matrix product serv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finsent.adapter_files import DendriticMap
 from finsent.config import ACTIVATIONS
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -74,18 +75,7 @@ class DendriticLinear(nn.Module):
 
         Raises ValueError when the shapes do not describe one map with k dendrites.
         """
-        k, out_features = len(dendrites), weight.shape[0]
-        shapes = [tuple(v.shape) for v, _ in dendrites]
-        if any(shape != tuple(weight.shape) for shape in shapes):
-            raise ValueError(f"dendrite weights must be {tuple(weight.shape)} like W, got {shapes}")
-        expected = None if k == 0 else (k, out_features)
-        found = None if output_weights is None else tuple(output_weights.shape)
-        if found != expected:
-            raise ValueError(f"output weights must have shape {expected}, got {found}")
-        wanted = [(i, out_features) for i in range(1, k)]
-        shapes = [tuple(d.shape) for d in recurrent]
-        if shapes != wanted:
-            raise ValueError(f"recurrent weights must have shapes {wanted}, got {shapes}")
+        DendriticMap(weight, bias, tuple(dendrites), output_weights, tuple(recurrent))
         self.weight = weight
         self.register_parameter("bias", bias)
         self.dendrites = nn.ModuleList(_Affine(v, c) for v, c in dendrites)
@@ -139,32 +129,44 @@ class DendriticLinear(nn.Module):
         KeyError for a missing tensor, ValueError for one that has no place: a dendrite lost on
         loading would silently be another model.
         """
-        left = {
+        parameters = {
             name: nn.Parameter(tensor.detach().clone(), requires_grad=trainable)
             for name, tensor in tensors.items()
         }
-        weight, bias = left.pop("weight"), left.pop("bias", None)
-        output_weights = left.pop("output_weights", None)
-        k = 0 if output_weights is None else output_weights.shape[0]
-        dendrites = [
-            (left.pop(f"dendrites.{i}.weight"), left.pop(f"dendrites.{i}.bias", None))
-            for i in range(k)
-        ]
-        recurrent = [left.pop(f"recurrent.{i}") for i in range(1, k)]
-        if left:
-            raise ValueError(f"tensors without a place in a map with {k} dendrites: {sorted(left)}")
-        self.adopt(weight, bias, dendrites, output_weights, recurrent)
+        found = DendriticMap.from_tensors(parameters)
+        self.adopt(found.weight, found.bias, found.dendrites, found.output_weights, found.recurrent)
 
     def fused(self, scale: float = 1.0) -> FusedDendriticLinear:
         """The same map times `scale`, frozen and laid out for inference."""
         return FusedDendriticLinear(self, scale)
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], activation: str) -> DendriticLinear:
-        """A frozen map from `state_dict()` names, e.g. of a safetensors file. Errors as `load`."""
-        module = cls(nn.Parameter(tensors["weight"], requires_grad=False), None, activation)
-        module.load(tensors)
+    def of(cls, trained: DendriticMap, activation: str) -> DendriticLinear:
+        """A frozen map of trained tensors; "none" is the activation of maps without dendrites."""
+
+        def frozen(tensor: Any) -> nn.Parameter | None:
+            if tensor is None:
+                return None
+            return nn.Parameter(torch.as_tensor(tensor).detach(), requires_grad=False)
+
+        module = cls(cast(Any, frozen(trained.weight)), None, _usable(activation, trained))
+        module.adopt(
+            module.weight,
+            frozen(trained.bias),
+            [(cast(Any, frozen(v)), frozen(c)) for v, c in trained.dendrites],
+            frozen(trained.output_weights),
+            [cast(Any, frozen(d)) for d in trained.recurrent],
+        )
         return module
+
+
+def _usable(activation: str, trained: DendriticMap) -> str:
+    if activation != "none":
+        return activation
+    # Without dendrites it is never applied; any valid name will do.
+    if trained.n_dendrites:
+        raise ValueError("dendrites without an activation")
+    return "relu"
 
 
 class FusedDendriticLinear(nn.Module):

@@ -1,8 +1,7 @@
-"""What runs the forward pass, and the rule that chooses it.
+"""Engines that run the forward pass in torch; finsent.engine_rule has what all have in common.
 
-Every engine takes token ids and the name of an arm and returns class scores; the base is in memory
-once, whatever the number of arms. `TorchEngine` is the reference: any decoder, any device, nothing
-compiled.
+`TorchEngine` is the reference: any decoder, any device, nothing compiled. `GraphEngine` is for a
+GPU of one's own.
 """
 
 from __future__ import annotations
@@ -10,115 +9,21 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finsent.adapters import Adapter, AdapterBank
-from finsent.backbones import BATCH_TOKENS, Backbone, pool
-from finsent.fused import FUSED_FAMILIES, FusedArm, FusedDecoder
+from finsent.adapter_files import Adapter
+from finsent.adapters import AdapterBank
+from finsent.backbones import Backbone, pool
+from finsent.engine_rule import BATCH_TOKENS
+from finsent.fused import FusedArm, FusedDecoder
 from finsent.graphs import GraphedForward, compiled, pad
-from finsent.products import FusionError, has_whole_blocks
-
-ENGINES = ("torch", "graphs", "openvino", "openvino-fp32")
-"""`torch`: transformers' forward. `graphs`: fused products, compiled, as CUDA graphs. `openvino`:
-8-bit with fp32 for close calls. `openvino-fp32`: everything in fp32."""
-
-
-class EngineError(RuntimeError):
-    """An engine that cannot run here."""
-
-
-class Engine(Protocol):
-    """A base in memory with any number of arms on it. Safe to call from many threads."""
-
-    @property
-    def description(self) -> str:
-        """Library and precision, for people."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Arms that are loaded."""
-        ...
-
-    def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
-        """Exchange all arms; the base stays. AdapterError when one does not fit."""
-        ...
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens, with padding, beyond which a larger batch is no faster for each text."""
-        ...
-
-    def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Class scores (n, classes) of one arm; returns when the device is done.
-
-        KeyError when no such arm is loaded.
-        """
-        ...
-
-    @property
-    def warm(self) -> bool:
-        """False while a call may still wait for something to be loaded."""
-        ...
-
-    def warm_up(self) -> None:
-        """Whatever makes later calls faster; may take a minute, scores() works meanwhile."""
-        ...
-
-    def parameter_bytes(self) -> tuple[int, dict[str, int]]:
-        """Bytes of the base's parameters, and of each arm's."""
-        ...
-
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """Which engine, and why, in words for people."""
-
-    name: str
-    reason: str
-
-
-def choose_engine(
-    model: Mapping[str, Any],
-    precision: str,
-    device: torch.device,
-    environment: Mapping[str, str],
-    *,
-    openvino_installed: bool | None = None,
-) -> EngineChoice:
-    """The rule. model: the decoder's config.json; environment: os.environ.
-
-    A GPU: graphs where the decoder can be fused, except on ZeroGPU, which lends a GPU for single
-    calls and forbids compilation. A CPU: OpenVINO where it can run the decoder. Else plain PyTorch.
-    """
-    family = model.get("model_type")
-    if device.type == "cuda":
-        if environment.get("SPACES_ZERO_GPU"):
-            return EngineChoice("torch", "ZeroGPU forbids compilation")
-        if precision == "nf4" and not has_whole_blocks(model):
-            return EngineChoice("torch", "4-bit blocks that lie across rows, so cannot be joined")
-        if family in FUSED_FAMILIES:
-            return EngineChoice("graphs", f"a GPU of one's own and a {family} decoder")
-        return EngineChoice("torch", f"a {family} decoder, which cannot be fused")
-    if precision != "fp32":
-        return EngineChoice("torch", f"{precision} weights on a CPU")
-    if openvino_installed is None:
-        openvino_installed = importlib.util.find_spec("openvino") is not None
-    if not openvino_installed:
-        return EngineChoice("torch", "openvino is not installed")
-    from finsent.openvino_engine import unsupported
-
-    why_not = unsupported(model)
-    if why_not:
-        return EngineChoice("torch", why_not)
-    # Not the 8-bit one: its rounding moves probabilities more than most pairs of arms differ.
-    return EngineChoice("openvino-fp32", f"a CPU and a {family} decoder")
+from finsent.latency import Conditions
+from finsent.products import FusionError
 
 
 def few_rows_forward(decoder: FusedDecoder, arm: FusedArm) -> tuple[Any, str]:
@@ -153,6 +58,11 @@ class TorchEngine:
     def description(self) -> str:
         """Library and precision."""
         return f"PyTorch {self.backbone.precision}"
+
+    @property
+    def conditions(self) -> Conditions:
+        """Where and how it computes."""
+        return _conditions(self.backbone.device, self.description)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -230,6 +140,11 @@ class GraphEngine:
         return f"PyTorch {self._precision}, fused, CUDA graphs ({stage})"
 
     @property
+    def conditions(self) -> Conditions:
+        """Where and how it computes."""
+        return _conditions(self._device, self.description)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Arms that are loaded."""
         return tuple(self._layouts)
@@ -298,6 +213,12 @@ class GraphEngine:
 
 def _by_rows(few: Any, most: int, many: Any, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     return (few if ids.numel() <= most else many)(ids, last)
+
+
+def _conditions(device: torch.device, description: str) -> Conditions:
+    if device.type == "cuda":
+        return Conditions(torch.cuda.get_device_name(device), None, description)
+    return Conditions("CPU", torch.get_num_threads(), description)
 
 
 def _bytes_of(module: Any) -> int:

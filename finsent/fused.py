@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finsent.adapters import Adapter, AdapterError
-from finsent.dendritic_linear import FusedDendriticLinear
+from finsent.adapter_files import Adapter, AdapterError
+from finsent.dendritic_linear import DendriticLinear, FusedDendriticLinear
 from finsent.products import FusionError, join
 
 FUSED_FAMILIES = ("phi", "llama")
@@ -194,14 +194,16 @@ class FusedDecoder(nn.Module):
                             f"{path}, the backbone {shape[0]} -> {shape[1]}: it was trained on "
                             "another one"
                         )
-                    found.append((part, a, b.fused(adapter.scaling)))
+                    up = DendriticLinear.of(b, adapter.activation).fused(adapter.scaling)
+                    found.append((part, torch.as_tensor(a), up))
                 if found:
                     deltas[-1][product] = _Delta(found, self.dtype)
         if left:
             raise AdapterError(
                 f"the backbone has no layer {min(left)}: the adapter was trained on another one"
             )
-        return FusedArm(deltas, adapter.head.fused()).to(device)
+        head = DendriticLinear.of(adapter.head, adapter.activation)
+        return FusedArm(deltas, head.fused()).to(device)
 
     def forward(self, input_ids: Tensor, last: Tensor, arm: FusedArm) -> Tensor:
         """Ids (B, L), right-padded, and the last tokens' positions (B,) -> scores (B, classes).

@@ -33,10 +33,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finsent import runs
-from finsent.adapters import AdapterError
+from finsent.adapter_files import AdapterError
 from finsent.backbones import (
     Backbone,
-    BackboneError,
     HiddenStates,
     check_decomposition,
     entering_hidden_states,
@@ -52,6 +51,7 @@ from finsent.evaluation import EvaluationError, confidence_intervals, score
 from finsent.files import published
 from finsent.folds import part_examples
 from finsent.latency import time_interleaved
+from finsent.presets import BackboneError
 from finsent.progress import EpochRecord
 from finsent.training import (
     TrainingDiverged,

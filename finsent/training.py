@@ -31,7 +31,7 @@ from finsent.adapted_model import (
     growable_maps,
 )
 from finsent.adapters import save_adapter, trainable_count
-from finsent.backbones import Backbone, HiddenStates, token_batches
+from finsent.backbones import Backbone, HiddenStates
 from finsent.checkpoints import (
     CHECKPOINT,
     load_checkpoint,
@@ -45,6 +45,7 @@ from finsent.dendritic_linear import DendriticLinear
 from finsent.lora_refinement import BATCHES, CHOOSING_BATCHES, refine_new_dendrites
 from finsent.progress import EpochRecord, Progress, State, Validation
 from finsent.stepping import StepRunner
+from finsent.tokenization import token_batches
 
 EVALUATION_TOKENS = 8192
 """Padded tokens per evaluation batch."""

@@ -72,6 +72,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def folder_sha256(folder: Path) -> str:
+    """Identifies the weights in a model folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return tensors_sha256(files[0])
+    digests = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
 def tensors_sha256(path: Path) -> str:
     """Hex digest over names, dtypes, shapes and bytes of a safetensors file's tensors, by name.
 

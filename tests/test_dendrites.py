@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from finsent.adapter_files import DendriticMap
 from finsent.config import ACTIVATIONS, DendriteConfig
 from finsent.dendrites import DendriteGrower, GrowthError
 from finsent.dendritic_linear import DendriticLinear
@@ -68,7 +69,7 @@ def test_our_forward_equals_the_librarys(
             # The dendrites have learnt something, or the comparison would say nothing.
             assert not torch.allclose(module.contribution(x), torch.zeros(()), atol=1e-4)
             tensors = {n: p.detach() for n, p in module.named_parameters()}
-            served = DendriticLinear.from_tensors(tensors, activation)
+            served = DendriticLinear.of(DendriticMap.from_tensors(tensors), activation)
             torch.testing.assert_close(served(x), expected, atol=1e-5, rtol=0)
             # ... and the same on (batch, tokens, features), the shape it has inside a model.
             sequence = x[None].expand(2, -1, -1)
@@ -175,16 +176,16 @@ def test_a_lost_or_unknown_tensor_is_an_error() -> None:
         "dendrites.1.weight": weight,
         "recurrent.1": torch.randn(1, 3),
     }
-    assert DendriticLinear.from_tensors(tensors, "relu").n_dendrites == 2
+    assert DendriticMap.from_tensors(tensors).n_dendrites == 2
     for name in ("weight", "dendrites.0.weight", "recurrent.1"):
         rest = {n: t for n, t in tensors.items() if n != name}
         with pytest.raises(KeyError):
-            DendriticLinear.from_tensors(rest, "relu")
+            DendriticMap.from_tensors(rest)
     with pytest.raises(ValueError, match="without a place"):
-        DendriticLinear.from_tensors({**tensors, "dendrites.2.weight": weight}, "relu")
+        DendriticMap.from_tensors({**tensors, "dendrites.2.weight": weight})
     with pytest.raises(ValueError, match="recurrent weights"):
-        DendriticLinear.from_tensors({**tensors, "recurrent.1": torch.randn(2, 3)}, "relu")
+        DendriticMap.from_tensors({**tensors, "recurrent.1": torch.randn(2, 3)})
     with pytest.raises(ValueError, match="dendrite weights"):
-        DendriticLinear.from_tensors({**tensors, "dendrites.1.weight": torch.ones(2, 4)}, "relu")
+        DendriticMap.from_tensors({**tensors, "dendrites.1.weight": torch.ones(2, 4)})
     with pytest.raises(ValueError, match="activation"):
-        DendriticLinear.from_tensors(tensors, "gelu")
+        DendriticLinear.of(DendriticMap.from_tensors(tensors), "gelu")

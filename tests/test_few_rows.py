@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PhiConfig, PhiModel
 
-from finsent.adapters import Adapter
+from finsent.adapter_files import Adapter
 from finsent.backbones import load_backbone
 from finsent.fused import FusedDecoder
 from finsent.products import FusionError

@@ -17,15 +17,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel, PhiConfig, PhiModel
 
-from finsent.adapters import Adapter, AdapterBank, AdapterError
-from finsent.backbones import Backbone, FileTokenizer, pool
+from finsent.adapter_files import Adapter, AdapterError, DendriticMap
+from finsent.adapters import AdapterBank
+from finsent.backbones import Backbone, pool
 from finsent.batching import BatchQueue, BusyError
 from finsent.dendritic_linear import DendriticLinear
-from finsent.engines import TorchEngine, choose_engine
+from finsent.engine_rule import choose_engine
+from finsent.engines import TorchEngine
 from finsent.fused import FusedDecoder
 from finsent.graphs import GraphedForward
-from finsent.openvino_engine import OpenVinoEngine, unsupported
+from finsent.openvino_engine import OpenVinoEngine
+from finsent.openvino_graph import unsupported
 from finsent.products import FusionError, join
+from finsent.tokenization import FileTokenizer
 
 CPU = torch.device("cpu")
 WIDTHS = {
@@ -52,7 +56,7 @@ def dendritic(out: int, inner: int, k: int, seed: int, activation: str = "relu")
             tensors[f"recurrent.{i}"] = random(i, out)
     if k:
         tensors["output_weights"] = random(k, out)
-    return DendriticLinear.from_tensors(tensors, activation)
+    return DendriticLinear.of(DendriticMap.from_tensors(tensors), activation)
 
 
 def decoder_of(family: str) -> torch.nn.Module:
@@ -106,9 +110,14 @@ def adapter_of(
         draw = torch.Generator().manual_seed(number)
         a = torch.randn(rank, layer.in_features, generator=draw) * 0.1
         up = dendritic(layer.out_features, rank, k, number, activation)
-        layers[f"layers.{index}.{name}"] = (a, up)
-    head = dendritic(3, decoder.config.hidden_size, k, 99)
+        layers[f"layers.{index}.{name}"] = (a.numpy(), map_of(up))
+    head = map_of(dendritic(3, decoder.config.hidden_size, k, 99))
     return Adapter(2.0, activation if k else "none", layers, head)
+
+
+def map_of(module: DendriticLinear) -> DendriticMap:
+    tensors = {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+    return DendriticMap.from_tensors(tensors)
 
 
 def reference(decoder: torch.nn.Module, adapter: Adapter, pooling: str) -> Tensor:
@@ -310,7 +319,7 @@ def test_openvino_refuses_what_does_not_fit(llama_folder: Path) -> None:
     with pytest.raises(KeyError):
         engine.scores("none", TEXTS)
     strange = adapter_of(decoder, ("self_attn.q_proj",), 0)
-    wide = {name: (a, dendritic(7, 4, 0, 0)) for name, (a, _) in strange.layers.items()}
+    wide = {name: (a, map_of(dendritic(7, 4, 0, 0))) for name, (a, _) in strange.layers.items()}
     with pytest.raises(AdapterError, match="7 outputs"):
         engine.set_arms({"x": Adapter(2.0, "none", wide, strange.head)})
     about = {"model_type": "llama", "hidden_act": "silu", "hidden_size": 64}
@@ -319,6 +328,11 @@ def test_openvino_refuses_what_does_not_fit(llama_folder: Path) -> None:
     assert unsupported({**about, "model_type": "phi"}) == "model_type 'phi' is not one of llama"
     assert "rotary" in str(unsupported({**about, "rope_scaling": {"rope_type": "yarn"}}))
     assert "multiples" in str(unsupported({**about, "hidden_size": 100}))
+
+
+def size_of(trained: DendriticMap) -> int:
+    grown = [v for v, _ in trained.dendrites]
+    return sum(t.size for t in (trained.weight, *grown, trained.output_weights, *trained.recurrent))
 
 
 @pytest.mark.parametrize("kind", ["torch", "openvino"])
@@ -335,9 +349,7 @@ def test_an_arm_costs_its_adapter_and_no_second_base(kind: str, llama_folder: Pa
     base, alone = engine.parameter_bytes()
     # W, V and t of every map, A, and the head; OpenVINO joins layers with the same input, whose
     # blocks in one matrix leave room for zeros beside them.
-    exact = 4 * sum(
-        a.numel() + sum(p.numel() for p in b.parameters()) for a, b in one.layers.values()
-    ) + 4 * sum(p.numel() for p in one.head.parameters())
+    exact = 4 * sum(a.size + size_of(b) for a, b in one.layers.values()) + 4 * size_of(one.head)
     assert exact <= alone["a"] <= (exact if kind == "torch" else 2 * exact)
     engine.set_arms({f"seed-{i}": copy.deepcopy(one) for i in range(9)})
     again, nine = engine.parameter_bytes()
@@ -394,9 +406,7 @@ def test_the_rule(
     engine: str,
     reason: str,
 ) -> None:
-    choice = choose_engine(
-        model, precision, torch.device(device), environment, openvino_installed=installed
-    )
+    choice = choose_engine(model, precision, device, environment, openvino_installed=installed)
     assert choice.name == engine
     assert reason in choice.reason
 

@@ -24,24 +24,15 @@ from finsent.adapted_model import (
     build_model,
     growable_maps,
 )
-from finsent.adapters import (
-    AdapterBank,
-    AdapterError,
-    linear_shapes,
-    load_adapter,
-    lora_ranks,
-    save_adapter,
-    trainable_count,
-)
+from finsent.adapter_files import AdapterError, load_adapter
+from finsent.adapters import AdapterBank, linear_shapes, lora_ranks, save_adapter, trainable_count
 from finsent.backbones import (
     Backbone,
-    BackboneError,
     HiddenStates,
     check_decomposition,
     entering_hidden_states,
     load_backbone,
     pool,
-    token_batches,
     upper_blocks,
 )
 from finsent.classifier import Classifier, Comparer, InputError
@@ -56,7 +47,9 @@ from finsent.config import (
 from finsent.data import load_dataset, make_split
 from finsent.dendrites import DendriteGrower
 from finsent.engines import TorchEngine
+from finsent.presets import BackboneError
 from finsent.progress import Validation
+from finsent.tokenization import token_batches
 
 CPU = torch.device("cpu")
 BASE = TrainConfig(

@@ -15,19 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finsent.backbones import (
-    Backbone,
-    cue,
-    load_backbone,
-    pool,
-    preset,
-    right_padded,
-    token_batches,
-)
+from finsent.backbones import Backbone, load_backbone, pool, right_padded
 from finsent.config import POOLINGS
 from finsent.data import Dataset
 from finsent.files import published
+from finsent.presets import cue, preset
 from finsent.runs import slug
+from finsent.tokenization import token_batches
 from finsent.weights import Progress, default_cache_dir
 
 LAYERS = (12, 16, 20, 24, 28, 30)

@@ -20,10 +20,8 @@ from finsent.adapters import linear_shapes, lora_ranks
 from finsent.backbones import (
     Backbone,
     HiddenStates,
-    cue,
     entering_hidden_states,
     load_backbone,
-    preset,
     upper_blocks,
 )
 from finsent.config import (
@@ -37,6 +35,7 @@ from finsent.data import Split, load_dataset
 from finsent.evaluation import score
 from finsent.folds import part_examples
 from finsent.fused_training import FusedBlocks
+from finsent.presets import cue, preset
 from finsent.study.lora_training import Ground, Row, RowResult, train_rows
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.results import RESULTS, RunKey, StudyRun, append_runs, read_runs

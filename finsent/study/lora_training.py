@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from finsent.adapters import STORED_DTYPE
-from finsent.backbones import HiddenStates, token_batches
+from finsent.backbones import HiddenStates
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.fused_training import FusedBlocks
 from finsent.lora_refinement import BATCHES, CHOOSING_BATCHES
@@ -28,6 +28,7 @@ from finsent.stepping import StepRunner
 from finsent.study.lora_stack import LoraStack
 from finsent.study.results import StudyError
 from finsent.study.stack_refinement import refine_stack
+from finsent.tokenization import token_batches
 from finsent.training import (
     batch_order,
     class_weights,

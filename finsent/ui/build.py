@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from finsent import zero_gpu
+from finsent.devices import cuda_available
 from finsent.runs import ArtifactError
 from finsent.ui.about import add_about_tab
 from finsent.ui.batch import add_batch_tab
@@ -36,7 +37,6 @@ from finsent.ui.state import (
     Progress,
     ServiceError,
     Status,
-    cuda_available,
 )
 from finsent.ui.studies import add_studies_tab
 from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme

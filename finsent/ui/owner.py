@@ -19,6 +19,7 @@ from typing import Any
 import gradio as gr
 from huggingface_hub import HfApi
 
+from finsent.devices import cuda_available
 from finsent.live_charts import training_figure
 from finsent.owner_training import (
     ACTIVE,
@@ -29,7 +30,7 @@ from finsent.owner_training import (
     TrainingState,
 )
 from finsent.ui.markup import notice
-from finsent.ui.state import backbone_title, cuda_available, dataset_title
+from finsent.ui.state import backbone_title, dataset_title
 from finsent.zero_gpu import zero_gpu
 
 SHORTEST_TOKEN = 16

@@ -23,6 +23,7 @@ from finsent.batching import BusyError
 from finsent.calibration import Calibration, calibration_of
 from finsent.config import ARMS
 from finsent.data import DATASETS
+from finsent.devices import cuda_available
 from finsent.examples import HEADLINES, Headline
 from finsent.latency import LatencyStats, RollingWindow, interleaved_times
 from finsent.runs import ArtifactError, Run, find_runs, read_json, slug
@@ -120,13 +121,6 @@ def choose_backbone(available: Sequence[str], cuda: bool) -> Choice:
         return Choice(DEFAULT_BACKBONE, f"the embedded default: {why}")
     others = [name for name in available if name != LARGE_BACKBONE] or list(available)
     return Choice(others[0], f"the only kind of run found: {why}, and no {DEFAULT_BACKBONE} runs")
-
-
-def cuda_available() -> bool:
-    """Asks torch, which takes seconds to import: call it off the main thread."""
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 # ------------------------------------------------------------------------------------------ catalog
