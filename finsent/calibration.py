@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 
 from finsent.runs import VALIDATION_FILE, ArtifactError, Predictions, Run
 
@@ -130,6 +129,9 @@ def scale(probabilities: ArrayLike, temperature: float) -> Floats:
 
 def fit_temperature(probabilities: ArrayLike, labels: Sequence[int]) -> float:
     """The temperature with the lowest NLL, in [0.05, 20]. probabilities (n, classes)."""
+    # Here, because the page that shows calibrations need not wait for it to come up.
+    from scipy.optimize import minimize_scalar
+
     low, high = (math.log(bound) for bound in _TEMPERATURES)
 
     def loss(log_temperature: float) -> float:

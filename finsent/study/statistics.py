@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
 
@@ -42,6 +41,9 @@ def corrected_paired_test(
     differences: (n,), one for each run of repeated cross-validation, n >= 2. The variance of their
     mean is s^2 (1 / n + n_test / n_train) instead of s^2 / n. Raises ValueError otherwise.
     """
+    # Here, because who only reads summaries need not wait for it.
+    from scipy.stats import t as student_t
+
     d = np.asarray(differences, dtype=np.float64)
     if d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
         raise ValueError(f"differences must be at least two finite numbers, got shape {d.shape}")
