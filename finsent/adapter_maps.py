@@ -1,8 +1,8 @@
 """What the second maps of adapters add to a product, and its gradients, written out by hand.
 
-A map adds B z + sum_i t_i * o_i to its columns of a product (rows, out), where z = A x (rows, r) and
-o_i are the outputs of its dendrites. Those are as wide as the product and quickly made from z: so
-they are not kept for the backward pass but computed there again.
+A map adds B z + sum_i t_i * o_i to its columns of a product (rows, out), where z = A x (rows, r)
+and o_i are the outputs of its dendrites. Those are as wide as the product and quickly made from z:
+so they are not kept for the backward pass but computed there again.
 
 On a GPU, maps with one dendrite are computed by `finsent.dendrite_kernels`, those of one shape
 together; all others by PyTorch.

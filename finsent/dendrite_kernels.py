@@ -6,7 +6,7 @@ its gradient read once. o exists in registers only, in both passes.
 
 In the backward pass a program owns some columns and a piece of the rows. What it adds up over one
 of them is a part of a sum over the other; the parts are stored, and added in a fixed order by a
-second kernel. No atomics: the same numbers at every run, and on every GPU.
+second kernel. No atomics: the same numbers at every run.
 
 Maps of one shape share a launch: tuples hold the tensors of each.
 """
@@ -17,6 +17,7 @@ Maps of one shape share a launch: tuples hold the tensors of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,13 +25,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 64
-"""Rows in a tile of a product."""
-PROGRAMS = 264
-"""Programs that the backward pass is cut into, about: two for every multiprocessor of an H100. A
-constant, for sums to be cut alike on every GPU."""
-SUMMED = 512
+PROGRAMS = 396
+"""Into how many programs the backward pass is cut at most, unless there are more columns: as many
+as an H100 holds at once, three on each of 132 multiprocessors. A constant, for sums to be cut alike
+on every GPU."""
+SUMMED = 256
 """Sums in a program of the second kernel of the backward pass."""
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What of a product a program holds at a time, and its warps."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+# As large as registers allow (tests look at what is spilled). Compiled for an H100 at rank 8, three
+# programs of the backward pass in half precision fit on a multiprocessor.
+_HALF = _Tile(64, 64, 4)
+_SINGLE = _Tile(32, 32, 8)
+"""fp32 has no tensor cores that keep its precision: products are unrolled into registers."""
 
 
 def add_(
@@ -42,10 +58,10 @@ def add_(
     """Add to outputs, each (rows, out), what maps (B (out, r), V (out, r), t (1, out)) of one shape
     make of inputs, each (rows, r). All inputs lie in one tensor's rows, and so do all outputs."""
     rows, width, rank = _sizes(inputs, outputs, maps)
-    columns, block, warps = _tile(rank)
+    tile = _tile(inputs[0])
     weights, dendrites, factors = zip(*maps, strict=True)
     kernel: Any = add_kernel
-    kernel[(triton.cdiv(width, columns), triton.cdiv(rows, ROWS), len(maps))](
+    kernel[(triton.cdiv(width, tile.columns), triton.cdiv(rows, tile.rows), len(maps))](
         tuple(inputs),
         tuple(outputs),
         weights,
@@ -57,10 +73,10 @@ def add_(
         WIDTH=width,
         RANK=rank,
         ACTIVATION=activation,
-        BM=ROWS,
-        BN=columns,
-        BR=block,
-        num_warps=warps,
+        BM=tile.rows,
+        BN=tile.columns,
+        BR=_padded(rank),
+        num_warps=tile.warps,
     )
 
 
@@ -74,8 +90,9 @@ def gradients(
     """For the gradients of `add_`'s outputs: those of B, V and t of every map. Those of inputs are
     written to g_inputs, each (rows, r) and in the rows of one tensor."""
     rows, width, rank = _sizes(inputs, g_outputs, maps)
-    columns, block, warps = _tile(rank)
-    count, across, tiles = len(maps), triton.cdiv(width, columns), triton.cdiv(rows, ROWS)
+    tile = _tile(inputs[0])
+    count, across = len(maps), triton.cdiv(width, tile.columns)
+    tiles = triton.cdiv(rows, tile.rows)
     each = triton.cdiv(tiles, max(1, PROGRAMS // (across * count)))
     pieces = triton.cdiv(tiles, each)
     weights, dendrites, factors = zip(*maps, strict=True)
@@ -99,10 +116,10 @@ def gradients(
         WIDTH=width,
         RANK=rank,
         ACTIVATION=activation,
-        BM=ROWS,
-        BN=columns,
-        BR=block,
-        num_warps=warps,
+        BM=tile.rows,
+        BN=tile.columns,
+        BR=_padded(rank),
+        num_warps=tile.warps,
     )
     found = like.new_empty(count, size)
     kernel = sum_kernel
@@ -148,9 +165,13 @@ def _sizes(
     return len(inputs[0]), width, rank
 
 
-def _tile(rank: int) -> tuple[int, int, int]:
-    """Columns of a tile, ranks as the kernels pad them, warps."""
-    return 128, max(16, triton.next_power_of_2(rank)), 4
+def _tile(like: Tensor) -> _Tile:
+    return _SINGLE if like.dtype == torch.float32 else _HALF
+
+
+def _padded(rank: int) -> int:
+    """Ranks as the kernels hold them: products of tiles take 16 at least."""
+    return max(16, triton.next_power_of_2(rank))
 
 
 @triton.jit
@@ -163,7 +184,8 @@ def _of(part, tensors):
 
 
 @triton.jit
-def _activated(drive, ACTIVATION: tl.constexpr):
+def activated(drive, ACTIVATION: tl.constexpr):
+    """What a dendrite makes of V z; nothing overflows for any drive."""
     if ACTIVATION == "relu":
         drive = tl.maximum(drive, 0.0)
     elif ACTIVATION == "sigmoid":
@@ -219,7 +241,7 @@ def add_kernel(
     y = tl.load(place, mask=real, other=0.0).to(tl.float32)
     y = tl.dot(z, tl.trans(b), y, input_precision="ieee")
     drive = tl.dot(z, tl.trans(v), input_precision="ieee")
-    y += t[None, :] * _activated(drive, ACTIVATION)
+    y += t[None, :] * activated(drive, ACTIVATION)
     tl.store(place, y.to(z.dtype), mask=real)
 
 
@@ -231,35 +253,37 @@ def gradient_kernel(
 ):  # fmt: skip
     """One program for BN columns and `each` tiles of rows of every map.
 
-    of_inputs (maps, programs across, rows, RANK): what the columns of a program add to the gradient
-    of z. of_maps (maps, pieces of rows, ...): what its rows add to the gradients of B (WIDTH, RANK),
-    V (WIDTH, RANK) and t (WIDTH,), one after the other. Both fp32."""
+    of_inputs (maps, programs across, rows, RANK): what a program's columns add to the gradient of
+    z. of_maps (maps, pieces of rows, ...): what its rows add to the gradients of B (WIDTH, RANK), V
+    (WIDTH, RANK) and t (WIDTH,), one after the other. Both fp32."""
     across, piece, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     n, b, v, t = _columns(part, across, weights, dendrites, factors, WIDTH, RANK, BN, BR)
     r = tl.arange(0, BR)
-    real_n, real_r = (n < WIDTH)[None, :], (r < RANK)[None, :]
     inputs, g_outputs = _of(part, inputs), _of(part, g_outputs)
     of_inputs += (part * tl.num_programs(0) + across).to(tl.int64) * rows * RANK
     g_b = tl.zeros((BN, BR), tl.float32)
     g_v = tl.zeros((BN, BR), tl.float32)
     g_t = tl.zeros((BN,), tl.float32)
     for tile in range(piece * each, tl.minimum((piece + 1) * each, tl.cdiv(rows, BM))):
-        m = tile * BM + tl.arange(0, BM).to(tl.int64)[:, None]
-        z = tl.load(inputs + m * STRIDE + r[None, :], mask=(m < rows) & real_r, other=0.0)
-        g = tl.load(g_outputs + m * OUT_STRIDE + n[None, :], mask=(m < rows) & real_n, other=0.0)
-        output = _activated(tl.dot(z, tl.trans(v), input_precision="ieee"), ACTIVATION)
+        m = tile * BM + tl.arange(0, BM).to(tl.int64)
+        real_z = (m < rows)[:, None] & (r < RANK)[None, :]
+        z = tl.load(inputs + m[:, None] * STRIDE + r[None, :], mask=real_z, other=0.0)
+        # A row here is a column there: what belongs to it is few registers, and its sums few steps.
+        place = g_outputs + n[:, None] + m[None, :] * OUT_STRIDE
+        g = tl.load(place, mask=(n < WIDTH)[:, None] & (m < rows)[None, :], other=0.0)
+        output = activated(tl.dot(v, tl.trans(z), input_precision="ieee"), ACTIVATION)
         wide = g.to(tl.float32)
-        g_t += tl.sum(wide * output, 0)
-        g_drive = _through(wide * t[None, :], output, ACTIVATION).to(g.dtype)
-        g_z = tl.dot(g, b, input_precision="ieee")
-        g_z = tl.dot(g_drive, v, g_z, input_precision="ieee")
-        tl.store(of_inputs + m * RANK + r[None, :], g_z, mask=(m < rows) & real_r)
-        g_b = tl.dot(tl.trans(g), z, g_b, input_precision="ieee")
-        g_v = tl.dot(tl.trans(g_drive), z, g_v, input_precision="ieee")
+        g_t += tl.sum(wide * output, 1)
+        g_drive = _through(wide * t[:, None], output, ACTIVATION).to(g.dtype)
+        g_b = tl.dot(g, z, g_b, input_precision="ieee")
+        g_v = tl.dot(g_drive, z, g_v, input_precision="ieee")
+        g_z = tl.dot(tl.trans(g), b, input_precision="ieee")
+        g_z = tl.dot(tl.trans(g_drive), v, g_z, input_precision="ieee")
+        tl.store(of_inputs + m[:, None] * RANK + r[None, :], g_z, mask=real_z)
     of_weight: tl.constexpr = WIDTH * RANK
     of_maps += (part * tl.num_programs(1) + piece) * (2 * of_weight + WIDTH)
     place = of_maps + n[:, None] * RANK + r[None, :]
-    real = (n < WIDTH)[:, None] & real_r
+    real = (n < WIDTH)[:, None] & (r < RANK)[None, :]
     tl.store(place, g_b, mask=real)
     tl.store(place + of_weight, g_v, mask=real)
     tl.store(of_maps + 2 * of_weight + n, g_t, mask=n < WIDTH)

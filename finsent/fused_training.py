@@ -31,6 +31,7 @@ from finsent.fused import FUSED_FAMILIES
 from finsent.products import FusionError, Weight, has_whole_blocks, side_by_side
 from finsent.rotation import rotate_
 
+
 def can_fuse(config: TrainConfig, decoder: Any, device: torch.device) -> bool:
     """The rule: on a GPU, a family whose blocks are known, computing in the precision it is held
     in (autocast would have to be repeated by hand), with 4-bit blocks that end with their rows."""
