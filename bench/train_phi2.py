@@ -42,11 +42,12 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from finsent import adapted_model
-from finsent.adapted_model import build_model
+from finsent import adapted_model, adapter_maps
+from finsent.adapted_model import AdaptedModel, build_model
 from finsent.backbones import Backbone, HiddenStates, entering_hidden_states, load_backbone
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.dendrites import DendriteGrower
+from finsent.dendritic_linear import DendriticLinear
 from finsent.jobs import git_commit
 from finsent.training import TrainResult, train, use_deterministic_kernels
 from finsent.weights import ensure_tiny_phi
@@ -176,6 +177,24 @@ def run(
     return result, growths
 
 
+def with_dendrite(b: torch.nn.Module) -> DendriticLinear:
+    """An adapter's B map (out, r) with one dendrite, random and not zero."""
+    weight = b.weight
+    assert isinstance(weight, torch.nn.Parameter)
+    draw = torch.Generator(device=GPU).manual_seed(0)
+    v = torch.nn.Parameter(torch.empty_like(weight).normal_(0, 0.3, generator=draw))
+    t = torch.nn.Parameter(weight.new_empty(1, len(weight)).normal_(0, 0.03, generator=draw))
+    grown = DendriticLinear(weight, None, "relu")
+    grown.adopt(weight, None, [(v, None)], t, [])
+    return grown
+
+
+def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference of all tensors, as a part of the norm of the expected ones."""
+    one, other = (torch.cat([t[n].flatten() for n in expected]) for t in (found, expected))
+    return float((one - other).norm() / other.norm())
+
+
 def steady(result: TrainResult, skip: int) -> float:
     """Median seconds of the epochs after the first `skip`."""
     return statistics.median(record.seconds for record in result.history[skip:])
@@ -290,9 +309,12 @@ class Bench:
             "peak_memory_gb": plain.peak_memory_mb / 1e3,
         }
 
-    def check(self, precision: Any) -> dict[str, Any]:
-        """Gradients of fused and generic blocks on one batch: relative difference, and how far two
-        draws of the adapters' B maps are apart in the same measure."""
+    @contextlib.contextmanager
+    def _checked(
+        self, precision: Any
+    ) -> Iterator[tuple[AdaptedModel, Callable[..., dict[str, torch.Tensor]]]]:
+        """A model whose adapters' B maps are not zero, and what gives the gradients of its tensors
+        on the first eight sentences, or on some of them."""
         backbone, states = self.base(precision)
         labels = torch.tensor(self.data.labels[:8], device=GPU)
         where = torch.arange(8, device=GPU)
@@ -303,26 +325,61 @@ class Bench:
         for pair in model.pairs.values():
             pair.b.weight.data.normal_(0, 0.01, generator=draw)
 
-        def gradient(rows: slice) -> torch.Tensor:
+        def gradients(rows: slice = slice(0, 8)) -> dict[str, torch.Tensor]:
             logits = model.head(model.pooled(hidden[rows], last[rows]))
             loss = torch.nn.functional.cross_entropy(logits, labels[rows])
-            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.parameters())])
+            tensors = model.tensors()
+            found = torch.autograd.grad(loss, list(tensors.values()))
+            return dict(zip(tensors, found, strict=True))
 
         try:
-            fused = gradient(slice(0, 8))
-            again = gradient(slice(0, 8))
-            with model.module_by_module():
-                generic = gradient(slice(0, 8))
-                other = gradient(slice(4, 8))
+            yield model, gradients
         finally:
             strip(backbone.decoder)
+
+    def check(self, precision: Any) -> dict[str, Any]:
+        """Gradients of fused and generic blocks on one batch: relative difference, and how far away
+        those on other sentences are in the same measure."""
+        with self._checked(precision) as (model, gradients):
+            fused, again = gradients(), gradients()
+            with model.module_by_module():
+                generic, other = gradients(), gradients(slice(4, 8))
         return {
-            "gradient_difference": float((fused - generic).norm() / generic.norm()),
-            "gradient_difference_of_other_sentences": float(
-                (other - generic).norm() / generic.norm()
-            ),
-            "repeats_exactly": bool(torch.equal(fused, again)),
-            "finite": bool(fused.isfinite().all()),
+            "gradient_difference": difference(fused, generic),
+            "gradient_difference_of_other_sentences": difference(other, generic),
+            "repeats_exactly": all(torch.equal(fused[n], again[n]) for n in fused),
+            "finite": all(bool(g.isfinite().all()) for g in fused.values()),
+        }
+
+    def check_dendrites(self, precision: Any) -> dict[str, Any]:
+        """With one dendrite on every map: gradients by the kernels for that, by PyTorch in the
+        fused blocks, and by the generic ones; relative differences over all tensors, and over those
+        of a kind."""
+        with self._checked(precision) as (model, gradients):
+            grown = {f"{name}.lora_B": with_dendrite(pair.b) for name, pair in model.pairs.items()}
+            adapted_model.adopt_grown_modules(model, grown)
+            kernels, again = gradients(), gradients()
+            with mock.patch.object(adapter_maps, "uses_kernels", return_value=False):
+                pytorch = gradients()
+            with model.module_by_module():
+                generic = gradients()
+        pairs = {
+            "kernels_to_pytorch": (kernels, pytorch),
+            "kernels_to_modules": (kernels, generic),
+            "pytorch_to_modules": (pytorch, generic),
+        }
+        kinds = {name: name.rpartition(".lora_")[2] for name in kernels}
+        return {
+            **{pair: difference(*both) for pair, both in pairs.items()},
+            "by_tensor": {
+                kind: {
+                    pair: difference(*({n: g[n] for n in kinds if kinds[n] == kind} for g in both))
+                    for pair, both in pairs.items()
+                }
+                for kind in sorted(set(kinds.values()))
+            },
+            "repeats_exactly": all(torch.equal(kernels[n], again[n]) for n in kernels),
+            "finite": all(bool(g.isfinite().all()) for g in kernels.values()),
         }
 
     def profile(self, precision: Any) -> dict[str, Any]:
@@ -412,9 +469,11 @@ class Bench:
 PARTS: dict[str, tuple[float, Callable[[Bench], Any]]] = {
     "check_bf16": (15, lambda b: b.check("bf16")),
     "bf16_64": (30, lambda b: b.arms("bf16", 64)),
+    "check_dendrites_bf16": (15, lambda b: b.check_dendrites("bf16")),
     "profile_bf16": (15, lambda b: b.profile("bf16")),
     "generic_bf16_64": (18, lambda b: b.generic("bf16", 64)),
     "check_nf4": (12, lambda b: b.check("nf4")),
+    "check_dendrites_nf4": (12, lambda b: b.check_dendrites("nf4")),
     "nf4_16": (40, lambda b: b.arms("nf4", 16)),
     "nf4_64": (30, lambda b: b.arms("nf4", 64)),
     "bf16_16": (45, lambda b: b.arms("bf16", 16)),

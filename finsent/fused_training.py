@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finsent.adapter_maps import Part, add_maps_, map_gradients
 from finsent.adapters import LoraPair
 from finsent.backbones import pool
 from finsent.config import TrainConfig
@@ -28,13 +30,6 @@ from finsent.dendritic_linear import DendriticLinear
 from finsent.fused import FUSED_FAMILIES
 from finsent.products import FusionError, Weight, has_whole_blocks, side_by_side
 from finsent.rotation import rotate_
-
-ACTIVATE_: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "sigmoid": torch.sigmoid_,
-    "tanh": torch.tanh_,
-}
-"""In place: the gradient of each is known from its output."""
 
 
 def can_fuse(config: TrainConfig, decoder: Any, device: torch.device) -> bool:
@@ -51,23 +46,11 @@ def can_fuse(config: TrainConfig, decoder: Any, device: torch.device) -> bool:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One adapted layer within a product."""
-
-    ranks: slice
-    """Its columns of A x."""
-    outputs: slice
-    """Its columns of the product."""
-    dendrites: int
-    activation: str
-
-
-@dataclass(frozen=True)
 class _Term:
     """One frozen weight and the adapted layers in it."""
 
     weight: Weight
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
 
 
 class _Stage(torch.autograd.Function):
@@ -120,9 +103,8 @@ def _multiply(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:
 class _AdaptedSum(torch.autograd.Function):
     """sum over terms of x W^T + the adapters in it, plus one bias. Only the adapters get gradients.
 
-    A term takes x (..., in) and, where it has adapted layers, their A maps row under row and for
-    each layer B (out, r), and with k dendrites V (k out, r), t (k, out) and the recurrent weights
-    d_i (i, out), i = 1 .. k - 1. The scaling is part of B and t.
+    A term takes x (..., in) and, where it has adapted layers, their A maps row under row and the
+    tensors of each part. What dendrites put out is not kept (`finsent.adapter_maps`).
     """
 
     @staticmethod
@@ -138,18 +120,12 @@ class _AdaptedSum(torch.autograd.Function):
             weight = term.weight().to(rows.dtype)
             y = F.linear(rows, weight, bias) if y is None else y.addmm_(rows, weight.T)
             del weight  # if it was unpacked, its memory is wanted again
-            if not term.parts:
-                continue
-            a = next(given)
-            z = rows @ a.T
-            saved += [rows, a, z]
-            for part in term.parts:
-                b = next(given)
-                inner, target = z[:, part.ranks], y[:, part.outputs]
-                target.addmm_(inner, b.T)
-                saved.append(b)
-                if part.dendrites:
-                    saved += _add_dendrites(part, inner, target, given)
+            if term.parts:
+                a = next(given)
+                maps = _of_parts(term.parts, given)
+                z = rows @ a.T
+                add_maps_(y, z, term.parts, maps)
+                saved += [rows, a, z, *(tensor for of_map in maps for tensor in of_map)]
         assert y is not None
         ctx.terms = terms
         ctx.save_for_backward(*saved)
@@ -157,7 +133,7 @@ class _AdaptedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        g = gradient.flatten(0, -2)
+        g = gradient.contiguous().flatten(0, -2)
         saved = iter(ctx.saved_tensors)
         found: list[Tensor | None] = [None, None]
         for term in ctx.terms:
@@ -168,16 +144,8 @@ class _AdaptedSum(torch.autograd.Function):
             found.append(None)
             if term.parts:
                 rows, a, z = next(saved), next(saved), next(saved)
-                gz = torch.empty_like(z)
-                of_maps: list[Tensor] = []
-                for part in term.parts:
-                    b = next(saved)
-                    inner, g_inner = z[:, part.ranks], gz[:, part.ranks]
-                    g_part = g[:, part.outputs]
-                    torch.mm(g_part, b, out=g_inner)
-                    of_maps.append(g_part.T @ inner)
-                    if part.dendrites:
-                        of_maps += _dendrites_backward(part, inner, g_part, g_inner, saved)
+                maps = _of_parts(term.parts, saved)
+                gz, of_maps = map_gradients(g, z, term.parts, maps)
                 found += [gz.T @ rows, *of_maps]
                 if gx is not None:
                     gx.addmm_(gz, a)
@@ -186,56 +154,9 @@ class _AdaptedSum(torch.autograd.Function):
         return tuple(found)
 
 
-def _add_dendrites(
-    part: _Part, inner: Tensor, target: Tensor, given: Iterator[Tensor]
-) -> list[Tensor]:
-    """Add what the dendrites of one map make of `inner` (rows, r) to `target` (rows, out); returns
-    what the backward pass needs, their outputs (rows, k out) first."""
-    k = part.dendrites
-    v, t = next(given), next(given)
-    recurrent = [next(given) for _ in range(1, k)]
-    outputs = inner @ v.T
-    each = outputs.chunk(k, dim=1)
-    for i, output in enumerate(each):
-        for j in range(i):
-            output.addcmul_(recurrent[i - 1][j], each[j])
-        ACTIVATE_[part.activation](output)
-        target.addcmul_(output, t[i])
-    return [outputs, v, t, *recurrent]
-
-
-def _dendrites_backward(
-    part: _Part, inner: Tensor, g: Tensor, g_inner: Tensor, saved: Iterator[Tensor]
-) -> list[Tensor]:
-    """Gradients of V, t and d_1 .. for the gradient g (rows, out); that of `inner` is added to
-    `g_inner`."""
-    k = part.dendrites
-    outputs, v, t = next(saved), next(saved), next(saved)
-    recurrent = [next(saved) for _ in range(1, k)]
-    each = outputs.chunk(k, dim=1)
-    drives = torch.empty_like(outputs)
-    g_each = drives.chunk(k, dim=1)
-    g_t = torch.empty_like(t)
-    g_recurrent = [torch.empty_like(d) for d in recurrent]
-    for i in reversed(range(k)):
-        torch.mul(g, t[i], out=g_each[i])
-        torch.sum(g * each[i], dim=0, out=g_t[i])
-        for j in range(i + 1, k):
-            g_each[i].addcmul_(recurrent[j - 1][i], g_each[j])
-            torch.sum(g_each[j] * each[i], dim=0, out=g_recurrent[j - 1][i])
-        through_activation_(part.activation, g_each[i], each[i])
-    g_inner.addmm_(drives, v)
-    return [drives.T @ inner, g_t, *g_recurrent]
-
-
-def through_activation_(name: str, g: Tensor, output: Tensor) -> None:
-    """Turn the gradient of an activation's output into that of its input, in place."""
-    if name == "relu":
-        torch.ops.aten.threshold_backward.grad_input(g, output, 0, grad_input=g)
-    elif name == "sigmoid":
-        torch.ops.aten.sigmoid_backward.grad_input(g, output, grad_input=g)
-    else:
-        torch.ops.aten.tanh_backward.grad_input(g, output, grad_input=g)
+def _of_parts(parts: Sequence[Part], given: Iterator[Tensor]) -> list[list[Tensor]]:
+    """The next tensors, by the part they belong to."""
+    return [list(islice(given, part.tensors)) for part in parts]
 
 
 class _Heads(torch.autograd.Function):
@@ -317,7 +238,7 @@ class Product:
                 groups.append((len(found), 1.0))
                 parameters += [a for _, a, _ in found]
             for outputs, a, b in found:
-                part = _Part(slice(at, at + len(a)), outputs, *_dendrites_of(b))
+                part = Part(slice(at, at + len(a)), outputs, *_dendrites_of(b))
                 at += len(a)
                 parts.append(part)
                 groups.append((1, scaling))

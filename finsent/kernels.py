@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from finsent.dendrite_kernels import activated
+
 BLOCK = tl.constexpr(64)
 """4-bit weights that share a scale."""
 
@@ -239,17 +241,6 @@ def norm_kernel(
 
 
 @triton.jit
-def _activated(drive, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        drive = tl.maximum(drive, 0.0)
-    elif ACTIVATION == "tanh":
-        drive = 2 * tl.sigmoid(2 * drive) - 1
-    else:
-        drive = tl.sigmoid(drive)
-    return drive
-
-
-@triton.jit
 def _read(
     joined, up, mix, rows, real, columns, known,
     AT: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, RANK: tl.constexpr,
@@ -281,7 +272,7 @@ def _adapted(
         if DENDRITES > 0:
             extra = tl.where(known[None, :], extra, 0.0)
             drive = tl.dot(low, extra, input_precision="ieee")
-            total += factor.to(tl.float32)[None, :] * _activated(drive, ACTIVATION)
+            total += factor.to(tl.float32)[None, :] * activated(drive, ACTIVATION)
         y = total.to(y.dtype)
     return y
 

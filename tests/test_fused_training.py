@@ -151,6 +151,26 @@ def test_4_bit_weights_give_the_same_gradients_and_are_not_kept(family: str) -> 
     assert not [t.shape for t in kept if tuple(t.shape) in base]
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_what_dendrites_put_out_is_not_kept(k: int) -> None:
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    widths = []
+    for dendrites in (0, k):
+        model = model_of(backbone_of("phi"), dendrites, "tanh")
+        fuse(model)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            gradients(model)
+        wide = [s for s in kept if len(s) == 2 and s[0] == 4 * 8 and s[1] >= 32]
+        widths.append(sum(shape[1] for shape in wide))
+    assert widths[0] == widths[1] > 0
+
+
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
 @pytest.mark.parametrize("family", ["phi", "llama"])
 def test_the_base_goes_on_working_and_is_not_held_twice(family: str, precision: str) -> None:

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finsent.adapter_maps import ACTIVATE_, through_activation_
 from finsent.config import PLACEMENTS
 from finsent.dendritic_linear import activation_function
-from finsent.fused_training import ACTIVATE_, FusedBlocks, Product, through_activation_
+from finsent.fused_training import FusedBlocks, Product
 from finsent.products import Weight
 
 HEAD = "score"
@@ -319,7 +320,8 @@ class _StackedProduct:
 
 class _StackedSum(torch.autograd.Function):
     """As finsent.fused_training's sum of products, with maps of K runs: x W^T + B A x +
-    t * act(V A x) for each. The scaling is part of B and t."""
+    t * act(V A x) for each. The scaling is part of B and t; dendrites' outputs are computed again
+    in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, product: _StackedProduct, *tensors: Tensor) -> Tensor:
@@ -347,7 +349,7 @@ class _StackedSum(torch.autograd.Function):
                     v, t = next(given), next(given)
                     outputs = ACTIVATE_[product.activation](z @ v.transpose(1, 2))
                     target.addcmul_(outputs, t[:, None, :])
-                    saved += [v, t, outputs]
+                    saved += [v, t]
         assert y is not None
         ctx.product = product
         ctx.save_for_backward(*saved)
@@ -376,7 +378,8 @@ class _StackedSum(torch.autograd.Function):
                 gb = g_part.transpose(1, 2) @ z
                 of_dendrite: list[Tensor] = []
                 if part.b.dendrite is not None:
-                    v, t, outputs = next(saved), next(saved), next(saved)
+                    v, t = next(saved), next(saved)
+                    outputs = ACTIVATE_[product.activation](z @ v.transpose(1, 2))
                     drive = g_part * t[:, None, :]
                     gt = (g_part * outputs).sum(dim=1)
                     through_activation_(product.activation, drive, outputs)
