@@ -89,8 +89,12 @@ def map_gradients(
 
 
 def uses_kernels(z: Tensor) -> bool:
-    """Whether maps with one dendrite are computed by Triton kernels."""
-    return z.is_cuda and _HAS_TRITON
+    """Whether maps with one dendrite are computed by Triton kernels: on a GPU whose tensor cores
+    know bf16; older ones spill what the kernels hold in registers."""
+    return z.is_cuda and _HAS_TRITON and _capability(z.device) >= (8, 0)
+
+
+_capability = functools.cache(torch.cuda.get_device_capability)
 
 
 @functools.cache
