@@ -215,7 +215,7 @@ def test_buckets_are_recorded_once_and_used(monkeypatch: pytest.MonkeyPatch) -> 
     assert (calls, replays) == ([(2, 3)], [])
     for bucket in [*run.buckets, (2, 4)]:
         run.record(bucket)
-    assert run.recorded == 4
+    assert len(run.recorded) == 4
     calls.clear()
     assert run([[1, 2, 3], [4, 5]]).tolist() == expected
     assert (calls, replays) == ([(2, 4)], [1])
