@@ -477,7 +477,7 @@ def test_one_base_serves_all_arms_and_switches(
     assert alone[0].probabilities == together.predictions[2].probabilities
     # Another base: the first is told to end what it does in the background.
     closed: list[TorchEngine] = []
-    monkeypatch.setattr(TorchEngine, "close", closed.append)
+    monkeypatch.setattr(TorchEngine, "close", lambda engine: closed.append(engine))
     comparer._base = replace(comparer._loaded, key=("another",))
     comparer.use(folder, 0, ("matched",))
     assert closed == [base]
