@@ -4,8 +4,10 @@
 
 Timing does not depend on the values of the weights. Every variant is timed in the same run, one
 sentence at a time, from token ids on the host to scores on the host; all variants take turns in
-random order. A variant that fails is recorded with its error and the others go on; a part that
-takes longer than its limit is ended. Results are written after every part.
+random order. A variant that fails is recorded with its error and the others go on. What is done,
+and when, goes to stderr. A part that takes longer than its limit is ended, with the stacks of all
+threads on stderr; if it cannot be, the process is. Results are written after every part, those of
+the engine in use every second.
 
 Keys: p50_ms_eager_nf4_lora (transformers' model, bitsandbytes 4-bit layers, LoRA unmerged),
 p50_ms_bf16 and p50_ms_nf4 (the fastest variant of finsent.fused or finsent.few_rows at that
@@ -18,9 +20,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import faulthandler
 import importlib.metadata
 import itertools
 import json
+import logging
 import random
 import signal
 import statistics
@@ -60,6 +64,9 @@ REPEATS = 200
 EAGER_REPEATS = 40
 CORPUS = 8192
 GPU = torch.device("cuda")
+GRACE = 15
+"""Seconds after a part's limit until the process is ended."""
+log = logging.getLogger("bench")
 Call = Callable[[], Tensor]
 
 
@@ -101,8 +108,10 @@ class Bench:
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """Errors inside are recorded under `name`, as is the time it took."""
+        """Errors inside are recorded under `name`, as is the time it took. A part that is too
+        long ends as a whole."""
         before = time.perf_counter()
+        log.info("%s ...", name)
         try:
             yield
             torch.cuda.synchronize()
@@ -110,8 +119,11 @@ class Bench:
             # The point of this bench: one variant's failure is a result, not the end.
             self.result["failures"][name] = f"{type(error).__name__}: {error}"[:500]
             traceback.print_exc()
-        self.result["seconds"][name] = round(time.perf_counter() - before, 1)
-        print(f"{name}: {self.result['seconds'][name]} s", flush=True)
+            if isinstance(error, TimeoutError) and not name.startswith("part "):
+                raise
+        finally:
+            self.result["seconds"][name] = round(time.perf_counter() - before, 1)
+            log.info("%s: %s s", name, self.result["seconds"][name])
 
     def fused(self, precision: str) -> tuple[FusedDecoder, dict[str, FusedArm]]:
         """The decoder fused at a precision, with its arms; made on the first call."""
@@ -203,7 +215,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def make_decoder(tiny: bool) -> Any:
+def make_decoder(tiny: bool, activation: str = "gelu_new") -> Any:
     """A Phi decoder in bf16 with random weights, made where it will be used."""
     from transformers import PhiConfig, PhiModel
 
@@ -215,6 +227,7 @@ def make_decoder(tiny: bool) -> Any:
         num_attention_heads=2 if tiny else 32,
         max_position_embeddings=2048,
         partial_rotary_factor=0.5 if tiny else 0.4,
+        hidden_act=activation,
     )
     config.use_cache = False
     before = torch.get_default_dtype()
@@ -618,62 +631,152 @@ def corpus(bench: Bench) -> None:
                 speeds[name] = round(score_corpus(forward, arms["baseline"], texts, max_tokens), 1)
 
 
+class Asking:
+    """Two threads that ask an engine without a pause, every answer compared with the expected one.
+
+    expected: scores by arm and number of the text.
+    """
+
+    def __init__(
+        self, engine: GraphEngine, texts: list[list[int]], expected: dict[tuple[str, int], Any]
+    ) -> None:
+        self._engine, self._texts, self._expected = engine, texts, expected
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._started = time.perf_counter()
+        self._answers: dict[str, list[tuple[int, float, float]]] = {}
+        self._first: dict[str, float] = {}
+        self._errors: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._ask, args=(seed,), name=f"asking {seed}", daemon=True)
+            for seed in (0, 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, seed: int) -> None:
+        turn = random.Random(seed)
+        places = list(self._expected)
+        try:
+            while not self._done.is_set():
+                arm, n = turn.choice(places)
+                stage = self._engine.description.partition("CUDA graphs ")[2].strip("()")
+                before = time.perf_counter()
+                found, goal = self._engine.scores(arm, [self._texts[n]]), self._expected[arm, n]
+                now = time.perf_counter()
+                difference = float(abs(found - goal).max() / abs(goal).max())
+                with self._lock:
+                    self._first.setdefault(stage, now - self._started)
+                    answer = (len(self._texts[n]), (now - before) * 1000, difference)
+                    self._answers.setdefault(stage, []).append(answer)
+        except Exception as error:
+            log.exception("asking failed")
+            with self._lock:
+                self._errors.append(f"{type(error).__name__}: {error}"[:500])
+
+    def end(self) -> None:
+        """Tells the threads to stop; one that does not is an error of the report."""
+        self._done.set()
+        for thread in self._threads:
+            thread.join(5)
+            if thread.is_alive():
+                self._errors.append(f"{thread.name} is stuck")
+
+    def report(self) -> dict[str, Any]:
+        """By the engine's own words on how warm it is: times with both threads asking."""
+        with self._lock:
+            answers = {stage: list(found) for stage, found in self._answers.items()}
+            first, errors = dict(self._first), list(self._errors)
+        return {
+            "errors": errors,
+            "stages": {
+                stage: {
+                    "first_answer_s": round(first[stage], 1),
+                    "answers": len(found),
+                    "p50_ms": _median([ms for _, ms, _ in found]),
+                    "slowest_ms": round(max(ms for _, ms, _ in found), 1),
+                    f"p50_ms_{TOKENS}_tokens": _median([ms for n, ms, _ in found if n == TOKENS]),
+                    "worst_difference": max(difference for *_, difference in found),
+                }
+                for stage, found in answers.items()
+            },
+        }
+
+
+def _median(times_ms: list[float]) -> float | None:
+    return round(statistics.median(times_ms), 2) if times_ms else None
+
+
+class Events(logging.Handler):
+    """What was logged since this was made: seconds and message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started = time.perf_counter()
+        self.found: list[tuple[float, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps one."""
+        self.found.append((round(time.perf_counter() - self._started, 2), record.getMessage()))
+
+
 def in_use(bench: Bench, precision: Precision) -> None:
-    """The engine of the app: questions from two threads while recordings are made, every answer
+    """The engine of the app: questions from two threads while another warms it up, every answer
     compared with transformers' forward on the same weights."""
-    source = make_decoder(bench.tiny)
-    source.load_state_dict(_without_adapters(bench.decoder))
-    plain = make_decoder(bench.tiny)
-    plain.load_state_dict(_without_adapters(bench.decoder))
+    activation = "gelu_pytorch_tanh"  # as load_backbone sets it
+    source, plain = make_decoder(bench.tiny, activation), make_decoder(bench.tiny, activation)
+    for one in (source, plain):
+        one.load_state_dict(_without_adapters(bench.decoder))
     if precision == "nf4":
         source, plain = quantize_layers(source), quantize_layers(plain)
+    log.info("models made")
     reference = TorchEngine(Backbone("phi-2", plain, None, precision, GPU, ""), "last")
     engine = GraphEngine(Backbone("phi-2", source, None, precision, GPU, ""), "last", MAX_LENGTH)
-    for one in (reference, engine):
-        one.set_arms(bench.adapters)
+    reference.set_arms(bench.adapters)
+    engine.set_arms(bench.adapters)
     draw = random.Random(3)
     texts = [[draw.randrange(51200) for _ in range(n)] for n in (9, 16, 23, 32, 38, 47, 60, 90)]
     expected = {
-        (arm, n): reference.scores(arm, [texts[n]]) for arm in bench.adapters for n in range(8)
+        (arm, n): reference.scores(arm, [texts[n]])
+        for arm in bench.adapters
+        for n in range(len(texts))
     }
-    worst: dict[str, float] = {}
-    answers: dict[str, int] = {}
-    errors: list[str] = []
-    done = threading.Event()
+    log.info("expected answers computed")
+    report: dict[str, Any] = {}
+    bench.result.setdefault("in_use", {})[precision] = report
+    logging.getLogger("finsent").addHandler(events := Events())
+    ended = threading.Event()
 
-    def ask(seed: int) -> None:
-        turn = random.Random(seed)
+    def warm_up() -> None:
         try:
-            while not done.is_set():
-                arm, n = turn.choice(list(bench.adapters)), turn.randrange(8)
-                stage = engine.description.rsplit("(", 1)[1].rstrip(")")
-                found, goal = engine.scores(arm, [texts[n]]), expected[arm, n]
-                difference = float(abs(found - goal).max() / abs(goal).max())
-                worst[stage] = max(worst.get(stage, 0.0), difference)
-                answers[stage] = answers.get(stage, 0) + 1
-        except Exception as error:
-            errors.append(f"{type(error).__name__}: {error}"[:500])
+            engine.warm_up()
+        finally:
+            ended.set()
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in (0, 1)]
-    for thread in threads:
-        thread.start()
+    asking = Asking(engine, texts, expected)
     before = time.perf_counter()
+
+    def write() -> None:
+        report.update(
+            description=engine.description,
+            warm_up_ended=ended.is_set(),
+            events=list(events.found),
+            **asking.report(),
+        )
+        bench.write()
+
     try:
-        engine.warm_up()
-        warm = time.perf_counter() - before
-        time.sleep(1)
+        threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+        while not ended.wait(1):
+            write()
+        report["warm_up_seconds"] = round(time.perf_counter() - before, 1)
+        time.sleep(2)
     finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    bench.result.setdefault("in_use", {})[precision] = {
-        "description": engine.description,
-        "warm_up_seconds": round(warm, 1),
-        "answers_by_stage": answers,
-        "worst_difference_by_stage": worst,
-        "errors": errors,
-    }
-    print(json.dumps(bench.result["in_use"], indent=1), flush=True)
+        asking.end()
+        write()
+        engine.close()
+        logging.getLogger("finsent").removeHandler(events)
+    log.info("%s", json.dumps({**report, "events": len(events.found)}, indent=1))
 
 
 PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
@@ -685,8 +788,8 @@ PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
     "tune-nf4": (40, partial(tune, precision="nf4", seconds=22)),
     "compiled": (45, partial(with_torch_compile, precision="bf16")),
     "eager": (30, eager),
-    "in-use-nf4": (70, partial(in_use, precision="nf4")),
-    "in-use": (70, partial(in_use, precision="bf16")),
+    "in-use-nf4": (240, partial(in_use, precision="nf4")),
+    "in-use": (240, partial(in_use, precision="bf16")),
     "corpus": (50, corpus),
     "profile": (20, profile),
     "rows": (40, rows_limit),
@@ -704,7 +807,21 @@ TIMED |= {"compiled-nf4", "around", "around-nf4"}
 
 
 def _too_long(*_: object) -> None:
+    faulthandler.dump_traceback(all_threads=True)
     raise TimeoutError("longer than this part may take")
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """TimeoutError after that; the end of the process when nobody heeds it, a call of the driver
+    for example. Both say where every thread was."""
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def main() -> None:
@@ -714,7 +831,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="two small blocks: tries the script")
     parser.add_argument("--parts", default=",".join(PARTS), help="of them, in this order")
     parser.add_argument("--seconds", type=float, default=140, help="no part starts after that")
+    parser.add_argument("--limit", type=int, help="seconds for each part, in place of its own")
     options = parser.parse_args()
+    logging.basicConfig(format="%(relativeCreated)8d ms  %(message)s", level=logging.INFO)
+    logging.getLogger("finsent").setLevel(logging.DEBUG)
     started = time.perf_counter()
     torch.manual_seed(0)
     signal.signal(signal.SIGALRM, _too_long)
@@ -725,12 +845,11 @@ def main() -> None:
         if time.perf_counter() - started > options.seconds:
             bench.result["failures"][name] = f"left out: {options.seconds:.0f} s had passed"
             continue
-        with bench.attempt(f"part {name}"):
-            signal.alarm(limit)
-            try:
-                part(bench)
-            finally:
-                signal.alarm(0)
+        bench.result["failures"][name] = "the process was ended while this part ran"
+        bench.write()
+        with bench.attempt(f"part {name}"), limited(options.limit or limit):
+            part(bench)
+        del bench.result["failures"][name]
         if name in TIMED:
             with bench.attempt(f"timing after {name}"):
                 bench.time_all()

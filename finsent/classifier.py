@@ -191,6 +191,8 @@ class Comparer:
             (key,) = keys
             if self._base is None or self._base.key != key:
                 # The old base goes before the new one comes: two may not fit.
+                if self._base is not None:
+                    self._base.engine.close()
                 self._base = None
                 self._base = self._load_base(key, first, about["backbone_sha256"])
             base = self._base
@@ -355,9 +357,10 @@ class Comparer:
         self, texts: Sequence[str], *, rounds: int = 1, warmup: int = 3, seed: int = 0
     ) -> dict[str, LatencyStats]:
         """Model time of every arm on each text alone, `rounds` times, the arms interleaved."""
+        # Before the lock is taken: it may take minutes, and others can be answered meanwhile.
+        self._loaded.engine.warm_up()
         with self._lock:
             base = self._loaded
-            base.engine.warm_up()
             ids = [tokens for tokens, _ in base.tokenize(texts)]
             turns = {arm: itertools.cycle(ids) for arm in self.arms}
 

@@ -70,7 +70,11 @@ class Engine(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Whatever makes later calls faster; may take a minute, scores() works meanwhile."""
+        """Whatever makes later calls faster; may take minutes, scores() works meanwhile."""
+        ...
+
+    def close(self) -> None:
+        """No call will come any more: let the arms go, and end what runs in the background."""
         ...
 
     def parameter_bytes(self) -> tuple[int, dict[str, int]]:

@@ -7,8 +7,11 @@ GPU of one's own.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,9 +24,21 @@ from finsent.adapters import AdapterBank
 from finsent.backbones import Backbone, pool
 from finsent.engine_rule import BATCH_TOKENS
 from finsent.fused import FusedArm, FusedDecoder
-from finsent.graphs import GraphedForward, compiled, pad
+from finsent.graphs import (
+    BATCHES,
+    DEVICE,
+    LENGTHS,
+    CudaGraphs,
+    Forward,
+    GraphedForward,
+    Record,
+    compiled,
+    pad,
+)
 from finsent.latency import Conditions
 from finsent.products import FusionError
+
+_log = logging.getLogger(__name__)
 
 
 def few_rows_forward(decoder: FusedDecoder, arm: FusedArm) -> tuple[Any, str]:
@@ -104,40 +119,74 @@ class TorchEngine:
     def warm_up(self) -> None:
         """Nothing is compiled here."""
 
+    def close(self) -> None:
+        """Nothing runs in the background."""
+
     def parameter_bytes(self) -> tuple[int, dict[str, int]]:
         """Bytes of the base, and of each arm."""
         return self._base_bytes, dict(self._arm_bytes)
 
 
-class GraphEngine:
-    """Fused products, element-wise kernels compiled, replayed as CUDA graphs by bucket.
+@dataclass
+class _Loaded:
+    """Arms, what answers for them, and how far warming up has come."""
 
-    Answers at once, unrecorded; `warm_up` records the plain kernels, then compiles and records
-    again, the small buckets with the kernels of `few_rows_forward`. What is faster replaces what
-    was there.
+    layouts: Mapping[str, FusedArm]
+    runs: Mapping[str, GraphedForward]
+    stage: str = "recording"
+    few_rows: dict[str, str] = field(default_factory=dict)
+    """By arm, in words for people: what answers one sentence, or why it is nothing special."""
+    failures: list[str] = field(default_factory=list)
+    settled: set[tuple[str, tuple[int, int]]] = field(default_factory=set)
+    """Arms and buckets whose recording is the fastest there is."""
+    done: bool = False
+
+
+class _Exchanged(Exception):
+    """Other arms have come, with a warm-up of their own."""
+
+
+class GraphEngine:
+    """Fused products, replayed as CUDA graphs by bucket of batch and length.
+
+    Answers at once, unrecorded. `warm_up` records: first one short text with the kernels of
+    `few_rows_forward`, which compile in seconds, then other single texts, then everything else with
+    element-wise kernels compiled. A recording is used as soon as it is there.
     """
 
     def __init__(
-        self, backbone: Backbone, pooling: str, max_length: int, *, compile_kernels: bool = True
+        self,
+        backbone: Backbone,
+        pooling: str,
+        max_length: int,
+        *,
+        compile_kernels: bool = True,
+        record: Record | None = None,
     ) -> None:
+        """record: how, None for CUDA graphs."""
         self._decoder = FusedDecoder(backbone.decoder, pooling, max_length)
         self._device = backbone.device
         self._precision = backbone.precision
         self._compile = compile_kernels
-        self._layouts: dict[str, FusedArm] = {}
-        self._runs: dict[str, GraphedForward] = {}
-        self._stage = "recording"
-        self._few_rows = "not compiled yet"
+        self._record = record or CudaGraphs()
+        # There are no angles for positions beyond the maximum length.
+        self._lengths = tuple(dict.fromkeys(min(length, max_length) for length in LENGTHS))
+        self._loaded = _Loaded({}, {})
         self._warming = threading.Lock()
-        self._exchange = threading.Lock()
 
     @property
     def description(self) -> str:
-        """Library, precision, and how far warming up has come."""
-        stage = self._stage
-        if stage == "compiled":
-            stage += f"; one sentence: {self._few_rows}"
-        return f"PyTorch {self._precision}, fused, CUDA graphs ({stage})"
+        """Library, precision, how far warming up has come, and what went wrong in it."""
+        loaded = self._loaded
+        about = [loaded.stage]
+        kinds = set(loaded.few_rows.values())
+        if len(kinds) == 1:
+            about.append(f"one sentence: {kinds.pop()}")
+        elif kinds:
+            each = ", ".join(f"{name}: {why}" for name, why in loaded.few_rows.items())
+            about.append(f"one sentence: {each}")
+        about += loaded.failures
+        return f"PyTorch {self._precision}, fused, CUDA graphs ({'; '.join(about)})"
 
     @property
     def conditions(self) -> Conditions:
@@ -147,29 +196,22 @@ class GraphEngine:
     @property
     def names(self) -> tuple[str, ...]:
         """Arms that are loaded."""
-        return tuple(self._layouts)
+        return tuple(self._loaded.layouts)
 
     def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
         """Exchange all arms; their recordings are made anew by `warm_up`."""
-        layouts = {name: self._decoder.arm(a) for name, a in adapters.items()}
-        with self._exchange:
-            self._layouts, self._runs = layouts, self._graphed(layouts, self._decoder)
-
-    def _graphed(self, layouts: Mapping[str, FusedArm], forward: Any) -> dict[str, GraphedForward]:
-        return {
-            name: GraphedForward(partial(forward, arm=layout), self._device)
+        with DEVICE:
+            layouts = {name: self._decoder.arm(a) for name, a in adapters.items()}
+        runs = {
+            name: GraphedForward(
+                partial(self._decoder, arm=layout),
+                self._device,
+                lengths=self._lengths,
+                record=self._record,
+            )
             for name, layout in layouts.items()
         }
-
-    def _compiled(self, layouts: Mapping[str, FusedArm]) -> dict[str, GraphedForward]:
-        forward = compiled(self._decoder)
-        runs = {}
-        for name, layout in layouts.items():
-            few, self._few_rows = few_rows_forward(self._decoder, layout)
-            many = partial(forward, arm=layout)
-            run = many if few is None else partial(_by_rows, few, few.most, many)
-            runs[name] = GraphedForward(run, self._device)
-        return runs
+        self._loaded = _Loaded(layouts, runs)
 
     @property
     def batch_tokens(self) -> int:
@@ -178,7 +220,7 @@ class GraphEngine:
 
     def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Class scores (n, classes) of one arm."""
-        return self._runs[name](token_ids).float().numpy()
+        return self._loaded.runs[name](token_ids).float().numpy()
 
     @property
     def warm(self) -> bool:
@@ -186,33 +228,118 @@ class GraphEngine:
         return True
 
     def warm_up(self) -> None:
-        """Record every bucket of every arm, then once more with compiled kernels."""
+        """Record every bucket of every arm; nothing to do when that was done.
+
+        An error ends its stage only: it is logged and named in the description, and what is there
+        goes on answering.
+        """
         with self._warming:
-            layouts = self._layouts
-            stages: list[tuple[str, Any]] = [
-                ("ready", partial(self._graphed, forward=self._decoder))
+            loaded = self._loaded
+            if loaded.done:
+                return
+            stages = [
+                ("kernels for few rows", self._record_few_rows),
+                ("recording of single texts", self._record_single_texts),
+                ("compiling", self._record_compiled),
+                ("recording", self._record_rest),
             ]
-            if self._compile:
-                stages.append(("compiled", self._compiled))
-            for stage, make in stages:
-                fresh = make(layouts)
-                for run in fresh.values():
-                    for bucket in run.buckets:
-                        if self._layouts is not layouts:
-                            return  # other arms have come, with a warm-up of their own
-                        run.record(bucket)
-                with self._exchange:
-                    if self._layouts is layouts:
-                        self._runs, self._stage = fresh, stage
+            for title, stage in stages:
+                try:
+                    stage(loaded)
+                except _Exchanged:
+                    return
+                except Exception as error:
+                    # Of any library below; without the faster way the slower one still answers.
+                    _log.exception("warming up: %s failed", title)
+                    reason = (str(error).strip() or "no reason given").splitlines()[0]
+                    loaded.failures.append(
+                        f"{title} failed: {type(error).__name__}: {reason}"[:200]
+                    )
+            loaded.done = True
+
+    def _record_few_rows(self, loaded: _Loaded) -> None:
+        ways: dict[str, Forward] = {}
+        why: dict[str, str] = {}
+        most = 0
+        for name, layout in loaded.layouts.items():
+            few, why[name] = few_rows_forward(self._decoder, layout)
+            if few is not None:
+                ways[name], most = few, few.most
+        small = [(n, length) for n, length in self._buckets() if n * length <= most]
+        self._record_all(loaded, ways, small, "few rows", settled=True)
+        loaded.few_rows = why
+
+    def _record_single_texts(self, loaded: _Loaded) -> None:
+        single = [bucket for bucket in self._buckets() if bucket[0] == 1]
+        self._record_all(loaded, self._plain(loaded), single, "plain")
+
+    def _record_compiled(self, loaded: _Loaded) -> None:
+        left = [
+            bucket
+            for bucket in self._buckets()
+            if any((name, bucket) not in loaded.settled for name in loaded.runs)
+        ]
+        if not self._compile or not left:
+            return
+        forward = compiled(self._decoder)
+        ways = {name: partial(forward, arm=arm) for name, arm in loaded.layouts.items()}
+        self._record_all(loaded, ways, left, "compiled", settled=True)
+        # Only now: with every form compiled, no question waits for a compiler.
+        for name, run in loaded.runs.items():
+            run.forward = ways[name]
+        loaded.stage = "compiled"
+
+    def _record_rest(self, loaded: _Loaded) -> None:
+        if loaded.stage == "compiled":
+            return
+        left = [
+            bucket
+            for bucket in self._buckets()
+            if any(bucket not in run.recorded for run in loaded.runs.values())
+        ]
+        self._record_all(loaded, self._plain(loaded), left, "plain")
+        loaded.stage = "ready"
+
+    def _buckets(self) -> list[tuple[int, int]]:
+        return [(batch, length) for batch in BATCHES for length in self._lengths]
+
+    def _plain(self, loaded: _Loaded) -> dict[str, Forward]:
+        return {name: partial(self._decoder, arm=arm) for name, arm in loaded.layouts.items()}
+
+    def _record_all(
+        self,
+        loaded: _Loaded,
+        ways: Mapping[str, Forward],
+        buckets: Sequence[tuple[int, int]],
+        kind: str,
+        *,
+        settled: bool = False,
+    ) -> None:
+        """Bucket by bucket, all arms of one before the next: they are compared with each other.
+
+        ways: by arm. settled: whether later stages have nothing better.
+        """
+        for bucket in buckets:
+            for name, forward in ways.items():
+                if self._loaded is not loaded:
+                    raise _Exchanged
+                if (name, bucket) in loaded.settled:
+                    continue
+                started = time.perf_counter()
+                loaded.runs[name].record(bucket, forward)
+                if settled:
+                    loaded.settled.add((name, bucket))
+                elapsed = time.perf_counter() - started
+                _log.info("%s, %s, %d x %d tokens: %.2f s", kind, name, *bucket, elapsed)
+
+    def close(self) -> None:
+        """Warming up ends after the bucket it is at."""
+        self.set_arms({})
 
     def parameter_bytes(self) -> tuple[int, dict[str, int]]:
         """Bytes of the base, and of each arm."""
-        arms = {name: _bytes_of(layout) for name, layout in self._layouts.items()}
+        arms = {name: _bytes_of(layout) for name, layout in self._loaded.layouts.items()}
         return _bytes_of(self._decoder), arms
-
-
-def _by_rows(few: Any, most: int, many: Any, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    return (few if ids.numel() <= most else many)(ids, last)
 
 
 def _conditions(device: torch.device, description: str) -> Conditions:

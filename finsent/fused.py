@@ -139,7 +139,7 @@ class FusedDecoder(nn.Module):
     """Token ids to class scores, for any number of arms on one set of fused weights.
 
     Takes the weights out of the transformers decoder it is made from, which is useless afterwards.
-    Raises FusionError for a family that is not in FUSED_FAMILIES.
+    Raises FusionError for a family that is not in FUSED_FAMILIES, or norms of queries and keys.
     """
 
     def __init__(self, decoder: Any, pooling: str, max_length: int) -> None:
@@ -149,6 +149,11 @@ class FusedDecoder(nn.Module):
             raise FusionError(
                 f"fused serving knows {', '.join(FUSED_FAMILIES)}, not {config.model_type}; "
                 "the plain engine serves any decoder"
+            )
+        if getattr(config, "qk_layernorm", False):
+            raise FusionError(
+                "fused serving knows no norms of queries and keys, which this decoder has "
+                "(qk_layernorm); the plain engine serves any decoder"
             )
         self.pooling = pooling
         self.family: str = config.model_type

@@ -9,41 +9,111 @@ may go on in the background while requests are answered.
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable, Sequence
+import gc
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finsent.fair_lock import FairLock
+
 Forward = Callable[[Tensor, Tensor], Tensor]
 """Ids (B, L) and last positions (B,) -> scores (B, classes)."""
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 """From a computation on fixed tensors to a function that repeats it, and where its result lies."""
 
-LENGTHS = (16, 24, 32, 40, 48, 64, 96, 128)
-"""Tokens; Financial PhraseBank has 31 on average and 107 at most."""
+LENGTHS = (32, 24, 40, 16, 48, 64, 96, 128)
+"""Tokens, the most frequent first; Financial PhraseBank has 31 on average and 107 at most."""
 BATCHES = (1, 2, 4, 8)
-WARMUP = 3
+RECOMPILE_LIMIT = 64
+"""Forms of a block's code that are compiled: every kind of arm is one, and so is a batch of one."""
 
-DEVICE = threading.RLock()
-"""Held by whoever uses the GPU: what another thread asks of it meanwhile would spoil a recording.
-The warm-up before one, which may compile for seconds, does not hold it."""
+DEVICE = FairLock()
+"""Held by whoever answers or records. Recordings share their memory, and each keeps the workspace
+of the stream it was made on: only one of them may run at a time, and nothing else on that stream.
+What may compile for seconds does not hold it."""
+
+_log = logging.getLogger(__name__)
 
 
-def record_cuda_graph(compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Record on the current CUDA device. Warms up first: libraries allocate on their first call."""
-    stream = torch.cuda.Stream()
+class CudaGraphs:
+    """Records on the current CUDA device, all recordings in one pool of memory.
+
+    One pool is safe because nothing else runs during a replay, and its result is read before the
+    next one (`DEVICE`); with a pool each, Phi-2's unpacked weights would be there for every bucket.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._streams: tuple[Any, Any] | None = None
+
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Two runs before the recording: the first may compile, the second makes sure that the
+        stream's libraries have allocated what they need."""
+        if self._streams is None:
+            self._streams = torch.cuda.Stream(), torch.cuda.Stream()
+        # Two streams, because the first run goes on beside replays, whose workspaces are those of
+        # the second stream.
+        first, recording = self._streams
+        started = time.perf_counter()
+        _run(first, compute)
+        ran = time.perf_counter()
+        with DEVICE, torch.inference_mode():
+            waited = time.perf_counter()
+            _run(recording, compute)
+            graph = torch.cuda.CUDAGraph()
+            # A pool may not be used again once the last of its recordings is gone.
+            sharing = next(iter(self._graphs), None)
+            # Other threads' work is not this graph's business: with the mode "global" a copy or an
+            # allocation of theirs would fail, and spoil it. The stream is entered here because
+            # torch does not leave it when ending a recording fails.
+            with (
+                torch.cuda.stream(recording),
+                _no_collection(),
+                torch.cuda.graph(
+                    graph,
+                    pool=None if sharing is None else sharing.pool(),
+                    stream=recording,
+                    capture_error_mode="thread_local",
+                ),
+            ):
+                result = compute()
+            self._graphs.add(graph)
+        _log.debug(
+            "first run %.2f s, waited %.2f s for the device, recorded in %.2f s",
+            ran - started,
+            waited - ran,
+            time.perf_counter() - waited,
+        )
+        return graph.replay, result
+
+
+def _run(stream: Any, compute: Callable[[], Tensor]) -> None:
+    """Returns when the device is done, also on an error: what it reads may be let go then."""
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.inference_mode():
-        for _ in range(WARMUP):
+    try:
+        with torch.cuda.stream(stream), torch.inference_mode():
             compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with DEVICE, torch.inference_mode(), torch.cuda.graph(graph, stream=stream):
-        result = compute()
-    return graph.replay, result
+    finally:
+        stream.synchronize()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """An old graph or kernel that is collected during a recording would spoil it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -59,6 +129,9 @@ class _Recording:
 class GraphedForward:
     """A forward pass with a recording for every bucket that has been recorded. Thread-safe."""
 
+    forward: Forward
+    """For what has no recording. May be exchanged; recordings stay as they are."""
+
     def __init__(
         self,
         forward: Forward,
@@ -66,28 +139,26 @@ class GraphedForward:
         *,
         lengths: Sequence[int] = LENGTHS,
         batches: Sequence[int] = BATCHES,
-        record: Record = record_cuda_graph,
+        record: Record | None = None,
     ) -> None:
-        self._forward = forward
+        """lengths, batches: of buckets, the most frequent first. record: None for CUDA graphs that
+        share their memory with no other forward's."""
+        self.forward = forward
         self._device = device
+        self.buckets = [(batch, length) for batch in batches for length in lengths]
+        """Every (batch, length) worth recording, the most asked for first."""
         self._lengths, self._batches = sorted(lengths), sorted(batches)
-        self._record = record
+        self._record = record or CudaGraphs()
         self._recordings: dict[tuple[int, int], _Recording] = {}
 
     @property
-    def buckets(self) -> list[tuple[int, int]]:
-        """Every (batch, length) worth recording, the most asked for first."""
-        return [(batch, length) for batch in self._batches for length in self._lengths]
+    def recorded(self) -> frozenset[tuple[int, int]]:
+        """Buckets that have a recording."""
+        return frozenset(self._recordings)
 
-    @property
-    def recorded(self) -> int:
-        """How many buckets have a recording."""
-        return len(self._recordings)
-
-    def record(self, bucket: tuple[int, int]) -> None:
-        """Record one bucket; nothing to do when it is there already."""
-        if bucket in self._recordings:
-            return
+    def record(self, bucket: tuple[int, int], forward: Forward | None = None) -> None:
+        """Record one bucket, in place of an earlier recording; forward: another way to the same."""
+        compute = forward or self.forward
         batch, length = bucket
         staging = torch.zeros(batch, length + 1, dtype=torch.long)
         if self._device.type == "cuda":
@@ -95,23 +166,29 @@ class GraphedForward:
         inputs = staging.to(self._device)
         # Views made once: slicing inside the recording would be recorded as nothing anyway.
         ids, last = inputs[:, :length], inputs[:, length]
-        replay, result = self._record(lambda: self._forward(ids, last))
-        self._recordings[bucket] = _Recording(staging, inputs, replay, result)
+        replay, result = self._record(lambda: compute(ids, last))
+        # An earlier one goes here, where nothing is recorded and it is not running.
+        with DEVICE:
+            self._recordings[bucket] = _Recording(staging, inputs, replay, result)
 
     def __call__(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Scores (n, classes) on the CPU for texts given as token ids."""
         bucket = self._bucket(len(token_ids), max(len(ids) for ids in token_ids))
-        recording = None if bucket is None else self._recordings.get(bucket)
         with DEVICE, torch.inference_mode():
-            if recording is None:
-                rows = pad(token_ids, max(len(ids) for ids in token_ids))
-                inputs = rows.to(self._device)
-                return self._forward(inputs[:, :-1], inputs[:, -1]).cpu()
-            length = recording.staging.shape[1] - 1
-            recording.staging[: len(token_ids)] = pad(token_ids, length)
-            recording.inputs.copy_(recording.staging, non_blocking=True)
-            recording.replay()
-            return recording.result[: len(token_ids)].cpu()
+            if bucket is not None and bucket in self._recordings:
+                return self._replayed(bucket, token_ids)
+            # A length of one would be compiled as a form of its own, while the text waits.
+            rows = pad(token_ids, max(2, *(len(ids) for ids in token_ids)))
+            inputs = rows.to(self._device)
+            return self.forward(inputs[:, :-1], inputs[:, -1]).cpu()
+
+    def _replayed(self, bucket: tuple[int, int], token_ids: Sequence[Sequence[int]]) -> Tensor:
+        recording, n = self._recordings[bucket], len(token_ids)
+        recording.staging[:n] = pad(token_ids, bucket[1])
+        recording.inputs.copy_(recording.staging, non_blocking=True)
+        recording.replay()
+        # Waits for the device: inputs and result are written again as soon as we let go of it.
+        return recording.result[:n].to("cpu", copy=True)
 
     def _bucket(self, n: int, length: int) -> tuple[int, int] | None:
         """The smallest bucket that holds n texts of that length; None when none does."""
@@ -128,14 +205,22 @@ def pad(token_ids: Sequence[Sequence[int]], length: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.long)
 
 
-def compiled(decoder: Any, mode: str | None = None) -> Any:
-    """The fused decoder with the element-wise kernels of a block joined by torch.compile.
+def compiled(decoder: Any, mode: str | None = None) -> Callable[..., Tensor]:
+    """The fused decoder's forward with the element-wise kernels of a block joined by torch.compile.
 
     Shapes are left open, and only one block is compiled: the others are the same code, and the
-    whole as one graph takes minutes.
+    whole as one graph takes minutes. Compiles on the first call of every form: an arm's kind of
+    adapters, a block without any, a batch of one or more texts.
     """
-    # Every arm is a specialisation of the same code, and so is a batch of one.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     twin = copy.copy(decoder)
     twin.step = torch.compile(decoder.step, mode=mode, dynamic=True, fullgraph=True)
-    return twin
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        # In recent torch every thread has settings of its own.
+        settings = torch._dynamo.config
+        if settings.recompile_limit < RECOMPILE_LIMIT:
+            settings.recompile_limit = RECOMPILE_LIMIT
+        result: Tensor = twin(*args, **kwargs)
+        return result
+
+    return forward

@@ -126,6 +126,9 @@ class OpenVinoEngine:
         """Make the fp32 graph ready for close calls; the first one waits for it otherwise."""
         self._ready(False)
 
+    def close(self) -> None:
+        """What still compiles in the background ends by itself."""
+
     @property
     def batch_tokens(self) -> int:
         """What two cores are fastest with."""

@@ -186,6 +186,9 @@ def test_fusing_refuses_what_it_does_not_know() -> None:
     name, (a, b) = next(iter(adapter.layers.items()))
     with pytest.raises(AdapterError, match="trained on another"):
         fused.arm(Adapter(2.0, "none", {name: (a[:, 1:], b)}, adapter.head))
+    decoder.config.qk_layernorm = True
+    with pytest.raises(FusionError, match="norms of queries and keys"):
+        FusedDecoder(decoder, "last", 64)
     decoder.config.model_type = "gpt2"
     with pytest.raises(FusionError, match="not gpt2"):
         FusedDecoder(decoder, "last", 64)
@@ -215,7 +218,7 @@ def test_buckets_are_recorded_once_and_used(monkeypatch: pytest.MonkeyPatch) -> 
     assert (calls, replays) == ([(2, 3)], [])
     for bucket in [*run.buckets, (2, 4)]:
         run.record(bucket)
-    assert run.recorded == 4
+    assert len(run.recorded) == 4
     calls.clear()
     assert run([[1, 2, 3], [4, 5]]).tolist() == expected
     assert (calls, replays) == ([(2, 4)], [1])

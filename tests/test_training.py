@@ -460,7 +460,7 @@ def test_the_served_model_is_the_trained_one(
 
 
 def test_one_base_serves_all_arms_and_switches(
-    trained: dict[str, runs.Run], tiny_environment: None
+    trained: dict[str, runs.Run], tiny_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = trained["baseline"].folder.parent.parent
     text = "The miner warned that profit would halve."
@@ -475,6 +475,13 @@ def test_one_base_serves_all_arms_and_switches(
     assert comparer.engine is base
     alone = comparer.compare(text).predictions
     assert alone[0].probabilities == together.predictions[2].probabilities
+    # Another base: the first is told to end what it does in the background.
+    closed: list[TorchEngine] = []
+    monkeypatch.setattr(TorchEngine, "close", lambda engine: closed.append(engine))
+    comparer._base = replace(comparer._loaded, key=("another",))
+    comparer.use(folder, 0, ("matched",))
+    assert closed == [base]
+    assert comparer.engine is not base
 
 
 def test_bad_texts_are_refused_and_long_ones_cut(
