@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,21 @@ def test_a_typed_headline_is_answered_by_both_models(
         calibration = calibration_of(read_run(FOLDER / arm / "seed-0"))
         assert calibration is not None
         np.testing.assert_allclose(shown[arm], 100 * calibration.calibrate(expected), atol=0.06)
+
+
+def test_the_cpus_fast_path_imports_no_torch(embedded_weights: Path) -> None:
+    """Nor what imports it: each takes seconds, in which nobody is answered."""
+    code = (
+        "import sys\nfrom finsent.classifier import Comparer\n"
+        f"comparer = Comparer({str(FOLDER)!r}, 0, {ARMS!r}, device='cpu')\n"
+        "assert len(comparer.compare('Profit rose.').predictions) == 2\n"
+        "assert comparer.engine_choice.name == 'openvino-fp32', comparer.engine_choice\n"
+        "print(sorted({'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
