@@ -5,7 +5,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: app train test check figures leaderboard verify screenshots readme report clean
+.PHONY: app train test quick check figures leaderboard verify screenshots readme report clean
 
 # Stamps: an environment is made again when what it should hold has changed.
 $(VENV)/app.stamp: requirements.txt
@@ -47,6 +47,10 @@ test: check
 	@command -v chromium > /dev/null || sh tests/install_chromium.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	$(BIN)/python train_models.py verify
+
+# What can be waited for after every change: no browsers, clusters or trainers of their own.
+quick: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 # Every tab of the app, light and dark, at 1440 and 390 pixels, into screenshots/.
 screenshots: $(VENV)/dev.stamp

@@ -17,9 +17,14 @@ from tests.app_fixtures import WITHOUT_DENDRITES, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url
 
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
-)
+BROWSER = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
+    ),
+]
+"""Marks of tests in a real browser."""
+pytestmark = BROWSER
 SECONDS = 1000
 CUT_OFF = """
 [...document.querySelectorAll('p, li, h1, h2, h3, dd, blockquote, button, input, textarea')]

@@ -15,7 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from bench.screenshots import CHROMIUM, TABS, open_tab
+from bench.screenshots import TABS, open_tab
 from finsent.board_charts import COSTS
 from finsent.charts import PANELS
 from finsent.data import local_texts
@@ -27,12 +27,10 @@ from finsent.ui.leaderboard import COLUMNS
 from tests.app_fixtures import running_app
 from tests.artifact_factory import make_artifacts
 from tests.study_factory import make_classical, make_study
-from tests.test_app_browser import Watched, becomes, settled
+from tests.test_app_browser import BROWSER, Watched, becomes, settled
 from tests.test_app_browser import chromium as chromium
 
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
-)
+pytestmark = BROWSER
 STICKING_OUT = """
 [...document.querySelectorAll('.fs-table, .js-plotly-plot, .fs-cases, .fs-confusion, .block')]
   .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1)
@@ -210,7 +208,7 @@ def test_columns_search_filters_and_sorting(watched: Watched) -> None:
     expect(head.get_by_role("button", name="Sort by Accuracy, sorted, best first")).to_be_focused()
     assert column(2) == sorted(column(2), reverse=True)
     page.keyboard.press("Enter")
-    expect(page.get_by_label("Worst first")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="Worst first")).to_be_checked()
     expect(head).to_contain_text("Accuracy▴")
     assert column(2) == sorted(column(2))
     pick(page, "board-sort", "ECE")
@@ -548,27 +546,29 @@ def test_no_width_scrolls_sideways(watched: Watched) -> None:
             becomes(page, STICKING_OUT, [], (tab, width))
 
 
-@pytest.mark.parametrize("mode", ["light", "dark"])
-def test_axe_finds_nothing_serious(chromium: Browser, url: str, mode: str) -> None:
-    # Only colours differ between the two.
-    rules = {} if mode == "light" else {"runOnly": ["color-contrast"]}
-    watched = Watched(chromium, url, mode=mode)
+def test_axe_finds_nothing_serious(chromium: Browser, url: str) -> None:
+    watched = Watched(chromium, url)
     page = watched.page
     watched.ask("Operating profit rose")
     watched.answered()
-    for tab in TABS:
-        open_tab(page, tab)
-        settled(page)
-        for details in page.locator("details:visible").all():
-            details.evaluate("element => { element.open = true; }")
-        options = {"resultTypes": ["violations"], **rules}
-        found = Axe().run(page, options=options).response["violations"]
-        serious = [
-            (tab, v["id"], [node["html"][:120] for node in v["nodes"][:3]])
-            for v in found
-            if v["impact"] in ("serious", "critical")
-        ]
-        assert serious == []
+    # Only colours differ between the two.
+    for mode, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        if mode == "dark":
+            page.get_by_role("button", name="Light / dark").click()
+            becomes(page, "document.body.classList.contains('dark')", True, mode)
+        for tab in TABS:
+            open_tab(page, tab)
+            settled(page)
+            for details in page.locator("details:visible").all():
+                details.evaluate("element => { element.open = true; }")
+            options = {"resultTypes": ["violations"], **rules}
+            found = Axe().run(page, options=options).response["violations"]
+            serious = [
+                (mode, tab, v["id"], [node["html"][:120] for node in v["nodes"][:3]])
+                for v in found
+                if v["impact"] in ("serious", "critical")
+            ]
+            assert serious == []
     page.close()
     assert watched.problems == []
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from bench.screenshots import CHROMIUM, open_tab
+from bench.screenshots import open_tab
 from finsent.attribution import attribute
 from finsent.batch import CHUNK
 from finsent.benchmarks import read_results
@@ -33,13 +33,11 @@ from tests.app_fixtures import (
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url
 from tests.artifact_factory import make_run
-from tests.test_app_browser import ANSWER, SECONDS, Watched
+from tests.test_app_browser import ANSWER, BROWSER, SECONDS, Watched
 from tests.test_app_browser import chromium as chromium
 from tests.test_app_browser import watched as watched
 
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
-)
+pytestmark = BROWSER
 ARMS = ("baseline", "dendritic")
 NAMES = ("negative", "neutral", "positive")
 

@@ -8,16 +8,14 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from bench.screenshots import CHROMIUM, TABS, open_tab, panel_of
+from bench.screenshots import TABS, open_tab, panel_of
 from finsent import leaderboard, runs
 from tests.app_fixtures import running_app
 from tests.artifact_factory import make_artifacts
-from tests.test_app_browser import Watched, settled
+from tests.test_app_browser import BROWSER, Watched, settled
 from tests.test_app_browser import chromium as chromium
 
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
-)
+pytestmark = BROWSER
 TITLES = {"numclaim": "Numerical claims", "fomc": "FOMC stance"}
 CLASSES = {"numclaim": {"out-of-claim", "in-claim"}, "fomc": {"dovish", "neutral", "hawkish"}}
 WITH_DATA_SET = tuple(tab for tab in TABS if tab not in ("Studies", "About"))

@@ -22,6 +22,7 @@ from tests.app_fixtures import serving
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "artifacts" / "smollm2-135m" / "allagree"
 ARMS = ("baseline", "dendritic")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -303,6 +303,7 @@ def test_an_endpoint_names_the_data_sets_it_has(client: Client) -> None:
         client.predict(TEXT, "allagree", api_name="/compare")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
 def test_another_data_set_brings_its_examples_and_classes(url: str) -> None:
     with sync_playwright() as playwright:

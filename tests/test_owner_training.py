@@ -25,6 +25,7 @@ from finsent.verification import verify
 from tests.app_fixtures import OWNER_TOKEN, FakeHub
 from tests.artifact_factory import make_artifacts
 
+pytestmark = pytest.mark.slow
 EPOCHS = 4
 ARMS = ("baseline", "dendritic")
 SECONDS = 180

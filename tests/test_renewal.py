@@ -6,22 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 from gradio_client import Client
 from playwright.sync_api import Browser, Page, expect
 
-from bench.screenshots import CHROMIUM, open_tab
+from bench.screenshots import open_tab
 from finsent import leaderboard, runs
 from finsent.ui.renewal import fingerprint
 from tests.app_fixtures import SEEDS, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.artifact_factory import ARMS, make_run
-from tests.test_app_browser import Watched
+from tests.test_app_browser import BROWSER, Watched
 from tests.test_app_browser import chromium as chromium
 
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}; install Debian's chromium"
-)
+pytestmark = BROWSER
 NEW = max(SEEDS) + 5
 
 

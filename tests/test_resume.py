@@ -172,6 +172,7 @@ def test_a_run_after_another_on_the_same_base_is_the_run_alone(
         assert found == uninterrupted(config)
 
 
+@pytest.mark.slow
 def test_a_trainer_killed_in_the_middle_goes_on(
     tmp_path: Path, train_command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -570,6 +570,7 @@ def command(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_trainer_makes_verifiable_artifacts_from_the_command_line(
     tmp_path: Path, tiny_cache: Path, train_command: TrainCommand
 ) -> None:

@@ -37,6 +37,7 @@ from finsent.workers import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
 BASE = TrainConfig(
     backbone="tiny-phi",
     dataset="sample",
