@@ -250,9 +250,9 @@ def _train(options: argparse.Namespace) -> int:
 
 def _gpus_for(device: torch.device) -> int:
     """How many GPUs there are to work on."""
-    import torch
+    from finsent.devices import gpu_count
 
-    return torch.cuda.device_count() if device.type == "cuda" else 0
+    return gpu_count() if device.type == "cuda" else 0
 
 
 def _shown_arguments() -> list[str]:

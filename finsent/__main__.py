@@ -59,11 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_worker_options(score, "blocks of rows")
     options = parser.parse_args(arguments)
-    # Wrong options are told at once, not after the seconds that torch takes to import.
-    import torch
-
+    # Here, because wrong options are told at once, not after what all of that takes to import.
     from finsent.adapter_files import AdapterError
-    from finsent.backbones import default_device
+    from finsent.devices import gpu_count
     from finsent.engine_rule import EngineError
     from finsent.presets import BackboneError
     from finsent.runs import ArtifactError
@@ -72,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.source.is_file():
             raise ScoringError(f"there is no file {options.source}")
-        present = torch.cuda.device_count() if default_device().type == "cuda" else 0
-        workers = workers_from_options(options, present)
+        workers = workers_from_options(options, gpu_count())
         model = Model(
             options.runs.absolute(),
             options.arm,

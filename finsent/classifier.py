@@ -156,7 +156,7 @@ class Comparer:
     ) -> Comparer:
         """Load the runs <folder>/<arm>/seed-<n>, `folder` being artifacts/<backbone>/<dataset>.
 
-        engine: one of finsent.engines.ENGINES; None follows the rule of `choose_engine`.
+        engine: one of finsent.engine_rule.ENGINES; None follows the rule of `choose_engine`.
         Raises ArtifactError, AdapterError, BackboneError, EngineError or WeightsError, each saying
         what to do.
         """

@@ -1,4 +1,4 @@
-"""Whether there is a GPU, without importing torch where there cannot be one."""
+"""Which GPUs there are, without importing torch where there cannot be one."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def cuda_available(devices: Path = Path("/dev")) -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def gpu_count() -> int:
+    """CUDA devices of this machine."""
+    if not cuda_available():
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())
