@@ -26,6 +26,8 @@ BROWSER = [
 """Marks of tests in a real browser."""
 pytestmark = BROWSER
 SECONDS = 1000
+PATIENCE = 60 * SECONDS
+"""A machine that is busy elsewhere starves a browser before anything else."""
 CUT_OFF = """
 [...document.querySelectorAll('p, li, h1, h2, h3, dd, blockquote, button, input, textarea')]
   .filter(e => e.checkVisibility() && !e.closest('.fs-table, #runs, .js-plotly-plot'))
@@ -64,7 +66,7 @@ def becomes(page: Page, expression: str, wanted: object, where: object) -> None:
 def chromium() -> Iterator[Browser]:
     # Not pytest-playwright's `browser`: that one insists on a browser downloaded by playwright.
     # A busy machine draws late; nothing here is a measurement.
-    expect.set_options(timeout=20 * SECONDS)
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
         yield browser
@@ -76,7 +78,7 @@ class Watched:
 
     def __init__(self, browser: Browser, url: str, width: int = 1280, mode: str = "light") -> None:
         self.page: Page = browser.new_page(viewport={"width": width, "height": 900})
-        self.page.set_default_timeout(15 * SECONDS)
+        self.page.set_default_timeout(PATIENCE)
         self.problems: list[str] = []
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         self.page.on("console", self._listen)

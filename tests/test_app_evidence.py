@@ -41,7 +41,7 @@ async (chart) => {
   const start = performance.now();
   const box = () => chart.querySelector(".main-svg").getBoundingClientRect();
   while (!(box().width > 300 && box().height > 200)) {
-    if (performance.now() - start > 20000) throw new Error(`${box().width} x ${box().height}`);
+    if (performance.now() - start > 60000) throw new Error(`${box().width} x ${box().height}`);
     await new Promise((resume) => setTimeout(resume, 50));
   }
 }
