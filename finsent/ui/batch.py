@@ -19,7 +19,7 @@ from finsent.live_charts import distribution_figure
 from finsent.spreadsheet import MAX_BYTES, MAX_ROWS, TableError, read_csv
 from finsent.ui.headline import MAX_CHARACTERS, text_problem
 from finsent.ui.markup import label_mark, notice, percent
-from finsent.ui.selectors import RunSelectors, add_matched_box, add_run_selectors
+from finsent.ui.selectors import QUICK, RunSelectors, add_matched_box, add_run_selectors
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError
 
 LONG_QUEUE = "long"
@@ -230,9 +230,7 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
         columns_of,
         inputs=file,
         outputs=[column, status],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
     running = start.click(
         run,

@@ -26,7 +26,7 @@ from finsent.ui.leaderboard import add_leaderboard_tab
 from finsent.ui.markup import notice
 from finsent.ui.owner import Owner, add_owner_tab
 from finsent.ui.renewal import LivePage, RenewalMiddleware, fingerprint
-from finsent.ui.selectors import RunSelectors, run_updates
+from finsent.ui.selectors import QUICK, RunSelectors, run_updates
 from finsent.ui.share import ASK_LINKED, PAGE_OPENED_JS, keep_tab_in_address, read_link
 from finsent.ui.state import (
     Catalog,
@@ -209,9 +209,7 @@ def _keep_status(service: ModelService, status: gr.HTML, problem: str) -> None:
     timer.tick(
         renew,
         outputs=[status, timer],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
 
 
@@ -236,9 +234,7 @@ def _await_runs(root: Path, status: gr.HTML, service: ModelService, problem: str
     timer.tick(
         look,
         outputs=[status, here, timer],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     ).then(None, inputs=here, js=SHOW_RUNS_JS, api_visibility="private")
 
 
@@ -265,9 +261,7 @@ def _rerun_live(demo: gr.Blocks, tabs: gr.Tabs, differ: DifferTab) -> None:
         ask,
         inputs=differ.selectors.components,
         outputs=[tabs, headline, *runs],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     ).success(
         None,
         js="""() => {
@@ -325,9 +319,7 @@ def _open_page(
             compare.matched,
             *[s.backbone for s in selectors],
         ],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     ).then(None, js=PAGE_OPENED_JS, api_visibility="private")
     # Outside of the tabs: the page draws only the one that is open.
     linked = gr.Button("Ask what the link brought", elem_id=ASK_LINKED, visible="hidden")

@@ -20,7 +20,7 @@ from finsent.ui.cards import (
 from finsent.ui.headline import text_problem
 from finsent.ui.markup import notice
 from finsent.ui.recorded import RECORDED_HINT, add_recorded
-from finsent.ui.selectors import RunSelectors, add_matched_box, add_run_selectors
+from finsent.ui.selectors import QUICK, RunSelectors, add_matched_box, add_run_selectors
 from finsent.ui.share import COPY_ADDRESS_JS, keep_in_address
 from finsent.ui.state import Catalog, ModelService, Selection, ServiceError, dataset_examples
 from finsent.ui.words import explain_words, words_html
@@ -161,9 +161,7 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
         lambda dataset: [gr.update(**settings) for settings in _chips(dataset)],
         inputs=selectors.dataset,
         outputs=chips,
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
     explain.click(
         explanation,
@@ -180,9 +178,7 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
         reset,
         inputs=chosen,
         outputs=[banner, cards, words, verdict],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     ).then(**again)
     return CompareTab(selectors, text, matched, again)
 

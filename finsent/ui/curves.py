@@ -20,7 +20,7 @@ from finsent.charts import (
 from finsent.config import ARMS
 from finsent.runs import Run
 from finsent.ui.markup import dash, notice, swatch, table
-from finsent.ui.selectors import RunSelectors, add_run_selectors
+from finsent.ui.selectors import QUICK, RunSelectors, add_run_selectors
 from finsent.ui.state import Catalog, backbone_title, dataset_title
 
 BY_ARM, TWO_RUNS = "arms", "two"
@@ -249,9 +249,7 @@ def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
         draw,
         inputs=controls,
         outputs=[by_arm, two_runs, legend, *plots, growth],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
     return selectors
 

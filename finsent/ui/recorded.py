@@ -13,6 +13,7 @@ import gradio as gr
 
 from finsent.answers import Answer, agreement
 from finsent.ui.cards import answer_html, card_html, cards_row
+from finsent.ui.selectors import QUICK
 from finsent.ui.state import Catalog, Selection
 
 RECORDED_HINT = "Recorded predictions are below, under “Recorded answers”."
@@ -80,16 +81,12 @@ def add_recorded(catalog: Catalog, chosen: Sequence[Any]) -> None:
         show,
         inputs=[example, *chosen],
         outputs=shown,
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
     gr.on(
         [component.change for component in chosen],
         renew,
         inputs=list(chosen),
         outputs=[example, shown],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
