@@ -44,6 +44,7 @@ import torch
 
 from finsent import adapted_model, adapter_maps
 from finsent.adapted_model import AdaptedModel, build_model
+from finsent.adapter_files import DendriticMap
 from finsent.backbones import Backbone, HiddenStates, entering_hidden_states, load_backbone
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.dendrites import DendriteGrower
@@ -185,7 +186,7 @@ def with_dendrite(b: torch.nn.Module) -> DendriticLinear:
     v = torch.nn.Parameter(torch.empty_like(weight).normal_(0, 0.3, generator=draw))
     t = torch.nn.Parameter(weight.new_empty(1, len(weight)).normal_(0, 0.03, generator=draw))
     grown = DendriticLinear(weight, None, "relu")
-    grown.adopt(weight, None, [(v, None)], t, [])
+    grown.adopt(DendriticMap(weight, None, ((v, None),), t))
     return grown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,20 @@ class DendriticMap:
         shapes = [tuple(d.shape) for d in self.recurrent]
         if shapes != wanted:
             raise ValueError(f"recurrent weights must have shapes {wanted}, got {shapes}")
+
+    def each(self, function: Callable[[Any], Any]) -> DendriticMap:
+        """The map of what `function` makes of every tensor."""
+
+        def of(tensor: Any) -> Any:
+            return None if tensor is None else function(tensor)
+
+        return DendriticMap(
+            of(self.weight),
+            of(self.bias),
+            tuple((of(v), of(c)) for v, c in self.dendrites),
+            of(self.output_weights),
+            tuple(of(d) for d in self.recurrent),
+        )
 
     @property
     def in_features(self) -> int:

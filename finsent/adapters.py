@@ -194,8 +194,7 @@ class AdapterBank:
     def add(self, name: str, adapter: Adapter) -> None:
         """Attach an adapter. AdapterError when its layers or shapes do not fit the decoder."""
         device = next(self._decoder.parameters()).device
-        maps = {p: (torch.as_tensor(a), b) for p, (a, b) in adapter.layers.items()}
-        for path, (a, b) in maps.items():
+        for path, (a, b) in adapter.layers.items():
             layer = self._layers.get(path) or self._wrap(path)
             base: Any = layer.base
             expected = (base.in_features, base.out_features)
@@ -204,7 +203,7 @@ class AdapterBank:
                     f"the adapter maps {a.shape[1]} -> {b.out_features} at {path}, "
                     f"the backbone {expected[0]} -> {expected[1]}: it was trained on another one"
                 )
-            layer.down[name] = nn.Parameter(a.to(device), requires_grad=False)
+            layer.down[name] = nn.Parameter(torch.as_tensor(a).to(device), requires_grad=False)
             trained = DendriticLinear.of(b, adapter.activation)
             layer.up[name] = trained.fused(adapter.scaling).to(device)
         head = DendriticLinear.of(adapter.head, adapter.activation)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from finsent.config import PRECISIONS, Precision
+from finsent.devices import cuda_available
 from finsent.presets import BackboneError, preset
 from finsent.tokenization import room_for, token_batches
 from finsent.weights import Progress, folder_sha256
@@ -32,7 +33,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 def default_device() -> torch.device:
     """CUDA when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if cuda_available() else "cpu")
 
 
 @dataclass

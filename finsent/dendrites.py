@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finsent.adapter_files import DendriticMap
 from finsent.config import DendriteConfig
 from finsent.dendritic_linear import DendriticLinear, activation_function
 
@@ -117,8 +118,8 @@ class DendriteGrower:
             self._net.to(self.device)
             self._tell_output_sizes()
             for name in self._sources:
-                weight, bias, *_ = self._read(name)
-                self.modules[name] = DendriticLinear(weight, bias, self.config.activation)
+                made = self._read(name)
+                self.modules[name] = DendriticLinear(made.weight, made.bias, self.config.activation)
         except BaseException:
             self._restore()
             raise
@@ -200,22 +201,22 @@ class DendriteGrower:
             wrapped(row).sum().backward()
         self._net.zero_grad(set_to_none=True)
 
-    def _read(self, name: str) -> tuple[Any, ...]:
-        """(W, b, [(V_i, c_i)], t, [d_i]) of the map as the library holds it now."""
+    def _read(self, name: str) -> DendriticMap:
+        """The map as the library holds it now."""
         wrapped = self._net.maps[name.replace(".", "__")]
         k = wrapped.dendrite_modules_added
-        dendrites = [(layer.weight, layer.bias) for layer in wrapped.dendrite_module.layers]
+        dendrites = tuple((layer.weight, layer.bias) for layer in wrapped.dendrite_module.layers)
         if len(dendrites) != k:
             raise GrowthError(f"{name}: {k} dendrites are in use, {len(dendrites)} exist")
         # `dendrites_to_top` keeps one tensor per growth; the forward pass uses the last one.
         output_weights = wrapped.dendrites_to_top[k - 1] if k else None
-        recurrent = [wrapped.dendrite_module.dendrites_to_dendrites[i] for i in range(1, k)]
-        return (
+        feeding = wrapped.dendrite_module.dendrites_to_dendrites
+        return DendriticMap(
             wrapped.main_module.weight,
             wrapped.main_module.bias,
             dendrites,
             output_weights,
-            recurrent,
+            tuple(feeding[i] for i in range(1, k)),
         )
 
     def library_forward(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -260,7 +261,7 @@ class DendriteGrower:
             return None
         self._net = net.to(self.device)
         for name, module in self.modules.items():
-            module.adopt(*self._read(name))
+            module.adopt(self._read(name))
         after = self.n_dendrites
         if after > before:
             description = f"grew dendrite {after}"

@@ -9,8 +9,8 @@ neither the library nor its global settings, and so that one matrix product serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,27 +61,16 @@ class DendriticLinear(nn.Module):
         super().__init__()
         self.activation = activation
         self._activate = activation_function(activation)
-        self.adopt(weight, bias, [], None, [])
+        self.adopt(DendriticMap(weight, bias))
 
-    def adopt(
-        self,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
-        dendrites: Sequence[tuple[nn.Parameter, nn.Parameter | None]],
-        output_weights: nn.Parameter | None,
-        recurrent: Sequence[nn.Parameter],
-    ) -> None:
-        """Take over parameters, sharing them with whoever made them (see `finsent.dendrites`).
-
-        Raises ValueError when the shapes do not describe one map with k dendrites.
-        """
-        DendriticMap(weight, bias, tuple(dendrites), output_weights, tuple(recurrent))
-        self.weight = weight
-        self.register_parameter("bias", bias)
-        self.dendrites = nn.ModuleList(_Affine(v, c) for v, c in dendrites)
-        self.register_parameter("output_weights", output_weights)
+    def adopt(self, made: DendriticMap) -> None:
+        """Take over parameters, sharing them with whoever made them (see `finsent.dendrites`)."""
+        self.weight = made.weight
+        self.register_parameter("bias", made.bias)
+        self.dendrites = nn.ModuleList(_Affine(v, c) for v, c in made.dendrites)
+        self.register_parameter("output_weights", made.output_weights)
         # Keyed by the receiving dendrite, so that names in a saved file read like the formula.
-        self.recurrent = nn.ParameterDict({str(i + 1): d for i, d in enumerate(recurrent)})
+        self.recurrent = nn.ParameterDict({str(i + 1): d for i, d in enumerate(made.recurrent)})
 
     @property
     def in_features(self) -> int:
@@ -133,8 +122,7 @@ class DendriticLinear(nn.Module):
             name: nn.Parameter(tensor.detach().clone(), requires_grad=trainable)
             for name, tensor in tensors.items()
         }
-        found = DendriticMap.from_tensors(parameters)
-        self.adopt(found.weight, found.bias, found.dendrites, found.output_weights, found.recurrent)
+        self.adopt(DendriticMap.from_tensors(parameters))
 
     def fused(self, scale: float = 1.0) -> FusedDendriticLinear:
         """The same map times `scale`, frozen and laid out for inference."""
@@ -144,19 +132,12 @@ class DendriticLinear(nn.Module):
     def of(cls, trained: DendriticMap, activation: str) -> DendriticLinear:
         """A frozen map of trained tensors; "none" is the activation of maps without dendrites."""
 
-        def frozen(tensor: Any) -> nn.Parameter | None:
-            if tensor is None:
-                return None
+        def frozen(tensor: Any) -> nn.Parameter:
             return nn.Parameter(torch.as_tensor(tensor).detach(), requires_grad=False)
 
-        module = cls(cast(Any, frozen(trained.weight)), None, _usable(activation, trained))
-        module.adopt(
-            module.weight,
-            frozen(trained.bias),
-            [(cast(Any, frozen(v)), frozen(c)) for v, c in trained.dendrites],
-            frozen(trained.output_weights),
-            [cast(Any, frozen(d)) for d in trained.recurrent],
-        )
+        made = trained.each(frozen)
+        module = cls(made.weight, made.bias, _usable(activation, trained))
+        module.adopt(made)
         return module
 
 

@@ -166,11 +166,10 @@ class OwnerTraining:
         """Ends the training and all of its processes and removes what it made. Idempotent; returns
         when nothing is left of it."""
         with self._lock:
-            process = self._process
-            to_end = self._state.phase == "running" and process is not None
-            if to_end:
+            process = self._process if self._state.phase == "running" else None
+            if process is not None:
                 self._state = TrainingState("cancelling", "Ending the training.", ())
-        if to_end and process is not None:
+        if process is not None:
             _end_group(process)
         if self.state.phase == "cancelling":
             self.join()

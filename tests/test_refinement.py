@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finsent import lora_refinement
+from finsent.adapter_files import DendriticMap
 from finsent.backbones import default_device, entering_hidden_states, load_backbone
 from finsent.config import ConfigError, DendriteConfig, LoraConfig, TrainConfig
 from finsent.data import load_dataset, make_split
@@ -26,13 +27,9 @@ def grown(inner: int, out: int, activation: str = "relu", *, bias: bool = False)
     b = parameter(out) if bias else None
     module = DendriticLinear(parameter(out, inner), b, activation)
     c = parameter(out) if bias else None
-    module.adopt(
-        module.weight,
-        module.bias,
-        [(parameter(out, inner), c)],
-        nn.Parameter(torch.zeros(1, out)),
-        [],
-    )
+    dendrites = ((parameter(out, inner), c),)
+    output_weights = nn.Parameter(torch.zeros(1, out))
+    module.adopt(DendriticMap(module.weight, module.bias, dendrites, output_weights))
     return module
 
 

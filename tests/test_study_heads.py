@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from finsent.adapter_files import DendriticMap
 from finsent.config import ACTIVATIONS
 from finsent.dendritic_linear import DendriticLinear
 from finsent.folds import Fold
@@ -75,14 +76,17 @@ def test_a_stacked_head_is_the_dendritic_map(activation: str, dendrites: int) ->
             name: torch.nn.Parameter(tensor[run].detach()) for name, tensor in heads.tensors.items()
         }
         map_ = DendriticLinear(t["weight"], t["bias"], activation)
+        outputs = [t[f"dendrites.{i}.output"] for i in range(dendrites)]
         map_.adopt(
-            t["weight"],
-            t["bias"],
-            [(t[f"dendrites.{i}.weight"], t[f"dendrites.{i}.bias"]) for i in range(dendrites)],
-            torch.nn.Parameter(torch.stack([t[f"dendrites.{i}.output"] for i in range(dendrites)]))
-            if dendrites
-            else None,
-            [t[f"dendrites.{i}.recurrent"] for i in range(1, dendrites)],
+            DendriticMap(
+                t["weight"],
+                t["bias"],
+                tuple(
+                    (t[f"dendrites.{i}.weight"], t[f"dendrites.{i}.bias"]) for i in range(dendrites)
+                ),
+                torch.nn.Parameter(torch.stack(outputs)) if dendrites else None,
+                tuple(t[f"dendrites.{i}.recurrent"] for i in range(1, dendrites)),
+            )
         )
         torch.testing.assert_close(found[run], map_(x[run]), atol=1e-5, rtol=1e-5)
 
