@@ -491,6 +491,14 @@ PARTS: dict[str, tuple[float, Callable[[Bench], Any]]] = {
 """What each part takes, in seconds at most as far as is known, and how it is measured."""
 
 
+def version(package: str) -> str | None:
+    """None where it is missing: without 4-bit parts, bitsandbytes may be."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def summary(bench: Bench) -> dict[str, Any]:
     """What the file holds; figures that were not measured are None."""
     found = bench.found
@@ -527,7 +535,7 @@ def summary(bench: Bench) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
+            **{name: version(name) for name in packages},
         },
         "command": " ".join(["python bench/train_phi2.py", *sys.argv[1:]]),
         "commit": git_commit(ROOT),

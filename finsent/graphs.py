@@ -124,6 +124,9 @@ class _Recording:
     """The same on the device."""
     replay: Callable[[], None]
     result: Tensor
+    forward: Forward
+    """What was recorded. A recording holds addresses only: weights and work space of a forward that
+    nobody else keeps would be given back, and overwritten or unmapped, while replays use them."""
 
 
 class GraphedForward:
@@ -169,7 +172,7 @@ class GraphedForward:
         replay, result = self._record(lambda: compute(ids, last))
         # An earlier one goes here, where nothing is recorded and it is not running.
         with DEVICE:
-            self._recordings[bucket] = _Recording(staging, inputs, replay, result)
+            self._recordings[bucket] = _Recording(staging, inputs, replay, result, compute)
 
     def __call__(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Scores (n, classes) on the CPU for texts given as token ids."""

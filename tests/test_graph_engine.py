@@ -8,8 +8,10 @@ import logging
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from finsent.backbones import Backbone
 from finsent.engines import GraphEngine
 from finsent.fair_lock import FairLock
 from finsent.fused import FusedArm, FusedDecoder
+from finsent.graphs import GraphedForward
 from tests.test_serving import CPU, TEXTS, adapter_of, decoder_of, reference
 
 QV = ("self_attn.q_proj", "self_attn.v_proj")
@@ -137,6 +140,26 @@ def test_a_recording_is_used_as_soon_as_it_is_there(known: list[Few]) -> None:
     recorder.before = before
     engine.warm_up()
     assert seen == [[True, False], [True, True]]
+
+
+def test_what_a_recording_reads_lives_as_long_as_it() -> None:
+    source = decoder_of("phi")
+    decoder = FusedDecoder(copy.deepcopy(source), "last", 128)
+    arm = decoder.arm(adapter_of(source, QV, 0))
+
+    def addresses(compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        return lambda: None, compute()  # as a CUDA graph, holds nothing of what it ran
+
+    run = GraphedForward(partial(decoder, arm=arm), CPU, record=addresses)
+    kernels = Few(decoder, arm)
+    work_space = weakref.ref(kernels)
+    run.record(SMALL, kernels)
+    del kernels
+    gc.collect()
+    assert work_space() is not None
+    run.record(SMALL)
+    gc.collect()
+    assert work_space() is None
 
 
 def test_texts_are_no_longer_than_there_are_angles(
