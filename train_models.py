@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import torch
 
     from finsent.config import TrainConfig
-    from finsent.study.plans import LoraStudy
+    from finsent.study.lora_runner import Resources
+    from finsent.study.plans import EnsembleStudy, LoraStudy
 
 ROOT = Path(__file__).resolve().parent
 COMMANDS = ("train", "verify", "latency", "leaderboard", "figures", "study")
@@ -307,8 +308,10 @@ def _study(options: argparse.Namespace) -> int:
 
     from finsent import runs
     from finsent.study import classical
+    from finsent.study.ensembles import EnsembleRunner
     from finsent.study.head_runner import HeadStudyRunner
-    from finsent.study.plans import STUDIES, HeadStudy
+    from finsent.study.lora_runner import LoraStudyRunner
+    from finsent.study.plans import STUDIES, EnsembleStudy, HeadStudy
     from finsent.study.results import StudyError
     from finsent.study.summary import write_summary
 
@@ -332,6 +335,10 @@ def _study(options: argparse.Namespace) -> int:
             print(f"wrote {runner.select()}")
             return 0
         runner.run()
+    elif isinstance(study, EnsembleStudy):
+        if options.datasets:
+            study = replace(study, sources=tuple(map(study.source, options.datasets)))
+        EnsembleRunner(study, options.artifacts.absolute(), _resources(study, options)).run()
     else:
         if options.seeds:
             study = replace(study, seeds=tuple(dict.fromkeys(options.seeds)))
@@ -339,7 +346,9 @@ def _study(options: argparse.Namespace) -> int:
             study = replace(study, regimes=tuple(study.regime(name) for name in options.regimes))
         if options.datasets:
             study = replace(study, datasets=tuple(dict.fromkeys(options.datasets)))
-        failed = _lora_study(study, options)
+        failed = LoraStudyRunner(
+            study, options.artifacts.absolute(), _resources(study, options)
+        ).run()
     print(f"wrote {write_summary(folder)}")
     runs.write_manifest(options.artifacts)
     if failed:
@@ -347,26 +356,26 @@ def _study(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _lora_study(study: LoraStudy, options: argparse.Namespace) -> list[str]:
+def _resources(study: LoraStudy | EnsembleStudy, options: argparse.Namespace) -> Resources:
     import torch
 
     from finsent.backbones import default_device
-    from finsent.study.lora_runner import STACKED, LoraStudyRunner, Resources
+    from finsent.study.lora_runner import STACKED, Resources
     from finsent.study.results import StudyError
 
     device = torch.device(options.device) if options.device else default_device()
     if options.stacked is not None and options.stacked < 1:
         raise StudyError(f"--stacked must be at least 1, got {options.stacked}")
-    resources = Resources(
-        # The same wherever it runs: lines of one file have to be comparable.
-        base=_recipe_config(study.backbone, study.datasets[0], "cuda", bf16=True),
+    return Resources(
+        # The same wherever it runs: lines of one file have to be comparable. Only the text that
+        # ends every sentence is of the data set, and set where it is read.
+        base=_recipe_config(study.backbone, "allagree", "cuda", bf16=True),
         device=device.type,
         workers=workers_from_options(options, _gpus_for(device)),
         stacked=options.stacked or STACKED[device.type],
         data_dir=options.data_dir,
         backbone_dir=options.backbone_dir,
     )
-    return LoraStudyRunner(study, options.artifacts.absolute(), resources).run()
 
 
 def _recipe_config(backbone: str, dataset: str, device: str, *, bf16: bool) -> TrainConfig:

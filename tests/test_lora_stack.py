@@ -163,7 +163,7 @@ def test_a_stacked_run_is_the_trainers_and_knows_nothing_of_its_neighbours(
     for index, one in enumerate(rows):
         (alone,) = train_rows(ground, [one])
         assert together[index].validation_nlls == pytest.approx(alone.validation_nlls, rel=1e-5)
-        assert torch.allclose(together[index].test_logits, alone.test_logits, atol=2e-3)
+        assert torch.allclose(together[index].said.test, alone.said.test, atol=2e-3)
     trainer = Trainer(replace(CONFIG, seed=7), 3, tmp_path)
     expected = trainer.run(initial_of(ground, rows[0]), monkeypatch)
     same_history(together[0], expected)
@@ -174,7 +174,7 @@ def test_a_stacked_run_is_the_trainers_and_knows_nothing_of_its_neighbours(
     logits = training.class_logits(
         expected.model, trainer.states, trainer.split.test, trainer.states.lengths.tolist()
     )
-    assert torch.allclose(together[0].test_logits, logits, atol=2e-2)
+    assert torch.allclose(together[0].said.test, logits, atol=2e-2)
 
 
 def test_restart_and_matched_runs_are_the_trainers(

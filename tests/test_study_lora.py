@@ -206,7 +206,7 @@ def test_a_run_that_ends_in_no_numbers_is_named_and_costs_no_other(
         found = lora_training.train_rows(ground, rows, **options)
         for row, result in zip(rows, found, strict=True):
             if row.candidates == "refined":
-                result.test_logits.fill_(float("nan"))
+                result.said.test.fill_(float("nan"))
         return found
 
     monkeypatch.setattr(lora_runner, "train_rows", spoilt)

@@ -255,7 +255,7 @@ class CellTrainer:
                 if recipe == cell.regime.recipes[0]:
                     of_arms["baseline"] = baselines[index]
                 for arm, result in sorted(of_arms.items()):
-                    if bool(result.test_logits.isfinite().all()):
+                    if bool(result.said.test.isfinite().all()):
                         part = cell.parts[index]
                         lines.append(self._line(cell, recipe, arm, split, seed, part, result))
                     else:
@@ -287,7 +287,7 @@ class CellTrainer:
     ) -> StudyRun:
         dataset = self._dataset(cell.dataset)
         labels = [dataset.examples[i].label for i in part.test]
-        probabilities = result.test_logits.double().softmax(dim=1).numpy()
+        probabilities = result.said.test.double().softmax(dim=1).numpy()
         found = score(labels, probabilities, dataset.label_names)
         return StudyRun(
             backbone=self._study.backbone,

@@ -106,14 +106,25 @@ class Row:
         return 0 if self.start is None else self.start.epoch + 1
 
 
+@dataclass(frozen=True)
+class Said:
+    """Logits (n, classes) of a state, rounded as it would be stored, on the CPU."""
+
+    validation: Tensor
+    test: Tensor
+    """Read once, after the selection."""
+
+
 @dataclass
 class RowResult:
     """What one run became."""
 
     tensors: dict[str, Tensor] = field(repr=False)
     """The selected state, rounded as it would be stored."""
-    test_logits: Tensor = field(repr=False)
-    """(n, classes) of the selected state, on the CPU; read once, after the selection."""
+    said: Said = field(repr=False)
+    """In the selected state."""
+    said_last: Said | None = field(repr=False)
+    """After the last epoch, whichever was selected; None unless asked for."""
     selected: Validation
     validation_nlls: list[float]
     """Of every epoch trained here."""
@@ -190,12 +201,16 @@ class _Optimizer:
 
 
 def train_rows(
-    ground: Ground, rows: Sequence[Row], *, step_done: Callable[[int], None] = lambda steps: None
+    ground: Ground,
+    rows: Sequence[Row],
+    *,
+    last_state: bool = False,
+    step_done: Callable[[int], None] = lambda steps: None,
 ) -> list[RowResult]:
     """Train runs side by side to the end of the recipe's epochs; one result for each.
 
-    `step_done` is told of every step and how many runs took it. Raises StudyError when a loss is
-    no longer finite.
+    `last_state` asks for RowResult.said_last too. `step_done` is told of every step and how many
+    runs took it. Raises StudyError when a loss is no longer finite.
     """
     started = time.perf_counter()
     config = ground.config
@@ -226,7 +241,7 @@ def train_rows(
     first = min(row.first_epoch for row in rows)
     for epoch in range(first, config.epochs):
         trainer.epoch(epoch, step_done)
-    return trainer.results((time.perf_counter() - started) / len(rows))
+    return trainer.results(started, last_state=last_state)
 
 
 class _Trainer:
@@ -392,14 +407,18 @@ class _Trainer:
                 self._optimizer.reset(index)
                 self._factors[index] = self._ground.dendrites.learning_rate_factor
 
-    def results(self, seconds: float) -> list[RowResult]:
-        """Every run's, with the stack in the selected states."""
-        self._stack.values.copy_(self._best.values.to(STORED_DTYPE))
-        tested = self.class_logits([row.test for row in self._rows])
+    def results(self, started: float, *, last_state: bool) -> list[RowResult]:
+        """Every run's, with the stack in the selected states. started: time the training began."""
+        seconds = (time.perf_counter() - started) / len(self._rows)
+        said_last: list[Said | None] = [None] * len(self._rows)
+        if last_state:
+            said_last = [*self._said(self._stack.values)]
+        said = self._said(self._best.values)
         return [
             RowResult(
                 tensors=self._stack.tensors(index),
-                test_logits=tested[index],
+                said=said[index],
+                said_last=said_last[index],
                 selected=self._best.validations[index],
                 validation_nlls=self._nlls[index],
                 fork=self._forks[index],
@@ -410,6 +429,18 @@ class _Trainer:
             )
             for index in range(len(self._rows))
         ]
+
+    def _said(self, values: Tensor) -> list[Said]:
+        """What every run says with these values, which it has from then on."""
+        self._stack.values.copy_(values.to(STORED_DTYPE))
+        validation, test = (
+            self.class_logits(indices)
+            for indices in (
+                [row.validation for row in self._rows],
+                [row.test for row in self._rows],
+            )
+        )
+        return [Said(*both) for both in zip(validation, test, strict=True)]
 
 
 class _Best:

@@ -172,6 +172,44 @@ class LoraStudy:
         return _named(self.regimes, name, self.name)
 
 
+@dataclass(frozen=True)
+class Source:
+    """What ensembles are trained on and tested on."""
+
+    dataset: str
+    """Data set trained on."""
+    tested: tuple[str, ...]
+    """Data sets tested on, each on those of its sentences that are in the fold's test part. All of
+    them are part of the one trained on, so that over all folds each sentence is tested once."""
+    epochs: int | None = None
+    """None: the recipe's."""
+
+
+@dataclass(frozen=True)
+class EnsembleStudy:
+    """Runs of the same folds that differ in their seed alone, and the mean of what they say.
+
+    No arm here has dendrites: this is about the best that a backbone can do.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    regime: LoraRegime = LoraRegime("r8-all")
+    members: int = 5
+    """Runs of a fold."""
+    repetition: int = 0
+    """Which deal of the folds."""
+    backbone: str = "smollm2-135m"
+
+    def source(self, dataset: str) -> Source:
+        """What is trained on that data set. StudyError for an unknown one."""
+        for source in self.sources:
+            if source.dataset == dataset:
+                return source
+        known = ", ".join(source.dataset for source in self.sources)
+        raise StudyError(f"study {self.name!r} trains on {known}, not on {dataset!r}")
+
+
 R = TypeVar("R", Regime, LoraRegime)
 
 
@@ -271,6 +309,18 @@ CROSS_DOMAIN = replace(
 )
 """Heads trained on Financial PhraseBank, tested on headlines, microblogs and tweets."""
 
-STUDIES: Mapping[str, HeadStudy | LoraStudy] = MappingProxyType(
-    {study.name: study for study in (HEADS, HELD_OUT, PENALISED, CROSS_DOMAIN, LORA, FINBERT_SPLIT)}
+ENSEMBLES = EnsembleStudy(
+    name="ensembles",
+    sources=(
+        Source("50agree", ("50agree", "allagree")),
+        Source("allagree", ("allagree",), epochs=12),
+    ),
+)
+"""Twice the epochs for AllAgree: half the sentences, and the best single run is not what counts."""
+
+STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy] = MappingProxyType(
+    {
+        study.name: study
+        for study in (HEADS, HELD_OUT, PENALISED, CROSS_DOMAIN, LORA, FINBERT_SPLIT, ENSEMBLES)
+    }
 )

@@ -14,6 +14,8 @@ RESULTS = "results.csv"
 SUMMARY = "summary.json"
 CLASSICAL = "classical"
 """Arm of the classifiers that are no heads, and name of their study."""
+ENSEMBLE = "ensemble"
+"""Arm of several runs that answer together."""
 
 
 class StudyError(ValueError):

@@ -1,0 +1,165 @@
+"""The study of ensembles on tiny-phi."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train_models
+from finsent.config import LoraConfig, TrainConfig
+from finsent.data import Dataset, load_dataset
+from finsent.folds import grouped_folds
+from finsent.study import ensembles
+from finsent.study.ensembles import RECIPES, EnsembleRunner
+from finsent.study.lora_runner import Resources
+from finsent.study.lora_training import RowResult
+from finsent.study.plans import ENSEMBLES, EnsembleStudy, LoraRegime, Source
+from finsent.study.results import RESULTS, StudyError, StudyRun, read_runs
+from finsent.study.summary import summarize
+from finsent.workers import Workers
+
+BASE = TrainConfig(
+    backbone="tiny-phi", dataset="sample", epochs=3, lora=LoraConfig(r=2), autocast=False
+)
+RESOURCES = Resources(
+    base=BASE, device="cpu", workers=Workers(), stacked=4, data_dir=None, backbone_dir=None
+)
+STUDY = EnsembleStudy(
+    "tiny", (Source("sample", ("sample", "half")),), LoraRegime("r1", r=1), 2, backbone="tiny-phi"
+)
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch, tiny_environment: None) -> Dataset:
+    """Every other sentence of the sample, as a data set of its own."""
+    whole = load_dataset("sample")
+    found = replace(whole, name="half", examples=whole.examples[::2])
+
+    def load(name: str, data_dir: Path | None = None) -> Dataset:
+        return found if name == "half" else load_dataset(name, data_dir)
+
+    monkeypatch.setattr(ensembles, "load_dataset", load)
+    return found
+
+
+def test_members_answer_alone_and_together_on_every_data_set(
+    tmp_path: Path, half: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[int]] = []
+    kept: dict[tuple[int, int], RowResult] = {}
+    train_rows = ensembles.train_rows
+    whole = load_dataset("sample")
+    folds = list(grouped_folds(whole, 0))
+    fold_of = {tuple(fold.test.tolist()): fold.number for fold in folds}
+
+    def noted(ground: object, rows: list[ensembles.Row], **options: object) -> list[RowResult]:
+        numbers = [fold_of[tuple(row.test)] for row in rows]
+        if stop and 3 in numbers:
+            raise KeyboardInterrupt
+        trained.append(numbers)
+        found = train_rows(ground, rows, **options)  # type: ignore[arg-type]
+        if rows[0].start is None:
+            for number, row, result in zip(numbers, rows, found, strict=True):
+                kept[number, row.seed] = result
+        return found
+
+    monkeypatch.setattr(ensembles, "train_rows", noted)
+    path = tmp_path / "studies" / "tiny" / RESULTS
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        EnsembleRunner(STUDY, tmp_path, RESOURCES).run()
+    assert {run.fold for run in read_runs(path)} == {0, 1}
+    stop = False
+    trained.clear()
+    EnsembleRunner(STUDY, tmp_path, RESOURCES).run()
+    # Two members of two folds at a time, then the same again from where they went back.
+    assert (
+        trained == [[2, 2, 3, 3]] * 2 + [[4, 4, 5, 5]] * 2 + [[6, 6, 7, 7]] * 2 + [[8, 8, 9, 9]] * 2
+    )
+    trained.clear()
+    EnsembleRunner(STUDY, tmp_path, RESOURCES).run()
+    assert not trained
+
+    runs = read_runs(path)
+    found = {(r.recipe, r.test_dataset, r.arm, r.fold, r.seed): r for r in runs}
+    arms = [("baseline", 0), ("baseline", 1), ("ensemble", 0)]
+    assert set(found) == {
+        (recipe, tested, arm, fold, seed)
+        for recipe in RECIPES
+        for tested in ("sample", "half")
+        for arm, seed in arms
+        for fold in range(10)
+    }
+    together = [found["whole", "half", "ensemble", fold, 0] for fold in range(10)]
+    assert sum(run.n_test for run in together) == len(half.examples)
+    _check_fold(whole, half, folds[5].test.tolist(), kept, found)
+
+
+def _check_fold(
+    whole: Dataset,
+    half: Dataset,
+    test: list[int],
+    kept: dict[tuple[int, int], RowResult],
+    found: dict[tuple[str, str, str, int, int], StudyRun],
+) -> None:
+    """Fold 5, computed again from what its members said."""
+    ids = {example.id for example in half.examples}
+    for recipe in ("whole", "whole-last"):
+        said = [
+            one.said_last if recipe == "whole-last" else one.said
+            for one in (kept[5, member] for member in (0, 1))
+        ]
+        logits = [one.test.double() for one in said if one is not None]
+        labels = np.array([whole.examples[i].label for i in test])
+        mean = sum(one.softmax(dim=1) for one in logits).numpy() / 2  # type: ignore[union-attr]
+        there = np.array([whole.examples[i].id in ids for i in test])
+        for tested, among in (("sample", np.ones(len(test), bool)), ("half", there)):
+            right = (mean.argmax(axis=1) == labels)[among].mean()
+            run = found[recipe, tested, "ensemble", 5, 0]
+            assert run.accuracy == pytest.approx(right, rel=1e-5)
+            assert run.n_test == among.sum()
+            nll = -np.log(mean[np.arange(len(test)), labels])[among].mean()
+            assert run.nll == pytest.approx(nll, rel=1e-4)
+    alone = [found["whole", "sample", "baseline", 5, member] for member in (0, 1)]
+    together = found["whole", "sample", "ensemble", 5, 0]
+    assert together.trainable_params == sum(run.trainable_params for run in alone)
+    assert together.optimizer_steps == sum(run.optimizer_steps for run in alone)
+    assert alone[0].nll != alone[1].nll
+
+
+def test_the_registered_study_tests_on_parts_of_what_it_trains_on() -> None:
+    sources = {source.dataset: source for source in ENSEMBLES.sources}
+    assert sources["50agree"].tested == ("50agree", "allagree")
+    assert ENSEMBLES.source("allagree").epochs == 12
+    with pytest.raises(StudyError, match="trains on 50agree, allagree, not on 'fiqa'"):
+        ENSEMBLES.source("fiqa")
+
+
+def test_one_source_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def noted(self: EnsembleRunner) -> None:
+        asked.append(self._study.sources)
+        raise StudyError("stopped here")
+
+    monkeypatch.setattr(EnsembleRunner, "run", noted)
+    command = ["study", "ensembles", "--artifacts", str(tmp_path), "--device", "cpu"]
+    assert train_models.main([*command, "--datasets", "allagree"]) == 1
+    assert asked == [(ENSEMBLES.source("allagree"),)]
+    assert train_models.main([*command, "--datasets", "fomc"]) == 1
+    assert "not on 'fomc'" in capsys.readouterr().err
+
+
+def test_a_summary_of_ensembles_compares_nothing(tmp_path: Path, half: Dataset) -> None:
+    study = replace(STUDY, sources=(Source("sample", ("sample",)),))
+    EnsembleRunner(study, tmp_path, RESOURCES).run()
+    summary = summarize(read_runs(tmp_path / "studies" / "tiny" / RESULTS))
+    assert summary["comparisons"] == []
+    rows = {(row["recipe"], row["arm"]): row for row in summary["rows"]}
+    assert rows["whole", "ensemble"]["seeds"] == 1
+    assert rows["whole", "baseline"]["n"] == 20
