@@ -85,6 +85,12 @@ def test_kept_results_are_read_whatever_they_hold(tmp_path: Path) -> None:
     assert benchmarks.read_results(tmp_path / "none") == []
 
 
+def test_a_file_of_several_runs_says_the_commit_of_each() -> None:
+    commits = {"speed, memory": "0123456789abcdef", "gradients": "fedcba9876543210"}
+    html = result_html(benchmarks.BenchResult("made", {"commit": commits, "n": 3}, {"a_ms": 1.0}))
+    assert "speed, memory: 0123456789, gradients: fedcba9876; n: 3" in html
+
+
 def test_bars_stand_in_the_order_of_their_numbers_and_say_them_in_full() -> None:
     bar = figures_bar({"users_64": 12140.4, "users_8": 813.84, "users_1": 0.98672}, "ms").data[0]
     assert list(bar.y) == ["users_64", "users_8", "users_1"]

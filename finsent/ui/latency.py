@@ -75,7 +75,7 @@ def times_html(times_ms: Mapping[tuple[str, str], Sequence[float]], device: str)
 def result_html(result: BenchResult) -> str:
     """How a kept benchmark was made, and its figures."""
     about = "; ".join(
-        f"{key}: {_plain(value)[:COMMIT_DIGITS] if key == 'commit' else _plain(value)}"
+        f"{key}: {_plain(_short(value) if key == 'commit' else value)}"
         for key, value in result.about.items()
         if key != "versions"
     )
@@ -90,6 +90,13 @@ def result_html(result: BenchResult) -> str:
         + table(["Figure", "Value"], rows, caption=result.name, numeric=(1,))
         + "</details>"
     )
+
+
+def _short(commit: Any) -> Any:
+    """A commit in few digits, or one for each part of a file."""
+    if isinstance(commit, dict):
+        return {f"{part}:": _short(of_part) for part, of_part in commit.items()}
+    return str(commit)[:COMMIT_DIGITS]
 
 
 def _plain(value: Any) -> str:
