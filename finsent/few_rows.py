@@ -17,7 +17,8 @@ from finsent.fused import FusedArm, FusedDecoder
 from finsent.products import BLOCK, DenseProduct, FusionError, Product4Bit
 
 ROWS = 64
-"""Tokens, with padding, beyond which the products of `finsent.fused` are faster."""
+"""Tokens, with padding, up to which these kernels are used. At 64 they are faster than the compiled
+products of `finsent.fused`, at 128 for some shapes only (device_us_by_rows, see below)."""
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 """Names of one function: Phi's own, and that of the faster form `load_backbone` puts there."""
 MOST_RANKS = 64
