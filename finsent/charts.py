@@ -35,11 +35,12 @@ ARM_STYLES = {
     "dendritic": ArmStyle("Dendritic", "#d2600f", "diamond", 1.8),
     "matched": ArmStyle("Matched", "#0f8f6d", "square", 2.8),
     "restart": ArmStyle("Restart", "#b0609c", "triangle-up", 2.2),
+    "ensemble": ArmStyle("Ensemble", "#6a6fc8", "hexagon", 2.2),
     "classical": ArmStyle("Classical", "#7d7d7d", "cross", 2.0),
 }
 """Blue, vermilion, green, reddish purple of about equal weight: distinct under the common
-colour-vision deficiencies and at least 3:1 against both page backgrounds. The last two are arms of
-studies only; grey is no head at all."""
+colour-vision deficiencies and at least 3:1 against both page backgrounds. The last three are arms
+of studies only, violet is drawn beside blue alone, and grey is no head at all."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 
 DPI = 200
 INK, SOFT, FAINT, ALARM = "#1c2024", "#5b6470", "#dfe3e8", "#b3261e"
-MARKERS = {"baseline": "o", "dendritic": "D", "matched": "s", "restart": "^", "classical": "P"}
+MARKERS = {
+    "baseline": "o",
+    "dendritic": "D",
+    "matched": "s",
+    "restart": "^",
+    "ensemble": "h",
+    "classical": "P",
+}
 """By arm, the shapes of `finsent.charts.ARM_STYLES`."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

@@ -390,3 +390,21 @@ def test_the_lexicon_follows_its_rule() -> None:
         "Great gains, an excellent year.",
     )
     assert classical._lexicon_labels(texts).tolist() == [0, 1, 2]
+
+
+def test_members_of_a_fold_count_once_in_an_interval() -> None:
+    runs = [
+        run_of(arm="baseline", fold=fold, seed=member, accuracy=0.8 + 0.01 * fold + 0.02 * member)
+        for fold in range(10)
+        for member in (0, 1)
+    ]
+    together = [
+        run_of(arm="ensemble", fold=fold, accuracy=0.81 + 0.01 * fold) for fold in range(10)
+    ]
+    rows = {row["arm"]: row for row in summarize([*runs, *together])["rows"]}
+    assert rows["baseline"]["accuracy"] == pytest.approx(0.855)
+    assert rows["baseline"]["n"] == 20
+    assert rows["baseline"]["accuracy_ci"] == rows["ensemble"]["accuracy_ci"]
+    # As runs of other deals of the folds they would say more.
+    alone = summarize(runs)["rows"][0]["accuracy_ci"]
+    assert alone[1] - alone[0] < np.ptp(rows["baseline"]["accuracy_ci"])

@@ -126,6 +126,17 @@ def test_verdicts_keep_their_corrected_p_and_ties_are_folded(
     assert "Nothing to compare" in studies.answer_html([])
 
 
+def test_without_dendrites_validation_chooses_what_is_quoted(rows: list[views.Entry]) -> None:
+    one = {**rows[0], "accuracy": 0.9, "validation_accuracy": 0.8, "validation_nll": 0.3}
+    two = {**one, "arm": "ensemble", "accuracy": 0.7, "validation_accuracy": 0.9}
+    tie = {**two, "recipe": "later", "accuracy": 0.75, "validation_nll": 0.2}
+    other = {**one, "test_dataset": "fiqa"}
+    first, second = views.chosen([one, two, tie, other])
+    assert "`ensemble` with `later`; on test 75.00 % accuracy" in first
+    assert "tested on fiqa" in second
+    assert "<code>later</code>" in studies.answer_html([], [one, two, tie])
+
+
 def test_what_a_file_says_is_escaped(rows: list[views.Entry]) -> None:
     evil = [{**rows[0], "recipe": "<img src=x>", "regime": "<b>", "arm": "<i>"}]
     page = studies.rows_html(evil, "caption")

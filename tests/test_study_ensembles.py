@@ -18,7 +18,6 @@ from finsent.study.lora_runner import Resources
 from finsent.study.lora_training import RowResult
 from finsent.study.plans import ENSEMBLES, EnsembleStudy, LoraRegime, Source
 from finsent.study.results import RESULTS, StudyError, StudyRun, read_runs
-from finsent.study.summary import summarize
 from finsent.workers import Workers
 
 BASE = TrainConfig(
@@ -153,13 +152,3 @@ def test_one_source_on_the_command_line(
     assert asked == [(ENSEMBLES.source("allagree"),)]
     assert train_models.main([*command, "--datasets", "fomc"]) == 1
     assert "not on 'fomc'" in capsys.readouterr().err
-
-
-def test_a_summary_of_ensembles_compares_nothing(tmp_path: Path, half: Dataset) -> None:
-    study = replace(STUDY, sources=(Source("sample", ("sample",)),))
-    EnsembleRunner(study, tmp_path, RESOURCES).run()
-    summary = summarize(read_runs(tmp_path / "studies" / "tiny" / RESULTS))
-    assert summary["comparisons"] == []
-    rows = {(row["recipe"], row["arm"]): row for row in summary["rows"]}
-    assert rows["whole", "ensemble"]["seeds"] == 1
-    assert rows["whole", "baseline"]["n"] == 20

@@ -23,7 +23,7 @@ from finsent.folds import FOLDS
 from finsent.runs import ArtifactError, Run, find_runs, read_json
 from finsent.study import report_figures
 from finsent.study.markdown import NONE, count, link_to, percent, seconds, signed, table
-from finsent.study.results import CLASSICAL, StudyError
+from finsent.study.results import CLASSICAL, ENSEMBLE, StudyError
 from finsent.study.selection import CHOSEN, SELECTION, Tried, grid_sizes, variants
 from finsent.study.submission import submission_markdown
 from finsent.study.summary import REFERENCES, SIGNIFICANCE, read_summaries
@@ -33,6 +33,7 @@ from finsent.study.views import (
     Entry,
     Summary,
     answer,
+    chosen,
     classical_rows,
     comparisons_of,
     lora_verdicts,
@@ -117,7 +118,8 @@ def report_markdown(evidence: Evidence, out: Path) -> str:
 def _answer(name: str, summary: Summary) -> str:
     lines = answer(summary["comparisons"])
     if not lines:
-        return f"`{name}`: no dendritic arm to compare yet."
+        opening = f"{study_title(name)} (study `{name}`, no dendrites, chosen on validation):"
+        return "\n".join([opening, "", *(f"- {line}" for line in chosen(summary["rows"]))])
     opening = (
         f"{study_title(name)} (study `{name}`, {count(summary['runs'])} runs; accuracy on test, "
         f"p < {SIGNIFICANCE} after correction over the study):"
@@ -352,12 +354,18 @@ def _protocol(evidence: Evidence) -> list[str]:
         lines.append(
             f"- `{name}`: "
             + ", ".join(
-                f"{folds} folds x {seeds} seeds"
+                f"{folds} fold{'s' * (folds > 1)} x {seeds} seed{'s' * (seeds > 1)}"
                 + (f", of which {n} runs were made" if n < folds * seeds else "")
                 for folds, seeds, n in sizes
             )
             + f"; backbone {', '.join(sorted({row['backbone'] for row in rows}))}, frozen."
         )
+        if any(row["arm"] == ENSEMBLE for row in rows):
+            lines.append(
+                f"- `{name}`: all runs are of one deal of the folds; seeds are the members of an "
+                "ensemble, and intervals count a fold once. Which row is quoted is chosen on "
+                "validation, a rule of LOG.md from before the runs."
+            )
         tried = grid_sizes(evidence.study(name))
         if tried:
             counts = ", ".join(f"{arm} {number}" for arm, number in tried.items())

@@ -14,7 +14,15 @@ import numpy as np
 
 from finsent.folds import FOLDS
 from finsent.runs import ArtifactError, read_json, rounded, write_json
-from finsent.study.results import RESULTS, SUMMARY, StudyError, StudyRun, mean, read_runs
+from finsent.study.results import (
+    ENSEMBLE,
+    RESULTS,
+    SUMMARY,
+    StudyError,
+    StudyRun,
+    mean,
+    read_runs,
+)
 from finsent.study.statistics import (
     PairedDifference,
     corrected_paired_test,
@@ -55,13 +63,14 @@ def summarize(runs: Sequence[StudyRun]) -> dict[str, Any]:
     for comparison in comparisons:
         comparison["outcome"] = _outcome(comparison["metrics"]["accuracy"])
         comparison["verdict"] = verdict(comparison)
+    members = any(arm == ENSEMBLE for *_, arm in groups)
     summary: dict[str, Any] = {
         # The last part of the key is where it was tested, which may be in several places.
         "runs": len({run.key[:-1] for run in runs}),
         "test": "Nadeau-Bengio corrected resampled t-test, Holm over the study, per metric",
         "test_share_over_train_share": RATIO,
         "rows": [
-            _row(group, found, _reference(groups, group, "baseline"))
+            _row(group, found, _reference(groups, group, "baseline"), members=members)
             for group, found in sorted(groups.items())
         ],
         "comparisons": comparisons,
@@ -93,7 +102,7 @@ def read_summaries(artifacts: Path) -> dict[str, dict[str, Any]]:
 _PLACE_KEYS = {"dataset", "test_dataset", "regime", "recipe"}
 _ROW_COLUMNS = (
     "accuracy", "macro_f1", "nll", "ece", "trainable_params", "dendrites", "train_seconds",
-    "optimizer_steps", "n_train", "n_test",
+    "optimizer_steps", "n_train", "n_test", "validation_accuracy", "validation_nll",
 )  # fmt: skip
 _ROW_KEYS = {
     *_PLACE_KEYS,
@@ -135,7 +144,10 @@ def _row(
     group: Group,
     found: Mapping[tuple[int, int], StudyRun],
     baseline: Mapping[tuple[int, int], StudyRun] | None,
+    *,
+    members: bool,
 ) -> dict[str, Any]:
+    """members: whether the seeds of a fold share its parts; each fold counts once then."""
     dataset, test_dataset, regime, recipe, arm = group
     runs = list(found.values())
     kept = [run.dendrites for run in runs]
@@ -157,12 +169,23 @@ def _row(
         **{column: mean(runs, column) for column in _ROW_COLUMNS},
         "accuracy_sd": _sd(run.accuracy for run in runs),
         "macro_f1_sd": _sd(run.macro_f1 for run in runs),
-        "accuracy_ci": _interval([run.accuracy for run in runs]),
-        "macro_f1_ci": _interval([run.macro_f1 for run in runs]),
+        **{
+            f"{metric}_ci": _interval(
+                _by_fold(runs, metric) if members else [getattr(run, metric) for run in runs]
+            )
+            for metric in ("accuracy", "macro_f1")
+        },
         "errors_removed_pct": removed,
         "dendrites_kept": [kept.count(number) for number in range(max(kept) + 1)],
         "runs_with_dendrites": sum(number > 0 for number in kept),
     }
+
+
+def _by_fold(runs: Sequence[StudyRun], metric: str) -> list[float]:
+    folds: dict[int, list[StudyRun]] = defaultdict(list)
+    for run in runs:
+        folds[run.fold].append(run)
+    return [mean(of_fold, metric) for of_fold in folds.values()]
 
 
 def _interval(shares: Sequence[float]) -> list[float] | None:

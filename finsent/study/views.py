@@ -12,14 +12,15 @@ from typing import Any
 from finsent.folds import FOLDS
 from finsent.references import REFERENCES as PUBLISHED
 from finsent.references import Reference
-from finsent.study.results import CLASSICAL
+from finsent.study.markdown import percent
+from finsent.study.results import CLASSICAL, ENSEMBLE
 from finsent.study.selection import recipe_key
 from finsent.study.summary import REFERENCES, SIGNIFICANCE
 
 Entry = Mapping[str, Any]
 Summary = Mapping[str, Any]
 
-ARM_ORDER = ("baseline", "restart", "matched", "dendritic", CLASSICAL)
+ARM_ORDER = ("baseline", "restart", "matched", "dendritic", ENSEMBLE, CLASSICAL)
 OUTCOMES = ("better", "worse", "tied")
 TITLES = {
     "heads": "Heads on frozen features",
@@ -28,6 +29,7 @@ TITLES = {
     "cross-domain": "Heads tested on other data sets",
     "lora": "LoRA adapters, dendrites as PerforatedAI grows them",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
+    "ensembles": "Five LoRA runs that answer together",
 }
 """What the registered studies are about; another goes by its name."""
 RULES = (
@@ -37,7 +39,9 @@ RULES = (
     "`-head` and `-lora` grow dendrites only there; `default` is the leaderboard's.",
     "Recipes: `random-k` and `refined-k` grow up to k dendrites a class, from a random start or "
     "from candidates trained on what the head still gets wrong; `grown` and `grown-refined` "
-    "grow one on every map when PerforatedAI would, from the same two starts.",
+    "grow one on every map when PerforatedAI would, from the same two starts. Without dendrites, "
+    "`whole` is trained through and `restarted` goes back to its best state once; the state of the "
+    "lowest validation NLL is tested, with `-last` that after the last epoch.",
 )
 ARM_RULES = {
     "baseline": "a linear head, or LoRA with one",
@@ -46,6 +50,7 @@ ARM_RULES = {
     "matched": "a hidden layer or larger LoRA ranks, of as many parameters as the dendrites, with "
     "the same restarts",
     "dendritic": "the baseline, growing dendrites",
+    "ensemble": "the mean of the probabilities of five baselines that differ in their seed",
 }
 ONE_SPLIT = "its authors'"
 """Protocol of published results that a study with a single test part repeats."""
@@ -188,6 +193,27 @@ def answer(comparisons: Sequence[Entry]) -> list[str]:
     ]
     against_all = _against_all(comparisons)
     return [against_all, *found] if against_all else found
+
+
+def chosen(rows: Sequence[Entry]) -> list[str]:
+    """Of a study's rows, for each data set tested on: which one validation chooses, and what it
+    scored, in a sentence.
+
+    The highest mean validation accuracy counts, then the lowest validation NLL.
+    """
+    found = []
+    for tested in dict.fromkeys(row["test_dataset"] for row in rows):
+        best = max(
+            (row for row in rows if row["test_dataset"] == tested),
+            key=lambda row: (row["validation_accuracy"], -row["validation_nll"]),
+        )
+        found.append(
+            f"{place_name((best['dataset'], tested))}: validation accuracy is highest "
+            f"({percent(best['validation_accuracy'])} %) for `{best['arm']}` with "
+            f"`{best['recipe']}`; on test {percent(best['accuracy'])} % accuracy, "
+            f"{percent(best['macro_f1'])} % macro-F1 ({best['folds']} folds)."
+        )
+    return found
 
 
 def lora_verdicts(board: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ _SYMBOLS = {
     "diamond": '<path d="M13 1.6 17.4 6 13 10.4 8.6 6Z"/>',
     "square": '<rect x="9.8" y="2.8" width="6.4" height="6.4"/>',
     "triangle-up": '<path d="M13 1.4 17.6 10H8.4Z"/>',
+    "hexagon": '<path d="M13 1.8 16.6 3.9v4.2L13 10.2 9.4 8.1V3.9Z"/>',
     "cross": '<path d="M11.4 2h3.2v2.4H17v3.2h-2.4V10h-3.2V7.6H9V4.4h2.4z"/>',
     GROWTH_SYMBOL: '<path d="m13 0 1.6 4.1 4.4.2-3.4 2.8 1.1 4.3-3.7-2.4-3.7 2.4 1.1-4.3L7 4.3'
     'l4.4-.2z"/>',

@@ -23,6 +23,7 @@ from finsent.study.views import (
     Entry,
     Summary,
     answer,
+    chosen,
     classical_rows,
     comparisons_of,
     places,
@@ -120,16 +121,23 @@ def _in_regime(entries: Sequence[Entry], regime: str) -> list[Entry]:
 # -------------------------------------------------------------------------------------------- words
 
 
-def answer_html(comparisons: Sequence[Entry]) -> str:
-    """What was found, counted over all regimes."""
+def answer_html(comparisons: Sequence[Entry], rows: Sequence[Entry] = ()) -> str:
+    """What was found, counted over all regimes; without dendrites, which of the rows validation
+    chooses."""
     if not comparisons:
-        return notice("Nothing to compare.", "No dendritic arm was tested here.")
-    items = "".join(f"<li>{_coded(line)}</li>" for line in answer(comparisons))
+        return notice("Nothing to compare.", "No dendritic arm was tested here.") + _list(
+            chosen(rows)
+        )
     return (
-        f'<ul class="fs-answers">{items}</ul><p class="fs-quiet">Accuracy on test; p &lt; '
+        f'{_list(answer(comparisons))}<p class="fs-quiet">Accuracy on test; p &lt; '
         f"{SIGNIFICANCE} after correction over all comparisons of the study. No difference shown "
         "is not the same as none.</p>"
     )
+
+
+def _list(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{_coded(line)}</li>" for line in lines)
+    return f'<ul class="fs-answers">{items}</ul>' if lines else ""
 
 
 def _coded(text: str) -> str:
@@ -298,7 +306,10 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
     trained = dataset_title(shown.dataset)
     where = "" if shown.tested == shown.dataset else f", tested on {dataset_title(shown.tested)}"
     return [
-        answer_html(studies.comparisons(replace(shown, regime=ALL))),
+        answer_html(
+            studies.comparisons(replace(shown, regime=ALL)),
+            studies.rows(replace(shown, regime=ALL)),
+        ),
         verdicts_html(comparisons),
         arms_legend(compared, "filled: survives correction; bars: 95 % intervals before it"),
         _chart(lambda: forest_figure(comparisons)),
