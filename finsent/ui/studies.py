@@ -311,7 +311,7 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
             studies.rows(replace(shown, regime=ALL)),
         ),
         verdicts_html(comparisons),
-        arms_legend(compared, "filled: survives correction; bars: 95 % intervals before it"),
+        _forest_heading(compared),
         _chart(lambda: forest_figure(comparisons)),
         arms_legend(
             [arm for arm in ARM_ORDER if ARM_STYLES[arm].title in drawn], "bars: 95 % intervals"
@@ -320,6 +320,14 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
         rows_html(rows, f"Study {shown.study}: {trained}{where}"),
         context_html(studies.summaries, shown.study, shown.place),
     ]
+
+
+def _forest_heading(compared: Sequence[str]) -> str:
+    """Nothing where nothing is compared: the chart below is hidden then."""
+    if not compared:
+        return ""
+    legend = arms_legend(compared, "filled: survives correction; bars: 95 % intervals before it")
+    return f"<h2>Accuracy of dendritic minus another arm</h2>{legend}"
 
 
 def _chart(draw: Any) -> Any:
@@ -364,7 +372,6 @@ class _Tab:
             gr.HTML(found[0], elem_id="study-answer"),
             gr.HTML(found[1], elem_id="study-verdicts"),
         ]
-        gr.HTML("<h2>Accuracy of dendritic minus another arm</h2>")
         outputs += self._add_chart(found[2:4], "forest")
         gr.HTML("<h2>What accuracy costs in parameters</h2>")
         outputs += self._add_chart(found[4:6], "frontier")
