@@ -12,10 +12,10 @@ import train_models
 from finsent.config import LoraConfig, TrainConfig
 from finsent.data import Dataset, load_dataset
 from finsent.folds import grouped_folds
-from finsent.study import ensembles
+from finsent.study import ensembles, lora_runner
 from finsent.study.ensembles import RECIPES, EnsembleRunner
 from finsent.study.lora_runner import Resources
-from finsent.study.lora_training import RowResult
+from finsent.study.lora_training import Row, RowResult
 from finsent.study.plans import ENSEMBLES, EnsembleStudy, LoraRegime, Source
 from finsent.study.results import RESULTS, StudyError, StudyRun, read_runs
 from finsent.workers import Workers
@@ -49,12 +49,12 @@ def test_members_answer_alone_and_together_on_every_data_set(
 ) -> None:
     trained: list[list[int]] = []
     kept: dict[tuple[int, int], RowResult] = {}
-    train_rows = ensembles.train_rows
+    train_rows = lora_runner.train_rows
     whole = load_dataset("sample")
     folds = list(grouped_folds(whole, 0))
     fold_of = {tuple(fold.test.tolist()): fold.number for fold in folds}
 
-    def noted(ground: object, rows: list[ensembles.Row], **options: object) -> list[RowResult]:
+    def noted(ground: object, rows: list[Row], **options: object) -> list[RowResult]:
         numbers = [fold_of[tuple(row.test)] for row in rows]
         if stop and 3 in numbers:
             raise KeyboardInterrupt
@@ -65,7 +65,7 @@ def test_members_answer_alone_and_together_on_every_data_set(
                 kept[number, row.seed] = result
         return found
 
-    monkeypatch.setattr(ensembles, "train_rows", noted)
+    monkeypatch.setattr(lora_runner, "train_rows", noted)
     path = tmp_path / "studies" / "tiny" / RESULTS
     stop = True
     with pytest.raises(KeyboardInterrupt):

@@ -6,8 +6,8 @@ folds that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from finsent.adapters import lora_ranks
 from finsent.data import Dataset, Split, load_dataset
 from finsent.evaluation import score
 from finsent.folds import FOLDS
-from finsent.study.lora_runner import Cell, CellTrainer, Resources, dealt
-from finsent.study.lora_training import Ground, Row, RowResult, train_rows
+from finsent.study.lora_runner import Cell, CellTrainer, Resources, dealt, spread, trained
+from finsent.study.lora_training import Ground, Row, RowResult
 from finsent.study.plans import EnsembleStudy, LoraStudy, Source
 from finsent.study.results import (
     ENSEMBLE,
@@ -43,40 +43,58 @@ LAST = "-last"
 RECIPES = tuple(way + state for way in (WHOLE, RESTARTED) for state in ("", LAST))
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """Folds of one source that are trained together, every member of them."""
+
+    source: Source
+    folds: tuple[int, ...]
+    parts: tuple[Split, ...]
+
+
 class EnsembleRunner:
     """One study in one folder; goes on where it was stopped."""
 
     def __init__(self, study: EnsembleStudy, artifacts: Path, resources: Resources) -> None:
         self._study, self._resources = study, resources
         self._path = artifacts / "studies" / study.name / RESULTS
-        self._dataset = lru_cache(maxsize=None)(lambda name: load_dataset(name, resources.data_dir))
 
     def run(self) -> None:
         """Make every line that is not in the results yet. Raises StudyError for a loss that is no
         longer finite."""
         done = {run.key for run in read_runs(self._path)}
+        cells = self._missing(done)
+        if not cells:
+            print(f"all runs of study {self._study.name} are in {self._path}")
+            return
+        make = _Maker(self._study, self._resources)
+        total = sum(len(cell.folds) for cell in cells)
+        with tqdm(total=total, desc=self._study.name, unit="fold", smoothing=0.1) as bar:
+            for lines in spread(make, cells, self._resources):
+                append_runs(self._path, [line for line in lines if line.key not in done])
+                bar.update(len({(line.dataset, line.fold) for line in lines}))
+
+    def _missing(self, done: set[RunKey]) -> list[_Cell]:
+        # A fold at least, however many runs go side by side.
+        size = max(1, self._resources.stacked // self._study.members)
+        cells = []
         for source in self._study.sources:
             folds = [
                 number
                 for number in range(FOLDS)
                 if not all(key in done for key in self._keys(source, number))
             ]
-            # A fold at least, however many runs go side by side.
-            size = max(1, self._resources.stacked // self._study.members)
-            trainer = CellTrainer(self._as_lora(source), self._resources)
-            for at in range(0, len(folds), size):
-                lines = list(self._made(source, folds[at : at + size], trainer))
-                append_runs(self._path, [line for line in lines if line.key not in done])
-
-    def _as_lora(self, source: Source) -> LoraStudy:
-        study = self._study
-        return LoraStudy(
-            study.name,
-            (source.dataset,),
-            (study.regime,),
-            epochs=source.epochs,
-            backbone=study.backbone,
-        )
+            wanted = [
+                (source.dataset, self._study.regime.fraction, (f"fold-{n}", self._study.repetition))
+                for n in folds
+            ]
+            found = dealt(wanted, self._resources.data_dir)
+            parts = [found[deal] for deal in wanted]
+            cells += [
+                _Cell(source, tuple(folds[at : at + size]), tuple(parts[at : at + size]))
+                for at in range(0, len(folds), size)
+            ]
+        return cells
 
     def _keys(self, source: Source, fold: int) -> Iterator[RunKey]:
         members = [(SINGLE, member) for member in range(self._study.members)]
@@ -94,40 +112,64 @@ class EnsembleRunner:
                         tested,
                     )
 
-    def _made(
-        self, source: Source, folds: Sequence[int], trainer: CellTrainer
-    ) -> Iterator[StudyRun]:
-        regime, members = self._study.regime, self._study.members
-        deals = [
-            (source.dataset, regime.fraction, (f"fold-{number}", self._study.repetition))
-            for number in folds
-        ]
-        dealt_parts = dealt(deals, self._resources.data_dir)
-        parts = [dealt_parts[deal] for deal in deals]
-        ground = trainer.ground(Cell(source.dataset, regime, (), ()))
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes what makes cells; a worker does so once and keeps the base."""
+
+    study: EnsembleStudy
+    resources: Resources
+
+    def __call__(self) -> Callable[[_Cell], list[StudyRun]]:
+        return _EnsembleTrainer(self.study, self.resources).lines_of
+
+
+class _EnsembleTrainer:
+    """Trains cells and scores what their members say."""
+
+    def __init__(self, study: EnsembleStudy, resources: Resources) -> None:
+        self._study, self._resources = study, resources
+        self._dataset = lru_cache(maxsize=None)(lambda name: load_dataset(name, resources.data_dir))
+        self._trainer = lru_cache(maxsize=1)(self._trainer_of)
+
+    def _trainer_of(self, source: Source) -> CellTrainer:
+        study = self._study
+        as_lora = LoraStudy(
+            study.name,
+            (source.dataset,),
+            (study.regime,),
+            epochs=source.epochs,
+            backbone=study.backbone,
+        )
+        return CellTrainer(as_lora, self._resources)
+
+    def lines_of(self, cell: _Cell) -> list[StudyRun]:
+        """Every line of a cell's folds."""
+        return [*self._made(cell)]
+
+    def _made(self, cell: _Cell) -> Iterator[StudyRun]:
+        source, regime, members = cell.source, self._study.regime, self._study.members
+        ground = self._trainer(source).ground(Cell(source.dataset, regime, (), ()))
         head = ground.hidden_size * ground.n_classes
         ranks = lora_ranks(ground.adapted, regime.r, head, None)
         rows = [
             Row(member, part.train, part.validation, part.test, ranks)
-            for part in parts
+            for part in cell.parts
             for member in range(members)
         ]
-        whole = self._train(ground, rows, f"{source.dataset} {WHOLE}")
+        whole = self._trained(ground, rows, f"{source.dataset} {WHOLE}")
         again = [replace(row, start=one.fork) for row, one in zip(rows, whole, strict=True)]
-        restarted = self._train(ground, again, f"{source.dataset} {RESTARTED}")
+        restarted = self._trained(ground, again, f"{source.dataset} {RESTARTED}")
         for row, result, before in zip(again, restarted, whole, strict=True):
             # The part before it went back was trained once, for both.
             result.seconds += before.seconds * row.first_epoch / ground.config.epochs
-        for index, (number, part) in enumerate(zip(folds, parts, strict=True)):
+        for index, (number, part) in enumerate(zip(cell.folds, cell.parts, strict=True)):
             own = slice(index * members, (index + 1) * members)
             for way, results in ((WHOLE, whole[own]), (RESTARTED, restarted[own])):
                 yield from self._lines(source, way, number, part, results)
 
-    def _train(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
-        per_run = -(-len(rows[0].train) // ground.config.batch_size)
-        epochs = sum(ground.config.epochs - row.first_epoch for row in rows)
-        with tqdm(total=per_run * epochs, desc=what, unit="step", leave=False) as bar:
-            return train_rows(ground, rows, last_state=True, step_done=bar.update)
+    def _trained(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
+        return trained(ground, rows, self._resources, what, last_state=True)
 
     def _lines(
         self, source: Source, way: str, fold: int, part: Split, results: Sequence[RowResult]

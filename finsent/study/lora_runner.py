@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -105,22 +106,14 @@ class LoraStudyRunner:
             for _ in _keys(self.study, cell.dataset, cell.regime, split, seed)
         )
         with tqdm(total=total, desc=self.study.name, unit="run", smoothing=0.1) as bar:
-            for made in self._made(cells):
+            make = _Maker(self.study, self.resources)
+            for made in spread(make, cells, self.resources):
                 append_runs(path, [line for line in made.lines if line.key not in done])
                 for name in made.failed:
                     bar.write(f"error: {name}: its probabilities are not finite", file=sys.stderr)
                 failed += made.failed
                 bar.update(len(made.lines) + len(made.failed))
         return failed
-
-    def _made(self, cells: Sequence[Cell]) -> Iterator[Made]:
-        workers = self.resources.workers
-        make = _Maker(self.study, self.resources)
-        if workers.alone:
-            yield from map(make(), cells)
-            return
-        with connected(workers, on_gpu=self.resources.device == "cuda") as pool:
-            yield from pool.map(make, cells)
 
     def _missing(self, done: set[RunKey]) -> list[Cell]:
         wanted = []
@@ -147,6 +140,43 @@ class LoraStudyRunner:
             Cell(d, r, folds, tuple(parts[d, r.fraction, fold] for fold in folds))
             for d, r, folds in wanted
         ]
+
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+def spread(
+    make: Callable[[], Callable[[C], T]], cells: Sequence[C], resources: Resources
+) -> Iterator[T]:
+    """What is made of every cell, as it is ready: here, or by workers, each of which calls `make`
+    once."""
+    if resources.workers.alone:
+        yield from map(make(), cells)
+        return
+    with connected(resources.workers, on_gpu=resources.device == "cuda") as pool:
+        yield from pool.map(make, cells)
+
+
+def trained(
+    ground: Ground,
+    rows: Sequence[Row],
+    resources: Resources,
+    what: str,
+    *,
+    last_state: bool = False,
+) -> list[RowResult]:
+    """Every row's result, as many side by side as the resources allow, with progress by steps where
+    there are no workers; the rest as for `train_rows`."""
+    found: list[RowResult] = []
+    per_run = -(-len(rows[0].train) // ground.config.batch_size)
+    epochs = sum(ground.config.epochs - row.first_epoch for row in rows)
+    quiet = not resources.workers.alone
+    with tqdm(total=per_run * epochs, desc=what, unit="step", leave=False, disable=quiet) as bar:
+        for at in range(0, len(rows), resources.stacked):
+            stack = rows[at : at + resources.stacked]
+            found += train_rows(ground, stack, last_state=last_state, step_done=bar.update)
+    return found
 
 
 Deal = tuple[str, float, tuple[str, int]]
@@ -213,7 +243,9 @@ class CellTrainer:
             Row(seed, part.train, part.validation, part.test, plain)
             for (_, seed), part in zip(cell.folds, cell.parts, strict=True)
         ]
-        baselines = self._train(ground, fresh, f"{cell.dataset} {cell.regime.name} baseline")
+        baselines = trained(
+            ground, fresh, self._resources, f"{cell.dataset} {cell.regime.name} baseline"
+        )
         forks = [trained.fork for trained in baselines]
         going_on: list[tuple[str, str, int, Row]] = []
         for index, (row, fork) in enumerate(zip(fresh, forks, strict=True)):
@@ -225,17 +257,21 @@ class CellTrainer:
             ]
         # Runs that need no refining first, and runs that go on at the same epoch side by side.
         going_on.sort(key=lambda entry: (entry[3].candidates == "refined", entry[3].first_epoch))
-        grown = self._train(
-            ground, [row for *_, row in going_on], f"{cell.dataset} {cell.regime.name} grown"
+        grown = trained(
+            ground,
+            [row for *_, row in going_on],
+            self._resources,
+            f"{cell.dataset} {cell.regime.name} grown",
         )
         target = next(r.trainable_params for r in grown if r.dendrites)
         spent = lora_ranks(ground.adapted, cell.regime.r, head, MatchedCapacity(target))
-        matched = self._train(
+        matched = trained(
             ground,
             [
                 replace(row, ranks=spent, restart_after=fork.epoch)
                 for row, fork in zip(fresh, forks, strict=True)
             ],
+            self._resources,
             f"{cell.dataset} {cell.regime.name} matched",
         )
         found: dict[tuple[str, str, int], RowResult] = {}
@@ -262,18 +298,6 @@ class CellTrainer:
                         what = (cell.dataset, cell.regime.name, recipe, arm, split, f"seed {seed}")
                         failed.append(" ".join(what))
         return Made(lines, failed)
-
-    def _train(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
-        size, found = self._resources.stacked, []
-        per_run = -(-len(rows[0].train) // ground.config.batch_size)
-        epochs = sum(ground.config.epochs - row.first_epoch for row in rows)
-        quiet = not self._resources.workers.alone
-        with tqdm(
-            total=per_run * epochs, desc=what, unit="step", leave=False, disable=quiet
-        ) as bar:
-            for at in range(0, len(rows), size):
-                found += train_rows(ground, rows[at : at + size], step_done=bar.update)
-        return found
 
     def _line(
         self,
