@@ -44,6 +44,7 @@ def half(monkeypatch: pytest.MonkeyPatch, tiny_environment: None) -> Dataset:
     return found
 
 
+@pytest.mark.slow
 def test_members_answer_alone_and_together_on_every_data_set(
     tmp_path: Path, half: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
