@@ -6,7 +6,7 @@ folds that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from finsent.data import Dataset, Split, load_dataset
 from finsent.evaluation import score
 from finsent.folds import FOLDS
 from finsent.study.lora_runner import Cell, CellTrainer, Resources, dealt, spread, trained
-from finsent.study.lora_training import Ground, Row, RowResult
+from finsent.study.lora_training import Ground, Row, RowResult, Said
 from finsent.study.plans import EnsembleStudy, LoraStudy, Source
 from finsent.study.results import (
     ENSEMBLE,
@@ -165,46 +165,62 @@ class _EnsembleTrainer:
             result.seconds += before.seconds * row.first_epoch / ground.config.epochs
         for index, (number, part) in enumerate(zip(cell.folds, cell.parts, strict=True)):
             own = slice(index * members, (index + 1) * members)
+            scores = {
+                tested: _Scores(self._dataset(source.dataset), self._dataset(tested), part)
+                for tested in source.tested
+            }
+            line = partial(
+                StudyRun,
+                backbone=self._study.backbone,
+                dataset=source.dataset,
+                regime=regime.name,
+                fold=number,
+                n_train=len(part.train),
+                dendrites=0,
+            )
             for way, results in ((WHOLE, whole[own]), (RESTARTED, restarted[own])):
-                yield from self._lines(source, way, number, part, results)
+                for state in ("", LAST):
+                    in_recipe = partial(line, recipe=way + state)
+                    yield from self._lines(in_recipe, scores, results, last=bool(state))
 
     def _trained(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
         return trained(ground, rows, self._resources, what, last_state=True)
 
     def _lines(
-        self, source: Source, way: str, fold: int, part: Split, results: Sequence[RowResult]
+        self,
+        line: Callable[..., StudyRun],
+        scores: Mapping[str, _Scores],
+        results: Sequence[RowResult],
+        *,
+        last: bool,
     ) -> Iterator[StudyRun]:
-        """Of one fold and way: both states, every member alone and all together."""
-        for state in ("", LAST):
-            said = [result.said_last if state else result.said for result in results]
-            validation = np.stack([_probabilities(one.validation) for one in said if one])
-            test = np.stack([_probabilities(one.test) for one in said if one])
-            for tested in source.tested:
-                line = partial(
-                    StudyRun,
-                    backbone=self._study.backbone,
-                    dataset=source.dataset,
-                    regime=self._study.regime.name,
-                    recipe=way + state,
-                    fold=fold,
-                    test_dataset=tested,
-                    n_train=len(part.train),
-                    dendrites=0,
-                )
-                scores = _Scores(self._dataset(source.dataset), self._dataset(tested), part)
-                for member, result in enumerate(results):
-                    yield line(
-                        arm=SINGLE,
-                        seed=member,
-                        **scores.of(validation[member], test[member]),
-                        **_costs([result]),
-                    )
+        """Of one fold and recipe, on every data set: every member alone and all together."""
+        said = [_said(result, last=last) for result in results]
+        validation = np.stack([_probabilities(one.validation) for one in said])
+        test = np.stack([_probabilities(one.test) for one in said])
+        for tested, scored in scores.items():
+            for member, result in enumerate(results):
                 yield line(
-                    arm=ENSEMBLE,
-                    seed=self._study.repetition,
-                    **scores.of(validation.mean(axis=0), test.mean(axis=0)),
-                    **_costs(results),
+                    test_dataset=tested,
+                    arm=SINGLE,
+                    seed=member,
+                    **scored.of(validation[member], test[member]),
+                    **_costs([result]),
                 )
+            yield line(
+                test_dataset=tested,
+                arm=ENSEMBLE,
+                seed=self._study.repetition,
+                **scored.of(validation.mean(axis=0), test.mean(axis=0)),
+                **_costs(results),
+            )
+
+
+def _said(result: RowResult, *, last: bool) -> Said:
+    said = result.said_last if last else result.said
+    if said is None:
+        raise StudyError("a run was trained without asking for its last state")
+    return said
 
 
 def _probabilities(logits: Tensor) -> NDArray[np.float64]:
