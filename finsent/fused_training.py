@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from finsent.adapter_maps import Part, add_maps_, map_gradients
 from finsent.adapters import LoraPair
 from finsent.backbones import pool
+from finsent.block_parts import attend, silu_gate
 from finsent.config import TrainConfig
 from finsent.dendritic_linear import DendriticLinear
 from finsent.fused import FUSED_FAMILIES
 from finsent.products import FusionError, Weight, has_whole_blocks, side_by_side
-from finsent.rotation import rotate_
 
 
 def can_fuse(config: TrainConfig, decoder: Any, device: torch.device) -> bool:
@@ -157,34 +157,6 @@ class _AdaptedSum(torch.autograd.Function):
 def _of_parts(parts: Sequence[Part], given: Iterator[Tensor]) -> list[list[Tensor]]:
     """The next tensors, by the part they belong to."""
     return [list(islice(given, part.tensors)) for part in parts]
-
-
-class _Heads(torch.autograd.Function):
-    """Queries, keys and values side by side (B, L, ...) -> rotated q, k and plain v, each
-    (B, heads, L, head size), views of what came in.
-
-    Rotates in place: the product that made the input has no use for its output.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, joined: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(cos, sin)
-        ctx.sizes = heads, kv_heads, kv_heads
-        batch, length, _ = joined.shape
-        every = joined.detach().view(batch, length, sum(ctx.sizes), -1)
-        rotate_(every[:, :, : heads + kv_heads], cos, sin)
-        q, k, v = every.split(ctx.sizes, dim=2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        cos, sin = ctx.saved_tensors
-        heads, kv_heads, _ = ctx.sizes
-        every = torch.cat([g.transpose(1, 2) for g in gradients], dim=2)
-        rotate_(every[:, :, : heads + kv_heads], cos, -sin)
-        return every.flatten(2), None, None, None, None
 
 
 class _LastRows(torch.autograd.Function):
@@ -319,6 +291,7 @@ class FusedBlocks:
         self._heads = config.num_attention_heads
         self._kv_heads = config.num_key_value_heads or self._heads
         self._phi = config.model_type == "phi"
+        self._silu = config.hidden_act == "silu"
         names = _PHI if self._phi else _LLAMA
         self.products: list[dict[str, Product]] = []
         for index, block in enumerate(upper.layers):
@@ -376,11 +349,7 @@ class FusedBlocks:
             at += len(plan.groups)
 
     def _attend(self, joined: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = _Heads.apply(joined, cos, sin, self._heads, self._kv_heads)
-        attended = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=self._heads != self._kv_heads
-        )
-        return attended.transpose(1, 2).flatten(2)
+        return attend(joined, cos, sin, self._heads, self._kv_heads)
 
     def _phi_block(
         self,
@@ -408,8 +377,13 @@ class FusedBlocks:
         h = _rms_normed(block.input_layernorm, x)
         x = kept(x) + plans["out"](kept(self._attend(plans["qkv"](h), cos, sin)))
         h = _rms_normed(block.post_attention_layernorm, x)
-        gate, up = plans["gate_up"](h).chunk(2, dim=-1)
-        return x + plans["down"](block.mlp.act_fn(gate) * up)
+        return x + plans["down"](self._gated(block, plans["gate_up"](h)))
+
+    def _gated(self, block: Any, joined: Tensor) -> Tensor:
+        if self._silu:
+            return silu_gate(joined)
+        gate, up = joined.chunk(2, dim=-1)
+        return cast(Tensor, block.mlp.act_fn(gate) * up)
 
 
 def _every_row(x: Tensor) -> Tensor:

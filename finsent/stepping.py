@@ -37,12 +37,10 @@ class StepRunner:
     is until `reset`.
     """
 
-    def __init__(self, step: Step, device: torch.device, *, captures: bool = True) -> None:
-        """captures: whether launching kernels takes longer than what they compute, as it does for
-        a step of one small run; on CUDA only."""
+    def __init__(self, step: Step, device: torch.device) -> None:
         self._step = step
         self._device = device
-        self._captures = captures and device.type == "cuda"
+        self._captures = device.type == "cuda"
         self.reset()
 
     def reset(self) -> None:

@@ -40,9 +40,6 @@ from finsent.training import (
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of AdamW, as torch has them."""
-CAPTURED_SENTENCES = 256
-"""Steps of fewer sentences, all runs together, are captured: from there on a GPU takes longer to
-compute a kernel than Python takes to launch the next."""
 EVALUATION_TOKENS = 65536
 """Padded tokens of an evaluation batch, all runs together."""
 NEVER = Validation(epoch=-1, accuracy=0.0, macro_f1=0.0, nll=math.inf)
@@ -265,9 +262,7 @@ class _Trainer:
         self._factors = [1.0 if row.start is None else after for row in rows]
         self._optimizer = _Optimizer(stack, config)
         self._loss_sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
-        self._run_step = StepRunner(
-            self._step, device, captures=len(rows) * config.batch_size < CAPTURED_SENTENCES
-        )
+        self._run_step = StepRunner(self._step, device)
         self._rules = [GrowthRule(ground.dendrites, config.epochs) for _ in rows]
         self._forks = {i: row.start for i, row in enumerate(rows) if row.start is not None}
         self._best_of_all, self._best = _Best(stack), _Best(stack)
