@@ -1,4 +1,4 @@
-"""Kernels of a block in training, interpreted on the CPU, against PyTorch; and compiled."""
+"""Kernels of a block in training, interpreted on the CPU, against PyTorch."""
 
 from __future__ import annotations
 
