@@ -26,6 +26,7 @@ from finsent.config import (
     PLACEMENTS,
     POOLINGS,
     PRECISIONS,
+    RESTART_RULES,
     STUDY_ARMS,
 )
 from finsent.workers import add_worker_options, workers_from_options
@@ -127,6 +128,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--init-scale", type=float, default=0.1, help="standard deviation of new dendrites")
     add("--candidates", choices=CANDIDATES, default="random", help="how new dendrites start")
     add("--growth-learning-rate-factor", type=float, default=0.5)
+    add(
+        "--restart",
+        choices=RESTART_RULES,
+        default="always",
+        help="which growths go back to the best state with a fresh optimizer (%(default)s)",
+    )
+    add("--prune", action="store_true", help="drop dendrites that did not improve validation")
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +217,8 @@ def _train(options: argparse.Namespace) -> int:
         init_scale=options.init_scale,
         candidates=options.candidates,
         learning_rate_factor=options.growth_learning_rate_factor,
+        restart=options.restart,
+        prune=options.prune,
     )
     plan = scheduling.Plan(
         base=base,

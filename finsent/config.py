@@ -22,6 +22,7 @@ ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
 PLACEMENTS = ("lora_B", "score")
 CANDIDATES = ("random", "refined")
+RESTART_RULES = ("always", "stalled")
 POOLINGS = ("last", "mean")
 
 Precision = Literal["nf4", "bf16", "fp32"]
@@ -82,8 +83,16 @@ class DendriteConfig:
     """How V starts: `random`, as the library draws it, or `refined`, trained to follow what the map
     gets wrong before it is inserted (see finsent.refinement)."""
     learning_rate_factor: float = 0.5
-    """Multiplies the scheduled learning rate from the first growth on. Together with the return to
-    the best state and a fresh optimizer it is part of what the dendritic arm does differently."""
+    """Multiplies the scheduled learning rate from the first growth on that restarts the run.
+    Together with the return to the best state and a fresh optimizer it is part of what the
+    dendritic arm does differently."""
+    restart: str = "always"
+    """Which growths restart the run like that: `always`, or `stalled`, only those after an epoch
+    that is not the best so far. A run that is at its best then goes on with its optimizer's state
+    and its learning rate, and has its dendrites besides."""
+    prune: bool = False
+    """Whether a state of before the growth may be selected, if it validates best: dendrites that do
+    not pay are dropped, and the run says so."""
 
     def __post_init__(self) -> None:
         unknown = set(self.placement) - set(PLACEMENTS)
@@ -109,6 +118,10 @@ class DendriteConfig:
             f"dendrites.candidates must be one of {CANDIDATES}, got {self.candidates!r}",
         )
         _require(
+            self.restart in RESTART_RULES,
+            f"dendrites.restart must be one of {RESTART_RULES}, got {self.restart!r}",
+        )
+        _require(
             self.candidates == "random" or self.max_dendrites == 1,
             f"refined candidates are for one dendrite a map, got {self.max_dendrites}: a second "
             "growth would go back to a state that knows the first only as it was drawn",
@@ -131,9 +144,13 @@ class Restarts:
     """What growing does besides adding dendrites: the control for that part of it."""
 
     epochs: tuple[int, ...]
-    """Zero-based epochs at whose end the run goes back to its best state so far."""
+    """Zero-based epochs at whose end the run goes back to its best state so far. None where growth
+    interrupts nothing (DendriteConfig.restart)."""
     learning_rate_factor: float = 0.5
     """Multiplies the scheduled learning rate from the first restart on."""
+    prune: bool = False
+    """Whether a state of before the restart may be selected, as where growth may be undone
+    (DendriteConfig.prune)."""
 
     def __post_init__(self) -> None:
         _require(

@@ -195,11 +195,10 @@ def _run_locked(job: Job, bases: Bases, show: Callable[[str], _Bar | _Lines]) ->
     }
     _publish(job, result, provenance, metrics, predictions, validation)
     if isinstance(config.treatment, DendriteConfig) and result.dendrites == 0:
-        print(
-            f"WARNING: {label} asked for dendrites and kept none: validation never plateaued in "
-            f"{config.epochs} epochs. Its result is the baseline's. Set --grow-by or more epochs.",
-            file=sys.stderr,
-        )
+        why = f"validation never plateaued in {config.epochs} epochs (--grow-by forces growth)"
+        if result.best_before_growth is not None:
+            why = "no epoch with them validated better than the best before, and --prune was given"
+        print(f"WARNING: {label} asked for dendrites and kept none: {why}", file=sys.stderr)
     return job.folder
 
 

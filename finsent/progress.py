@@ -10,6 +10,9 @@ from torch import Tensor
 
 from finsent.checkpoints import Checkpoint
 
+UNINTERRUPTED = ", without a restart"
+"""Ends the event of a growth that left a run its optimizer and its learning rate."""
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -70,21 +73,23 @@ class Progress:
         if self.best_of_all is None or state.validation.nll < self.best_of_all.validation.nll:
             self.best_of_all = state
 
-    def grown(self, dendrites: int, learning_rate_factor: float) -> None:
+    def at_its_best(self, epoch: int) -> bool:
+        """Whether no state so far validates better than that of this epoch, the last one."""
+        return self.best_of_all is not None and self.best_of_all.validation.epoch == epoch
+
+    def grown(self, dendrites: int, *, prune: bool) -> None:
         """Take note of growth: from now on there are `dendrites` on every map."""
         if self.dendrites == 0 and dendrites > 0 and self.best is not None:
             self.best_before_growth = self.best.validation
-        if (self.dendrites == 0) != (dendrites == 0):
+        if (self.dendrites == 0) != (dendrites == 0) and not prune:
             # A dendritic model is a state trained with dendrites: start comparing anew.
             self.best = None
         self.dendrites = dendrites
-        self.learning_rate_factor = learning_rate_factor
 
-    def restarted(self, learning_rate_factor: float) -> None:
+    def restarted(self, *, prune: bool) -> None:
         """Take note of a restart without growth: as after a growth, later epochs compete anew."""
-        if all(record.event is None for record in self.history):
+        if all(record.event is None for record in self.history) and not prune:
             self.best = None
-        self.learning_rate_factor = learning_rate_factor
 
     def to_checkpoint(
         self, identity: str, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]

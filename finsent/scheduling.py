@@ -26,6 +26,7 @@ from finsent.config import (
     arm_config,
 )
 from finsent.data import load_dataset
+from finsent.progress import UNINTERRUPTED
 from finsent.workers import Workers, WorkersError, connected, settings, with_settings
 
 COPYING = ("restart", "matched")
@@ -265,8 +266,13 @@ def _job(plan: Plan, arm: str, seed: int, shared: Path) -> Job:
     elif arm in COPYING:
         model = runs.read_run(plan.folder("dendritic", seed))
         restarts = Restarts(
-            tuple(line["epoch"] for line in model.history if line["event"] is not None),
+            tuple(
+                line["epoch"]
+                for line in model.history
+                if line["event"] is not None and not line["event"].endswith(UNINTERRUPTED)
+            ),
             plan.dendrites.learning_rate_factor,
+            plan.dendrites.prune,
         )
         treatment = restarts
         if arm == "matched":

@@ -43,7 +43,8 @@ from finsent.config import DendriteConfig, TrainConfig
 from finsent.dendrites import DendriteGrower, GrowthError
 from finsent.dendritic_linear import DendriticLinear
 from finsent.lora_refinement import BATCHES, CHOOSING_BATCHES, refine_new_dendrites
-from finsent.progress import EpochRecord, Progress, State, Validation
+from finsent.optimizers import carry_over, new_optimizer, set_learning_rate
+from finsent.progress import UNINTERRUPTED, EpochRecord, Progress, State, Validation
 from finsent.stepping import StepRunner
 from finsent.tokenization import token_batches
 
@@ -83,31 +84,6 @@ def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     return config.learning_rate * (total - step) / max(1, total - warmup)
-
-
-def new_optimizer(
-    model: AdaptedModel, config: TrainConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """AdamW over the trainable tensors. On CUDA its learning rate is a tensor there, so that a
-    captured step reads the rate of the moment."""
-    on_cuda = device.type == "cuda"
-    rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=rate,
-        weight_decay=config.weight_decay,
-        fused=on_cuda,
-        capturable=on_cuda,
-    )
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Change the rate without replacing a tensor that a captured step reads."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
 
 
 def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
@@ -342,6 +318,7 @@ def train(
             event = None
             trained_with = progress.dendrites
             if grower is not None:
+                before = model.tensors()
                 grown = grower.epoch_end(
                     growth_score(validation.nll), optimizer, may_grow=epoch < config.epochs - 1
                 )
@@ -363,16 +340,23 @@ def train(
                                 train_indices,
                                 validation_indices,
                             )
-                    progress.grown(grown.dendrites, grower.config.learning_rate_factor)
-                    optimizer = new_optimizer(model, config, device)
+                    progress.grown(grown.dendrites, prune=grower.config.prune)
+                    former, optimizer = optimizer, new_optimizer(model.parameters(), config, device)
+                    if grower.config.restart == "stalled" and progress.at_its_best(epoch):
+                        # The best state is the present one: nothing was lost by going back to it.
+                        event += UNINTERRUPTED
+                        carry_over(former, before, optimizer, model.tensors())
+                    else:
+                        progress.learning_rate_factor = grower.config.learning_rate_factor
                     parameters = model.parameters()
                     run_step.reset()
             elif config.restarts is not None and epoch in config.restarts.epochs:
                 event = RESTARTED
                 assert progress.best_of_all is not None
                 model.copy_in(progress.best_of_all.tensors)
-                progress.restarted(config.restarts.learning_rate_factor)
-                optimizer = new_optimizer(model, config, device)
+                progress.restarted(prune=config.restarts.prune)
+                progress.learning_rate_factor = config.restarts.learning_rate_factor
+                optimizer = new_optimizer(parameters, config, device)
                 run_step.reset()
             record = EpochRecord(
                 epoch=epoch,
@@ -454,12 +438,12 @@ def _start_or_resume(
     if identity is not None:
         found = load_checkpoint(folder / CHECKPOINT, device, identity)
     if found is None:
-        return Progress(), new_optimizer(model, config, device)
+        return Progress(), new_optimizer(model.parameters(), config, device)
     progress = Progress.from_checkpoint(found)
     if grower is not None:
         _replay_growth(grower, model, config, progress)
     model.copy_in(found.tensors["model"])
-    optimizer = new_optimizer(model, config, device)
+    optimizer = new_optimizer(model.parameters(), config, device)
     restore_optimizer(optimizer, found.tensors.get("optimizer", {}))
     return progress, optimizer
 
@@ -480,7 +464,7 @@ def _replay_growth(
     It decides by scores alone, draws the same new dendrites from the same seed, and keeps a copy
     of the best state it was shown, which therefore has to be the right one at that epoch.
     """
-    optimizer = new_optimizer(model, config, grower.device)
+    optimizer = new_optimizer(model.parameters(), config, grower.device)
     for record in progress.history:
         best = progress.best_of_all
         if best is not None and best.validation.epoch == record.epoch:
@@ -488,10 +472,10 @@ def _replay_growth(
         may_grow = record.epoch < config.epochs - 1
         grown = grower.epoch_end(growth_score(record.val_loss), optimizer, may_grow=may_grow)
         event = None if grown is None else grown.description
-        if event != record.event:
+        if event != (record.event and record.event.removesuffix(UNINTERRUPTED)):
             raise GrowthError(
                 f"told the scores of the unfinished run again, PerforatedAI did {event!r} after "
                 f"epoch {record.epoch}, not {record.event!r}; train the run anew with --overwrite"
             )
         if grown is not None:
-            optimizer = new_optimizer(model, config, grower.device)
+            optimizer = new_optimizer(model.parameters(), config, grower.device)

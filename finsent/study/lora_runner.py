@@ -27,7 +27,6 @@ from finsent.backbones import (
 )
 from finsent.config import (
     STUDY_ARMS,
-    DendriteConfig,
     MatchedCapacity,
     TrainConfig,
     latest_growth,
@@ -37,7 +36,7 @@ from finsent.evaluation import score
 from finsent.folds import part_examples
 from finsent.fused_training import FusedBlocks
 from finsent.presets import cue, preset
-from finsent.study.lora_training import Ground, Row, RowResult, train_rows
+from finsent.study.lora_training import Ground, Row, RowResult, interrupts, train_rows
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.results import RESULTS, RunKey, StudyRun, append_runs, read_runs
 from finsent.training import use_deterministic_kernels
@@ -247,10 +246,16 @@ class CellTrainer:
             ground, fresh, self._resources, f"{cell.dataset} {cell.regime.name} baseline"
         )
         forks = [trained.fork for trained in baselines]
+        interrupted = [interrupts(ground.dendrites, fork) for fork in forks]
+        found: dict[tuple[str, str, int], RowResult] = {}
         going_on: list[tuple[str, str, int, Row]] = []
         for index, (row, fork) in enumerate(zip(fresh, forks, strict=True)):
             again = replace(row, start=fork)
-            going_on.append(("restart", "", index, again))
+            if interrupted[index]:
+                going_on.append(("restart", "", index, again))
+            else:
+                # Growing is no restart here: what a run does without dendrites is known.
+                found["restart", "", index] = baselines[index]
             going_on += [
                 ("dendritic", recipe, index, replace(again, candidates=LORA_RECIPES[recipe]))
                 for recipe in cell.regime.recipes
@@ -263,18 +268,18 @@ class CellTrainer:
             self._resources,
             f"{cell.dataset} {cell.regime.name} grown",
         )
-        target = next(r.trainable_params for r in grown if r.dendrites)
+        # The same for all: one dendrite a map, dropped again or not.
+        target = max(result.trained_params for result in grown)
         spent = lora_ranks(ground.adapted, cell.regime.r, head, MatchedCapacity(target))
         matched = trained(
             ground,
             [
-                replace(row, ranks=spent, restart_after=fork.epoch)
-                for row, fork in zip(fresh, forks, strict=True)
+                replace(row, ranks=spent, restart_after=fork.epoch if again else None)
+                for row, fork, again in zip(fresh, forks, interrupted, strict=True)
             ],
             self._resources,
             f"{cell.dataset} {cell.regime.name} matched",
         )
-        found: dict[tuple[str, str, int], RowResult] = {}
         for (arm, recipe, index, row), result in zip(going_on, grown, strict=True):
             # The part before it grew was trained once, for all.
             shared = baselines[index].seconds * row.first_epoch / ground.config.epochs
@@ -353,8 +358,10 @@ class CellTrainer:
                 upper_blocks(backbone.decoder, first), config.lora.target_modules
             ),
             config=config,
-            dendrites=DendriteConfig(
-                placement=cell.regime.placement, grow_by=latest_growth(config.epochs)
+            dendrites=replace(
+                self._study.dendrites,
+                placement=cell.regime.placement,
+                grow_by=latest_growth(config.epochs),
             ),
         )
 

@@ -165,12 +165,21 @@ class LoraStack:
             self._set(row, f"{path}.lora_B.weight", torch.zeros(outputs, rank))
 
     def _set(self, row: int, name: str, tensor: Tensor) -> None:
-        """Give a run's tensor its values; what is smaller than its place is padded with zeros."""
-        where: Any = (row, *(slice(0, n) for n in tensor.shape))
-        for flat, value in ((self.values, tensor), (self.live, torch.ones_like(tensor))):
+        """Give a run's tensor its values."""
+        self.put(self.values, row, {name: tensor})
+        self.put(self.live, row, {name: torch.ones_like(tensor)})
+
+    @torch.no_grad()
+    def put(self, flat: Tensor, row: int, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors(row, flat)`: what is smaller than its place is padded with zeros.
+
+        KeyError for a tensor that has no place.
+        """
+        for name, tensor in tensors.items():
             view = self._view(flat, name)
             view[row] = 0
-            view[where] = value.to(view)
+            where: Any = (row, *(slice(0, n) for n in tensor.shape))
+            view[where] = tensor.to(view)
 
     def tensors(self, row: int, values: Tensor | None = None) -> dict[str, Tensor]:
         """Copies of one run's tensors, without padding; of those in `values` (K, parameters) where

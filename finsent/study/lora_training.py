@@ -71,6 +71,17 @@ class Ground:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """What AdamW knew of a run."""
+
+    mean: dict[str, Tensor] = field(repr=False)
+    """Of the gradients (see LoraStack.tensors)."""
+    square: dict[str, Tensor] = field(repr=False)
+    """Of the squared gradients."""
+    steps: float
+
+
+@dataclass(frozen=True)
 class Start:
     """A state to go on from, after an epoch at whose end a run grows or restarts."""
 
@@ -78,6 +89,10 @@ class Start:
     """The epoch that is over."""
     tensors: dict[str, Tensor] = field(repr=False)
     """Of the best state so far (see LoraStack.tensors)."""
+    validation: Validation
+    """How that state validates."""
+    moments: Moments | None = field(repr=False)
+    """Of the optimizer where the best state is the present one; None where the run has stalled."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +138,27 @@ class RowResult:
     said_last: Said | None = field(repr=False)
     """After the last epoch, whichever was selected; None unless asked for."""
     selected: Validation
+    """Of a run with dendrites that may be dropped, this may be the state it started from."""
     validation_nlls: list[float]
     """Of every epoch trained here."""
     fork: Start
     """Where a dendrite is grown: for a run from scratch, decided as PerforatedAI would; otherwise
     where it started."""
     trainable_params: int
+    """Of the selected state."""
+    trained_params: int
+    """Of the state after the last epoch."""
     dendrites: int
+    """Of the selected state."""
     optimizer_steps: int
     """Those before its start included."""
     seconds: float
     """Its share of the stack's time."""
+
+
+def interrupts(dendrites: DendriteConfig, start: Start | None) -> bool:
+    """Whether a run that goes on from there has a fresh optimizer and a lower learning rate."""
+    return start is not None and not (dendrites.restart == "stalled" and start.moments is not None)
 
 
 class GrowthRule:
@@ -171,11 +196,32 @@ class _Optimizer:
         device = stack.values.device
         self.steps = torch.zeros(stack.runs, 1, device=device)
         self.rates = torch.zeros(stack.runs, 1, device=device)
+        self._missed = torch.zeros_like(self.steps)
+        """Steps that a run took before it had a scalar: (K, 1) while it is none for all of them."""
 
     def reset(self, row: int) -> None:
         """A fresh optimizer for one run."""
         for state in (self.mean, self.square, self.steps):
             state[row] = 0
+
+    def moments(self, row: int) -> Moments:
+        """What is known of a run."""
+        return Moments(
+            self._stack.tensors(row, self.mean),
+            self._stack.tensors(row, self.square),
+            float(self.steps[row]),
+        )
+
+    def go_on(self, row: int, moments: Moments) -> None:
+        """Know of a run what was known before it grew. Before the first step."""
+        self._stack.put(self.mean, row, moments.mean)
+        self._stack.put(self.square, row, moments.square)
+        self.steps[row] = moments.steps
+        if self._missed.shape != self.mean.shape:
+            self._missed = torch.zeros_like(self.mean)
+        self._missed[row] = moments.steps
+        known = {name: torch.zeros_like(tensor) for name, tensor in moments.mean.items()}
+        self._stack.put(self._missed, row, known)
 
     @torch.no_grad()
     def step(self, active: Tensor) -> None:
@@ -189,7 +235,7 @@ class _Optimizer:
         self.mean.add_((grads - self.mean) * ((1 - beta) * on))
         self.square.add_((grads.square() - self.square) * ((1 - gamma) * on))
         # Runs that have not begun have taken no step; whatever they divide by, nothing is added.
-        taken = self.steps.clamp(min=1)
+        taken = (self.steps - self._missed).clamp(min=1)
         rates = self.rates * on
         spread = (self.square / (1 - gamma**taken)).sqrt_().add_(EPSILON)
         values = self._stack.values
@@ -226,12 +272,12 @@ def train_rows(
         activation=ground.dendrites.activation,
         dendrites=with_dendrites,
     )
-    trainer = _Trainer(ground, stack, rows)
     for index, row in enumerate(rows):
         if row.start is not None:
             stack.load(index, row.start.tensors)
             if row.candidates is not None:
                 stack.grow(index, row.seed, ground.dendrites.init_scale)
+    trainer = _Trainer(ground, stack, rows)
     refined = [i for i, row in enumerate(rows) if row.candidates == "refined"]
     if refined:
         refine_stack(stack, refined, trainer.loss_of, *trainer.refining_batches())
@@ -242,7 +288,8 @@ def train_rows(
 
 
 class _Trainer:
-    """The loop's state: what is best so far, and where every run stands."""
+    """The loop's state: what is best so far, and where every run stands. The stack is in the state
+    that runs start from."""
 
     def __init__(self, ground: Ground, stack: LoraStack, rows: Sequence[Row]) -> None:
         self._ground, self._stack, self._rows = ground, stack, list(rows)
@@ -259,13 +306,21 @@ class _Trainer:
         self._per_epoch = [math.ceil(len(row.train) / config.batch_size) for row in rows]
         self._steps = [n * row.first_epoch for n, row in zip(self._per_epoch, rows, strict=True)]
         after = ground.dendrites.learning_rate_factor
-        self._factors = [1.0 if row.start is None else after for row in rows]
+        uninterrupted = [not interrupts(ground.dendrites, row.start) for row in rows]
+        self._factors = [1.0 if on else after for on in uninterrupted]
         self._optimizer = _Optimizer(stack, config)
+        for index, row in enumerate(rows):
+            if uninterrupted[index] and row.start is not None and row.start.moments is not None:
+                self._optimizer.go_on(index, row.start.moments)
         self._loss_sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
         self._run_step = StepRunner(self._step, device)
         self._rules = [GrowthRule(ground.dendrites, config.epochs) for _ in rows]
         self._forks = {i: row.start for i, row in enumerate(rows) if row.start is not None}
         self._best_of_all, self._best = _Best(stack), _Best(stack)
+        if ground.dendrites.prune:
+            for index, row in enumerate(rows):
+                if row.start is not None:
+                    self._best.observe(index, row.start.validation)
         self._nlls: list[list[float]] = [[] for _ in rows]
 
     def loss_of(self, where: Tensor, longest: int) -> Tensor:
@@ -394,11 +449,17 @@ class _Trainer:
             self._best_of_all.observe(index, validation)
             self._best.observe(index, validation)
             if row.start is None and self._rules[index].observe(epoch, validation.nll):
-                tensors = self._stack.tensors(index, self._best_of_all.values)
-                self._forks[index] = Start(epoch, tensors)
+                best = self._best_of_all.validations[index]
+                self._forks[index] = Start(
+                    epoch,
+                    self._stack.tensors(index, self._best_of_all.values),
+                    best,
+                    self._optimizer.moments(index) if best.epoch == epoch else None,
+                )
             if row.restart_after == epoch:
                 self._stack.values[index] = self._best_of_all.values[index]
-                self._best.forget(index)
+                if not self._ground.dendrites.prune:
+                    self._best.forget(index)
                 self._optimizer.reset(index)
                 self._factors[index] = self._ground.dendrites.learning_rate_factor
 
@@ -410,20 +471,30 @@ class _Trainer:
             said_last = [*self._said(self._stack.values)]
         said = self._said(self._best.values)
         return [
-            RowResult(
-                tensors=self._stack.tensors(index),
-                said=said[index],
-                said_last=said_last[index],
-                selected=self._best.validations[index],
-                validation_nlls=self._nlls[index],
-                fork=self._forks[index],
-                trainable_params=self._stack.parameters_of(index),
-                dendrites=self._stack.dendrites_of(index),
-                optimizer_steps=self._steps[index],
-                seconds=seconds,
-            )
+            self._result(index, said[index], said_last[index], seconds)
             for index in range(len(self._rows))
         ]
+
+    def _result(self, index: int, said: Said, said_last: Said | None, seconds: float) -> RowResult:
+        start, selected = self._rows[index].start, self._best.validations[index]
+        tensors, dendrites = self._stack.tensors(index), self._stack.dendrites_of(index)
+        if start is not None and selected.epoch <= start.epoch:
+            # Dendrites that did not pay are dropped; they were silent in that state.
+            tensors = {name: tensors[name] for name in start.tensors}
+            dendrites = 0
+        return RowResult(
+            tensors=tensors,
+            said=said,
+            said_last=said_last,
+            selected=selected,
+            validation_nlls=self._nlls[index],
+            fork=self._forks[index],
+            trainable_params=sum(tensor.numel() for tensor in tensors.values()),
+            trained_params=self._stack.parameters_of(index),
+            dendrites=dendrites,
+            optimizer_steps=self._steps[index],
+            seconds=seconds,
+        )
 
     def _said(self, values: Tensor) -> list[Said]:
         """What every run says with these values, which it has from then on."""

@@ -8,6 +8,7 @@ from itertools import product
 from types import MappingProxyType
 from typing import TypeVar
 
+from finsent.config import DendriteConfig
 from finsent.folds import FOLDS, FRACTIONS
 from finsent.study.head_training import HeadRecipe
 from finsent.study.results import StudyError
@@ -149,6 +150,9 @@ LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
 """Recipe of a LoRA study -> how its dendrites start (DendriteConfig.candidates)."""
 
 
+_AS_THE_LIBRARY = DendriteConfig()
+
+
 @dataclass(frozen=True)
 class LoraStudy:
     """Fine-tuning: data sets x regimes x recipes x arms x folds x seeds.
@@ -163,6 +167,8 @@ class LoraStudy:
     splits: tuple[str, ...] = tuple(f"fold-{number}" for number in range(FOLDS))
     """Values of TrainConfig.split."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    dendrites: DendriteConfig = _AS_THE_LIBRARY
+    """Placement, candidates and `grow_by` are those of regimes and recipes."""
     epochs: int | None = None
     """None: the recipe's."""
     backbone: str = "smollm2-135m"
@@ -257,6 +263,17 @@ LORA = LoraStudy(
     ),
 )
 
+UNINTERRUPTED = LoraStudy(
+    name="lora-uninterrupted",
+    datasets=LORA.datasets,
+    regimes=tuple(
+        LORA.regime(name) for name in ("r8-all", "r8-all-data-10", "r1-last1", "r1-last4")
+    ),
+    dendrites=DendriteConfig(restart="stalled", prune=True),
+)
+"""The same where growth leaves a run that is at its best its optimizer and learning rate, and may
+be undone; made after `lora` was tested, where the restart did harm to such runs (LOG.md)."""
+
 FINBERT_SPLIT = LoraStudy(
     name="finbert-split",
     datasets=("50agree",),
@@ -321,6 +338,15 @@ ENSEMBLES = EnsembleStudy(
 STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy] = MappingProxyType(
     {
         study.name: study
-        for study in (HEADS, HELD_OUT, PENALISED, CROSS_DOMAIN, LORA, FINBERT_SPLIT, ENSEMBLES)
+        for study in (
+            HEADS,
+            HELD_OUT,
+            PENALISED,
+            CROSS_DOMAIN,
+            LORA,
+            UNINTERRUPTED,
+            FINBERT_SPLIT,
+            ENSEMBLES,
+        )
     }
 )

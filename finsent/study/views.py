@@ -28,6 +28,7 @@ TITLES = {
     "heads-penalised": "Heads under larger penalties",
     "cross-domain": "Heads tested on other data sets",
     "lora": "LoRA adapters, dendrites as PerforatedAI grows them",
+    "lora-uninterrupted": "LoRA adapters, growth that interrupts only runs that have stalled",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
     "ensembles": "Five LoRA runs that answer together",
 }

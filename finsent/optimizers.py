@@ -1,0 +1,63 @@
+"""The optimizer of a run, and how its state outlives growth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from finsent.config import TrainConfig
+
+
+def new_optimizer(
+    parameters: Sequence[nn.Parameter], config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable tensors. On CUDA its learning rate is a tensor there, so that a
+    captured step reads the rate of the moment."""
+    on_cuda = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
+    return torch.optim.AdamW(
+        parameters,
+        lr=rate,
+        weight_decay=config.weight_decay,
+        fused=on_cuda,
+        capturable=on_cuda,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the rate without replacing a tensor that a captured step reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def carry_over(
+    former: torch.optim.Optimizer,
+    before: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    after: Mapping[str, Tensor],
+) -> None:
+    """Give a new optimizer what the one before it knew of the tensors that were there already.
+
+    before, after: the trainable tensors by name, as each optimizer has them. A tensor that gained
+    rows (output weights of a further dendrite) starts them at zero; one without a former namesake
+    starts afresh, with its own count of steps.
+    """
+    for name, tensor in after.items():
+        known = former.state.get(before[name]) if name in before else None
+        if not known:
+            continue
+        optimizer.state[tensor] = {
+            key: _grown_to(value, tensor.shape) if value.dim() else value.clone()
+            for key, value in known.items()
+        }
+
+
+def _grown_to(value: Tensor, shape: torch.Size) -> Tensor:
+    grown = value.new_zeros(shape)
+    grown[: len(value)] = value
+    return grown
