@@ -156,6 +156,8 @@ def serve(artifacts: Path, options: argparse.Namespace) -> None:
         for step in range(10):
             progress("downloading weights", step / 10)  # type: ignore[operator]
             time.sleep(options.load_seconds / 10)
+        while options.loaded_by is not None and not options.loaded_by.exists():
+            time.sleep(0.05)
         return FakeComparer(folder, seed, arms)
 
     page = build_demo(
@@ -191,12 +193,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_app(
-    artifacts: Path, log: Path, *options: str, load_seconds: float = 0.3
-) -> Iterator[str]:
+def running_app(artifacts: Path, log: Path, *options: str) -> Iterator[str]:
     """The app over a made-up model as a subprocess; yields its URL once it answers."""
     command = ["-m", "tests.app_fixtures", "--artifacts", str(artifacts), *options]
-    with serving([*command, "--load-seconds", str(load_seconds)], log) as url:
+    with serving(command, log) as url:
         yield url
 
 
@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--artifacts", type=Path)
     parser.add_argument("--load-seconds", type=float, default=0.3)
+    parser.add_argument("--loaded-by", type=Path, help="file without which loading does not end")
     parser.add_argument("--owner", action="store_true", help="with the Owner tab")
     parser.add_argument("--fail", action="store_true", help="the model cannot be loaded")
     parser.add_argument("--cuda", action="store_true", help="say that there is a GPU")

@@ -207,11 +207,13 @@ def test_theme_button_switches(watched: Watched) -> None:
 def test_headline_asked_while_loading_waits_and_is_answered(
     chromium: Browser, app_artifacts: Path, tmp_path: Path
 ) -> None:
-    with running_app(app_artifacts, tmp_path / "app.log", load_seconds=12) as url:
+    loaded = tmp_path / "loaded"
+    with running_app(app_artifacts, tmp_path / "app.log", "--loaded-by", str(loaded)) as url:
         watched = Watched(chromium, url)
         expect(watched.page.locator("#status")).to_contain_text("Downloading weights")
         watched.ask("Asked too early")
         expect(watched.page.locator("#banner")).to_contain_text("waits for the model")
+        loaded.touch()
         watched.answered()
         expect(watched.page.locator("#status")).to_contain_text("Ready")
         watched.page.close()
