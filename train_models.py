@@ -146,9 +146,14 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data sets")
     add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
     _add_resources(parser)
-    add("--datasets", nargs="+", metavar="NAME", help="LoRA studies: only these data sets")
+    add(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        help="LoRA studies and ensembles: only these data sets",
+    )
     add("--regimes", nargs="+", metavar="NAME", help="LoRA studies: only these regimes")
-    add("--stacked", type=int, metavar="N", help="LoRA studies: runs side by side in a process")
+    add("--stacked", type=int, metavar="N", help="the same two: runs side by side in a process")
     add("--seeds", nargs="+", type=int, metavar="N", help="LoRA studies: only these seeds")
 
 
@@ -321,7 +326,7 @@ def _study(options: argparse.Namespace) -> int:
     from finsent.study.ensembles import EnsembleRunner
     from finsent.study.head_runner import HeadStudyRunner
     from finsent.study.lora_runner import LoraStudyRunner
-    from finsent.study.plans import STUDIES, EnsembleStudy, HeadStudy
+    from finsent.study.plans import STUDIES, EnsembleStudy, HeadStudy, LoraStudy
     from finsent.study.results import StudyError
     from finsent.study.summary import write_summary
 
@@ -332,6 +337,15 @@ def _study(options: argparse.Namespace) -> int:
         raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
     if options.select and not isinstance(study, HeadStudy):
         raise StudyError(f"--select: study {options.name!r} has no settings to choose")
+    whole = {
+        LoraStudy: (),
+        EnsembleStudy: ("regimes", "seeds"),
+    }.get(type(study), ("datasets", "regimes", "seeds", "stacked"))
+    for option in whole:
+        if getattr(options, option) is not None:
+            raise StudyError(
+                f"--{option}: study {options.name!r} cannot be cut down like that; leave it out"
+            )
     failed: list[str] = []
     if study is None:
         classical.run_classical(
