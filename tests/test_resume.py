@@ -21,6 +21,7 @@ from finsent import checkpoints, jobs, runs, training
 from finsent.checkpoints import CHECKPOINT, CheckpointError
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, arm_config
 from finsent.jobs import Bases, Job, JobError
+from finsent.progress import UNINTERRUPTED
 
 BASE = TrainConfig(
     backbone="tiny-phi",
@@ -32,6 +33,13 @@ BASE = TrainConfig(
 )
 GROWING = arm_config(
     BASE, "dendritic", DendriteConfig(grow_by=1, max_dendrites=2, patience=1, init_scale=0.3)
+)
+GOING_ON = arm_config(
+    BASE,
+    "dendritic",
+    DendriteConfig(
+        grow_by=0, max_dendrites=2, patience=1, init_scale=0.3, restart="stalled", prune=True
+    ),
 )
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,19 +81,27 @@ def kill_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[TrainConfig], dict[str, Any]]:
-    made: dict[str, dict[str, Any]] = {}
+    made: dict[TrainConfig, dict[str, Any]] = {}
 
     def get(config: TrainConfig) -> dict[str, Any]:
-        if config.arm not in made:
+        if config not in made:
             root = tmp_path_factory.mktemp(config.arm)
-            made[config.arm] = contents(jobs.run_job(job_for(config, root)))
-        return made[config.arm]
+            made[config] = contents(jobs.run_job(job_for(config, root)))
+        return made[config]
 
     return get
 
 
 @pytest.mark.parametrize(
-    ("config", "epochs"), [(BASE, (2,)), (GROWING, (0,)), (GROWING, (1,)), (GROWING, (2, 4))]
+    ("config", "epochs"),
+    [
+        (BASE, (2,)),
+        (GROWING, (0,)),
+        (GROWING, (1,)),
+        (GROWING, (2, 4)),
+        (GOING_ON, (0,)),
+        (GOING_ON, (1, 3)),
+    ],
 )
 def test_a_killed_run_ends_bitwise_as_if_it_had_not_been(
     config: TrainConfig,
@@ -99,6 +115,8 @@ def test_a_killed_run_ends_bitwise_as_if_it_had_not_been(
     if config is GROWING:
         grown = [line["epoch"] for line in expected["history"] if line["event"]]
         assert min(grown) <= 1  # the kills below lie before and after growth
+    if config is GOING_ON:
+        assert expected["history"][0]["event"] == f"grew dendrite 1{UNINTERRUPTED}"
     job = job_for(config, tmp_path)
     for epoch in epochs:
         with monkeypatch.context() as patch:

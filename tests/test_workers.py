@@ -247,7 +247,7 @@ def test_an_interrupt_ends_the_children_and_keeps_what_is_finished(
     at_work = children()
     assert len(at_work) == 2
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 130, said
     assert "interrupted; finished runs are kept" in said
     assert "Traceback" not in said
