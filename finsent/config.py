@@ -87,9 +87,9 @@ class DendriteConfig:
     Together with the return to the best state and a fresh optimizer it is part of what the
     dendritic arm does differently."""
     restart: str = "always"
-    """Which growths restart the run like that: `always`, or `stalled`, only those after an epoch
-    that is not the best so far. A run that is at its best then goes on with its optimizer's state
-    and its learning rate, and has its dendrites besides."""
+    """Which growths restart the run like that: `always`, or `stalled`, only those after `patience`
+    epochs without a better validation score. Any other run goes on from where it is with its
+    optimizer's state and its learning rate, and has its dendrites besides."""
     prune: bool = False
     """Whether a state of before the growth may be selected, if it validates best: dendrites that do
     not pay are dropped, and the run says so."""

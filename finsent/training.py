@@ -324,12 +324,16 @@ def train(
                 )
                 if grown is not None:
                     event = grown.description
+                    rule = grower.config
+                    goes_on = rule.restart == "stalled" and not progress.stalled(
+                        epoch, rule.patience
+                    )
                     # The library went back to its best state of the maps it knows, and never takes
                     # the first epoch for it. All of the model goes back to the best of all epochs,
-                    # or it would be of two.
+                    # or stays where it was; otherwise it would be of two.
                     assert progress.best_of_all is not None
-                    model.go_back(progress.best_of_all.tensors)
-                    if grower.config.candidates == "refined":
+                    model.go_back((last_good if goes_on else progress.best_of_all).tensors)
+                    if rule.candidates == "refined":
                         with model.module_by_module():
                             _refine(
                                 grower.modules,
@@ -340,14 +344,13 @@ def train(
                                 train_indices,
                                 validation_indices,
                             )
-                    progress.grown(grown.dendrites, prune=grower.config.prune)
+                    progress.grown(grown.dendrites, prune=rule.prune)
                     former, optimizer = optimizer, new_optimizer(model.parameters(), config, device)
-                    if grower.config.restart == "stalled" and progress.at_its_best(epoch):
-                        # The best state is the present one: nothing was lost by going back to it.
+                    if goes_on:
                         event += UNINTERRUPTED
                         carry_over(former, before, optimizer, model.tensors())
                     else:
-                        progress.learning_rate_factor = grower.config.learning_rate_factor
+                        progress.learning_rate_factor = rule.learning_rate_factor
                     parameters = model.parameters()
                     run_step.reset()
             elif config.restarts is not None and epoch in config.restarts.epochs:

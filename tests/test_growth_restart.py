@@ -22,7 +22,9 @@ from tests.test_study_lora import HereChild, plan_of
 from tests.test_study_lora import here as here
 
 STALLED = DendriteConfig(grow_by=0, patience=9, restart="stalled")
-"""After the first epoch every run is at its best."""
+"""Growth after the first epoch, long before patience would have run out."""
+WORSE = replace(STALLED, grow_by=1)
+"""After the second, which validates worse than the first: still there is patience."""
 
 
 @pytest.fixture
@@ -102,15 +104,16 @@ def test_a_silent_dendrite_changes_nothing_where_growth_does_not_restart(
     silent_dendrites: None,
 ) -> None:
     baseline = losses_of(tmp_path / "a", None, monkeypatch)
-    silent = losses_of(tmp_path / "b", STALLED, monkeypatch)
-    restarted = losses_of(tmp_path / "c", replace(STALLED, restart="always"), monkeypatch)
+    silent = losses_of(tmp_path / "b", WORSE, monkeypatch)
+    restarted = losses_of(tmp_path / "c", replace(WORSE, restart="always"), monkeypatch)
     nlls = [[record.val_loss for record in r.history] for r in (baseline, silent, restarted)]
+    assert nlls[0][1] > nlls[0][0], "growth does not find the run at its best"
     assert nlls[1] == pytest.approx(nlls[0], rel=1e-6)
-    assert nlls[2][1:] != pytest.approx(nlls[0][1:], rel=1e-3)
+    assert nlls[2][2:] != pytest.approx(nlls[0][2:], rel=1e-3)
     rates = [[record.learning_rate for record in r.history] for r in (baseline, silent)]
     assert rates[0] == rates[1]
-    assert silent.history[0].event == f"grew dendrite 1{UNINTERRUPTED}"
-    assert restarted.history[0].event == "grew dendrite 1"
+    assert silent.history[1].event == f"grew dendrite 1{UNINTERRUPTED}"
+    assert restarted.history[1].event == "grew dendrite 1"
 
 
 def test_a_run_that_has_stalled_is_restarted_all_the_same(
@@ -123,7 +126,7 @@ def test_a_run_that_has_stalled_is_restarted_all_the_same(
         "learning_rate_at",
         lambda step, total, c: original(step, total, c) * (100 if 13 <= step < 26 else 1),
     )
-    found = losses_of(tmp_path / "grown", replace(STALLED, grow_by=1), monkeypatch)
+    found = losses_of(tmp_path / "grown", replace(STALLED, grow_by=1, patience=1), monkeypatch)
     nlls = [record.val_loss for record in found.history]
     assert nlls[0] < nlls[1]
     assert found.history[1].event == "grew dendrite 1"
@@ -141,7 +144,7 @@ def test_stacked_runs_go_on_as_the_trainers_do(
 ) -> None:
     fresh = row(ground_for(CONFIG), 3, 7)
     (baseline,) = train_rows(ground_for(CONFIG, STALLED), [fresh])
-    assert baseline.fork.moments is not None
+    assert baseline.fork.ongoing is not None
     assert baseline.fork.validation.epoch == baseline.fork.epoch == 0
     same = grown(fresh, baseline, STALLED)
     assert same.validation_nlls == pytest.approx(baseline.validation_nlls[1:], rel=1e-6)
@@ -164,14 +167,15 @@ def test_a_silent_dendrite_changes_nothing_in_a_stack_either(
 ) -> None:
     # Another seed and rank beside it, which is interrupted neither.
     fresh = [row(ground_for(CONFIG), 3, 7), row(ground_for(CONFIG), 4, 8, rank=3)]
-    ground = ground_for(CONFIG, STALLED)
+    ground = ground_for(CONFIG, WORSE)
     baselines = train_rows(ground, fresh)
+    assert baselines[0].fork.validation.epoch == 0
     going_on = [
         replace(one, start=baseline.fork, candidates="random")
         for one, baseline in zip(fresh, baselines, strict=True)
     ]
     for found, baseline in zip(train_rows(ground, going_on), baselines, strict=True):
-        assert found.validation_nlls == pytest.approx(baseline.validation_nlls[1:], rel=1e-5)
+        assert found.validation_nlls == pytest.approx(baseline.validation_nlls[2:], rel=1e-5)
         assert found.dendrites == 1
 
 

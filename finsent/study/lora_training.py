@@ -23,7 +23,7 @@ from finsent.backbones import HiddenStates
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.fused_training import FusedBlocks
 from finsent.lora_refinement import BATCHES, CHOOSING_BATCHES
-from finsent.progress import Validation
+from finsent.progress import Validation, stalled
 from finsent.stepping import StepRunner
 from finsent.study.lora_stack import LoraStack
 from finsent.study.results import StudyError
@@ -71,11 +71,13 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """What AdamW knew of a run."""
+class Ongoing:
+    """A run as it stands, with what AdamW knows of it."""
 
+    tensors: dict[str, Tensor] = field(repr=False)
+    """See LoraStack.tensors."""
     mean: dict[str, Tensor] = field(repr=False)
-    """Of the gradients (see LoraStack.tensors)."""
+    """Of the gradients."""
     square: dict[str, Tensor] = field(repr=False)
     """Of the squared gradients."""
     steps: float
@@ -91,8 +93,8 @@ class Start:
     """Of the best state so far (see LoraStack.tensors)."""
     validation: Validation
     """How that state validates."""
-    moments: Moments | None = field(repr=False)
-    """Of the optimizer where the best state is the present one; None where the run has stalled."""
+    ongoing: Ongoing | None = field(repr=False)
+    """The run as it stands at the end of the epoch; None where it has stalled."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class RowResult:
 
 def interrupts(dendrites: DendriteConfig, start: Start | None) -> bool:
     """Whether a run that goes on from there has a fresh optimizer and a lower learning rate."""
-    return start is not None and not (dendrites.restart == "stalled" and start.moments is not None)
+    return start is not None and not (dendrites.restart == "stalled" and start.ongoing is not None)
 
 
 class GrowthRule:
@@ -204,23 +206,24 @@ class _Optimizer:
         for state in (self.mean, self.square, self.steps):
             state[row] = 0
 
-    def moments(self, row: int) -> Moments:
-        """What is known of a run."""
-        return Moments(
+    def ongoing(self, row: int) -> Ongoing:
+        """A run as it stands."""
+        return Ongoing(
+            self._stack.tensors(row),
             self._stack.tensors(row, self.mean),
             self._stack.tensors(row, self.square),
             float(self.steps[row]),
         )
 
-    def go_on(self, row: int, moments: Moments) -> None:
+    def go_on(self, row: int, before: Ongoing) -> None:
         """Know of a run what was known before it grew. Before the first step."""
-        self._stack.put(self.mean, row, moments.mean)
-        self._stack.put(self.square, row, moments.square)
-        self.steps[row] = moments.steps
+        self._stack.put(self.mean, row, before.mean)
+        self._stack.put(self.square, row, before.square)
+        self.steps[row] = before.steps
         if self._missed.shape != self.mean.shape:
             self._missed = torch.zeros_like(self.mean)
-        self._missed[row] = moments.steps
-        known = {name: torch.zeros_like(tensor) for name, tensor in moments.mean.items()}
+        self._missed[row] = before.steps
+        known = {name: torch.zeros_like(tensor) for name, tensor in before.mean.items()}
         self._stack.put(self._missed, row, known)
 
     @torch.no_grad()
@@ -272,11 +275,6 @@ def train_rows(
         activation=ground.dendrites.activation,
         dendrites=with_dendrites,
     )
-    for index, row in enumerate(rows):
-        if row.start is not None:
-            stack.load(index, row.start.tensors)
-            if row.candidates is not None:
-                stack.grow(index, row.seed, ground.dendrites.init_scale)
     trainer = _Trainer(ground, stack, rows)
     refined = [i for i, row in enumerate(rows) if row.candidates == "refined"]
     if refined:
@@ -288,8 +286,7 @@ def train_rows(
 
 
 class _Trainer:
-    """The loop's state: what is best so far, and where every run stands. The stack is in the state
-    that runs start from."""
+    """The loop's state: what is best so far, and where every run stands."""
 
     def __init__(self, ground: Ground, stack: LoraStack, rows: Sequence[Row]) -> None:
         self._ground, self._stack, self._rows = ground, stack, list(rows)
@@ -305,23 +302,35 @@ class _Trainer:
         self._weights = torch.stack(weights)[:, None, :].to(device)
         self._per_epoch = [math.ceil(len(row.train) / config.batch_size) for row in rows]
         self._steps = [n * row.first_epoch for n, row in zip(self._per_epoch, rows, strict=True)]
-        after = ground.dendrites.learning_rate_factor
-        uninterrupted = [not interrupts(ground.dendrites, row.start) for row in rows]
-        self._factors = [1.0 if on else after for on in uninterrupted]
+        self._factors = [1.0] * len(rows)
         self._optimizer = _Optimizer(stack, config)
-        for index, row in enumerate(rows):
-            if uninterrupted[index] and row.start is not None and row.start.moments is not None:
-                self._optimizer.go_on(index, row.start.moments)
         self._loss_sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
         self._run_step = StepRunner(self._step, device)
         self._rules = [GrowthRule(ground.dendrites, config.epochs) for _ in rows]
         self._forks = {i: row.start for i, row in enumerate(rows) if row.start is not None}
         self._best_of_all, self._best = _Best(stack), _Best(stack)
-        if ground.dendrites.prune:
-            for index, row in enumerate(rows):
-                if row.start is not None:
-                    self._best.observe(index, row.start.validation)
         self._nlls: list[list[float]] = [[] for _ in rows]
+        for index, row in enumerate(rows):
+            if row.start is not None:
+                self._go_on(index, row, row.start)
+
+    def _go_on(self, index: int, row: Row, start: Start) -> None:
+        """Bring a run to where it starts, grown if it is to have dendrites."""
+        stack, dendrites = self._stack, self._ground.dendrites
+
+        def load(tensors: Mapping[str, Tensor]) -> None:
+            stack.load(index, tensors)
+            if row.candidates is not None:
+                stack.grow(index, row.seed, dendrites.init_scale)
+
+        load(start.tensors)
+        if dendrites.prune:
+            self._best.observe(index, start.validation)
+        if interrupts(dendrites, start) or start.ongoing is None:
+            self._factors[index] = dendrites.learning_rate_factor
+        else:
+            load(start.ongoing.tensors)
+            self._optimizer.go_on(index, start.ongoing)
 
     def loss_of(self, where: Tensor, longest: int) -> Tensor:
         """Mean weighted loss of each run (K,) for texts (K, B), -1 where a run has fewer."""
@@ -450,11 +459,12 @@ class _Trainer:
             self._best.observe(index, validation)
             if row.start is None and self._rules[index].observe(epoch, validation.nll):
                 best = self._best_of_all.validations[index]
+                patience = self._ground.dendrites.patience
                 self._forks[index] = Start(
                     epoch,
                     self._stack.tensors(index, self._best_of_all.values),
                     best,
-                    self._optimizer.moments(index) if best.epoch == epoch else None,
+                    None if stalled(epoch, best, patience) else self._optimizer.ongoing(index),
                 )
             if row.restart_after == epoch:
                 self._stack.values[index] = self._best_of_all.values[index]
