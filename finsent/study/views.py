@@ -41,9 +41,9 @@ RULES = (
     "Recipes: `random-k` and `refined-k` grow up to k dendrites a class, from a random start or "
     "from candidates trained on what the head still gets wrong; `grown` and `grown-refined` "
     "grow one on every map when PerforatedAI would, from the same two starts; in study "
-    "`lora-uninterrupted` a run that has not stalled goes on without a restart, and dendrites that do "
-    "not pay are dropped. Without dendrites, "
-    "`whole` is trained through and `restarted` goes back to its best state once; the state of the "
+    "`lora-uninterrupted` a run that has not stalled goes on without a restart, and dendrites that "
+    "do not pay are dropped. Without dendrites, `whole` is trained through and "
+    "`restarted` goes back to its best state once; the state of the "
     "lowest validation NLL is tested, with `-last` that after the last epoch.",
 )
 ARM_RULES = {
