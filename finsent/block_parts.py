@@ -29,11 +29,8 @@ def attend(joined: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) 
     if uses_kernels(joined) and _knows(joined, heads, kv_heads):
         return cast(Tensor, _ShortAttention.apply(joined, cos, sin, heads, kv_heads))
     q, k, v = _Heads.apply(joined, cos, sin, heads, kv_heads)
-    if q.device.type == "cpu" and q.dtype in _HALVES:
-        # Backward, PyTorch's attention on a CPU takes two to four times as long in bf16.
-        q, k, v = q.float(), k.float(), v.float()
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
-    return attended.to(joined.dtype).transpose(1, 2).flatten(2)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def silu_gate(joined: Tensor) -> Tensor:
