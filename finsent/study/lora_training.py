@@ -94,7 +94,7 @@ class Start:
     validation: Validation
     """How that state validates."""
     ongoing: Ongoing | None = field(repr=False)
-    """The run as it stands at the end of the epoch; None where it has stalled."""
+    """The run as it stands at the end of the epoch; None where growth restarts it."""
 
 
 @dataclass(frozen=True)
@@ -459,12 +459,13 @@ class _Trainer:
             self._best.observe(index, validation)
             if row.start is None and self._rules[index].observe(epoch, validation.nll):
                 best = self._best_of_all.validations[index]
-                patience = self._ground.dendrites.patience
+                rule = self._ground.dendrites
+                goes_on = rule.restart == "stalled" and not stalled(epoch, best, rule.patience)
                 self._forks[index] = Start(
                     epoch,
                     self._stack.tensors(index, self._best_of_all.values),
                     best,
-                    None if stalled(epoch, best, patience) else self._optimizer.ongoing(index),
+                    self._optimizer.ongoing(index) if goes_on else None,
                 )
             if row.restart_after == epoch:
                 self._stack.values[index] = self._best_of_all.values[index]

@@ -271,7 +271,7 @@ UNINTERRUPTED = LoraStudy(
     ),
     dendrites=DendriteConfig(restart="stalled", prune=True),
 )
-"""The same where growth leaves a run that is at its best its optimizer and learning rate, and may
+"""The same where growth leaves a run that has not stalled its optimizer and learning rate, and may
 be undone; made after `lora` was tested, where the restart did harm to such runs (LOG.md)."""
 
 FINBERT_SPLIT = LoraStudy(
