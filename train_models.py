@@ -152,7 +152,12 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="LoRA studies and ensembles: only these data sets",
     )
-    add("--regimes", nargs="+", metavar="NAME", help="LoRA studies: only these regimes")
+    add(
+        "--regimes",
+        nargs="+",
+        metavar="NAME",
+        help="LoRA studies, and what ensembles choose from: only these regimes",
+    )
     add("--stacked", type=int, metavar="N", help="the same two: runs side by side in a process")
     add("--seeds", nargs="+", type=int, metavar="N", help="LoRA studies: only these seeds")
 
@@ -335,11 +340,11 @@ def _study(options: argparse.Namespace) -> int:
     if study is None and options.name != classical.NAME:
         known = ", ".join([*STUDIES, classical.NAME])
         raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
-    if options.select and not isinstance(study, HeadStudy):
+    if options.select and not isinstance(study, (HeadStudy, EnsembleStudy)):
         raise StudyError(f"--select: study {options.name!r} has no settings to choose")
     whole = {
         LoraStudy: (),
-        EnsembleStudy: ("regimes", "seeds"),
+        EnsembleStudy: ("seeds",) if options.select else ("regimes", "seeds"),
     }.get(type(study), ("datasets", "regimes", "seeds", "stacked"))
     for option in whole:
         if getattr(options, option) is not None:
@@ -362,7 +367,11 @@ def _study(options: argparse.Namespace) -> int:
     elif isinstance(study, EnsembleStudy):
         if options.datasets:
             study = replace(study, sources=tuple(map(study.source, options.datasets)))
-        EnsembleRunner(study, options.artifacts.absolute(), _resources(study, options)).run()
+        ensembles = EnsembleRunner(study, options.artifacts.absolute(), _resources(study, options))
+        if options.select:
+            print(f"wrote {ensembles.select(options.regimes)}")
+            return 0
+        ensembles.run()
     else:
         if options.seeds:
             study = replace(study, seeds=tuple(dict.fromkeys(options.seeds)))

@@ -17,10 +17,14 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from finsent.files import write_bytes_atomically
 from finsent.phrasebank import LEVELS, load_phrasebank
 from finsent.records import DataError
+
+if TYPE_CHECKING:
+    from finsent.data import Dataset
 
 AGREEMENT_FILE = "agreement.csv"
 BANDS: Mapping[str, str] = MappingProxyType(
@@ -53,6 +57,35 @@ def agreement_levels() -> Mapping[str, str]:
             )
         levels[row[0]] = row[1]
     return MappingProxyType(levels)
+
+
+MIDDLE = MappingProxyType({"allagree": 1.0, "75agree": 0.875, "66agree": 0.705, "50agree": 0.58})
+"""Share of annotators behind a label, by level: the middle of its band."""
+
+
+def agreed_shares(dataset: Dataset) -> list[list[float]]:
+    """The share of annotators behind every class, as far as the level tells it: (n, 3).
+
+    The label has the middle of its band. The others are taken to have said what stands beside it
+    in the order negative, neutral, positive (who said what was never published). Raises DataError
+    for a data set other than Financial PhraseBank's.
+    """
+    levels, last = agreement_levels(), len(dataset.label_names) - 1
+    found = []
+    for example in dataset.examples:
+        if example.id not in levels:
+            raise DataError(
+                f"{dataset.name}: how many annotators agreed on {example.id} is not known; that is "
+                f"for the data sets {', '.join(LEVELS)}"
+            )
+        share = MIDDLE[levels[example.id]]
+        beside = [place for place in (example.label - 1, example.label + 1) if 0 <= place <= last]
+        row = [0.0] * (last + 1)
+        row[example.label] = share
+        for place in beside:
+            row[place] = (1 - share) / len(beside)
+        found.append(row)
+    return found
 
 
 def agreement_csv(data_dir: Path | None = None) -> str:

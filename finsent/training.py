@@ -97,18 +97,24 @@ def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
 
 
 def weighted_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float, real: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    smoothing: float,
+    real: Tensor | None = None,
+    targets: Tensor | None = None,
 ) -> Tensor:
     """`F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)`: scalar.
 
     Written out because torch's smoothing waits for the device, which a captured step must not. For
     K runs side by side: logits (K, n, classes), labels (K, n), weights (K, 1, classes) and which
-    examples are `real` (K, n), 1.0 or 0.0; then a loss for each run (K,).
+    examples are `real` (K, n), 1.0 or 0.0; then a loss for each run (K,). `targets`, distributions
+    of the shape of the logits, stand in for the labels; those still decide what an example weighs.
     """
     n_classes = logits.shape[-1]
     true = F.one_hot(labels, n_classes)
-    targets = true * (1 - smoothing) + smoothing / n_classes
-    losses = -(F.log_softmax(logits, dim=-1) * targets * weights).sum(dim=-1)
+    aims = (true if targets is None else targets) * (1 - smoothing) + smoothing / n_classes
+    losses = -(F.log_softmax(logits, dim=-1) * aims * weights).sum(dim=-1)
     shares = (true * weights).sum(dim=-1)
     if real is None:
         return losses.sum() / shares.sum()

@@ -27,7 +27,11 @@ RESOURCES = Resources(
     base=BASE, device="cpu", workers=Workers(), stacked=4, data_dir=None, backbone_dir=None
 )
 STUDY = EnsembleStudy(
-    "tiny", (Source("sample", ("sample", "half")),), LoraRegime("r1", r=1), 2, backbone="tiny-phi"
+    "tiny",
+    (Source("sample", ("sample", "half")),),
+    (LoraRegime("r1", r=1),),
+    2,
+    backbone="tiny-phi",
 )
 
 

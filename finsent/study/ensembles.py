@@ -18,12 +18,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finsent.adapters import lora_ranks
-from finsent.data import Dataset, Split, load_dataset
+from finsent.data import Dataset, Split, load_dataset, make_split
 from finsent.evaluation import score
 from finsent.folds import FOLDS
+from finsent.splits import twin_groups
 from finsent.study.lora_runner import Cell, CellTrainer, Resources, dealt, spread, trained
 from finsent.study.lora_training import Ground, Row, RowResult, Said
-from finsent.study.plans import EnsembleStudy, LoraStudy, Source
+from finsent.study.plans import (
+    SELECTION_SEED,
+    EnsembleStudy,
+    LoraRegime,
+    LoraStudy,
+    Source,
+)
 from finsent.study.results import (
     ENSEMBLE,
     RESULTS,
@@ -33,6 +40,7 @@ from finsent.study.results import (
     append_runs,
     read_runs,
 )
+from finsent.study.selection import SELECTION, append_selection, best_regime, read_selection
 
 SINGLE = "baseline"
 """Arm of a member alone."""
@@ -43,11 +51,16 @@ LAST = "-last"
 RECIPES = tuple(way + state for way in (WHOLE, RESTARTED) for state in ("", LAST))
 
 
+FIRST_EPOCHS = 3
+"""Of training on another data set first, chosen on nothing: about as many steps as a run's own."""
+
+
 @dataclass(frozen=True)
 class _Cell:
     """Folds of one source that are trained together, every member of them."""
 
     source: Source
+    regime: LoraRegime
     folds: tuple[int, ...]
     parts: tuple[Split, ...]
 
@@ -58,10 +71,38 @@ class EnsembleRunner:
     def __init__(self, study: EnsembleStudy, artifacts: Path, resources: Resources) -> None:
         self._study, self._resources = study, resources
         self._path = artifacts / "studies" / study.name / RESULTS
+        self._selection = self._path.with_name(SELECTION)
+
+    def select(self, regimes: Sequence[str] | None = None) -> Path:
+        """Try every regime (of those named) that is not in selection.csv yet, one run of each fold
+        of a repetition that is never tested, on its validation parts; returns that file's path.
+
+        Raises StudyError for a study with nothing to choose, an unknown regime, and a loss that is
+        no longer finite.
+        """
+        if len(self._study.regimes) == 1:
+            raise StudyError(
+                f"--select: study {self._study.name!r} has one regime, nothing to choose"
+            )
+        asked = self._study.regimes
+        if regimes is not None:
+            asked = tuple(map(self._study.regime, dict.fromkeys(regimes)))
+        numbers = range(FOLDS)
+        trainer = _EnsembleTrainer(self._study, self._resources)
+        for source in self._study.sources:
+            tried = {key[:2] for key in read_selection(self._selection)}
+            missing = [r for r in asked if (source.dataset, r.name) not in tried]
+            wanted = [(source.dataset, 1.0, (f"fold-{n}", SELECTION_SEED)) for n in numbers]
+            found = dealt(wanted, self._resources.data_dir) if missing else {}
+            parts = tuple(found[deal] for deal in wanted if deal in found)
+            for regime in tqdm(missing, desc=f"{source.dataset}, selection", unit="regime"):
+                cell = _Cell(source, regime, tuple(numbers), parts)
+                append_selection(self._selection, trainer.validated(cell))
+        return self._selection
 
     def run(self) -> None:
         """Make every line that is not in the results yet. Raises StudyError for a loss that is no
-        longer finite."""
+        longer finite, and where regimes are to be chosen from that were not tried."""
         done = {run.key for run in read_runs(self._path)}
         cells = self._missing(done)
         if not cells:
@@ -79,24 +120,38 @@ class EnsembleRunner:
         size = max(1, self._resources.stacked // self._study.members)
         cells = []
         for source in self._study.sources:
+            regime = self._regime_of(source)
             folds = [
                 number
                 for number in range(FOLDS)
-                if not all(key in done for key in self._keys(source, number))
+                if not all(key in done for key in self._keys(source, regime, number))
             ]
             wanted = [
-                (source.dataset, self._study.regime.fraction, (f"fold-{n}", self._study.repetition))
+                (source.dataset, regime.fraction, (f"fold-{n}", self._study.repetition))
                 for n in folds
             ]
             found = dealt(wanted, self._resources.data_dir)
             parts = [found[deal] for deal in wanted]
             cells += [
-                _Cell(source, tuple(folds[at : at + size]), tuple(parts[at : at + size]))
+                _Cell(source, regime, tuple(folds[at : at + size]), tuple(parts[at : at + size]))
                 for at in range(0, len(folds), size)
             ]
         return cells
 
-    def _keys(self, source: Source, fold: int) -> Iterator[RunKey]:
+    def _regime_of(self, source: Source) -> LoraRegime:
+        if len(self._study.regimes) == 1:
+            return self._study.regimes[0]
+        tried = read_selection(self._selection)
+        for regime in self._study.regimes:
+            if (source.dataset, regime.name) not in {key[:2] for key in tried}:
+                raise StudyError(
+                    f"{self._selection} has nothing of {regime.name} on {source.dataset}: try it "
+                    f"on validation first, with `python train_models.py study {self._study.name} "
+                    "--select`"
+                )
+        return self._study.regime(best_regime(tried.values(), source.dataset))
+
+    def _keys(self, source: Source, regime: LoraRegime, fold: int) -> Iterator[RunKey]:
         members = [(SINGLE, member) for member in range(self._study.members)]
         for tested in source.tested:
             for recipe in RECIPES:
@@ -104,7 +159,7 @@ class EnsembleRunner:
                     yield RunKey(
                         self._study.backbone,
                         source.dataset,
-                        self._study.regime.name,
+                        regime.name,
                         recipe,
                         arm,
                         fold,
@@ -130,30 +185,96 @@ class _EnsembleTrainer:
     def __init__(self, study: EnsembleStudy, resources: Resources) -> None:
         self._study, self._resources = study, resources
         self._dataset = lru_cache(maxsize=None)(lambda name: load_dataset(name, resources.data_dir))
-        self._trainer = lru_cache(maxsize=1)(self._trainer_of)
+        as_lora = LoraStudy(study.name, (), (), backbone=study.backbone)
+        self._trainer = CellTrainer(as_lora, resources)
+        self._beginnings = lru_cache(maxsize=None)(self._trained_first)
 
-    def _trainer_of(self, source: Source) -> CellTrainer:
-        study = self._study
-        as_lora = LoraStudy(
-            study.name,
-            (source.dataset,),
-            (study.regime,),
-            epochs=source.epochs,
-            backbone=study.backbone,
-        )
-        return CellTrainer(as_lora, self._resources)
+    def _ground(self, dataset: str, regime: LoraRegime, epochs: int | None) -> Ground:
+        ground = self._trainer.ground(Cell(dataset, regime, (), ()))
+        return replace(ground, config=replace(ground.config, epochs=epochs or ground.config.epochs))
+
+    def _trained_first(
+        self, regime: LoraRegime, dataset: str, seeds: tuple[int, ...]
+    ) -> list[Mapping[str, Tensor] | None]:
+        """What runs of these seeds begin with: the best state of a run on `regime.first_on`, which
+        has seen no sentence whose twin is in `dataset`."""
+        if regime.first_on is None:
+            return [None] * len(seeds)
+        first, target = self._dataset(regime.first_on), self._dataset(dataset)
+        groups = twin_groups([example.text for example in (*target.examples, *first.examples)])
+        known = set(groups[: len(target.examples)].tolist())
+        fresh = [group not in known for group in groups[len(target.examples) :].tolist()]
+        rows = []
+        ground = self._ground(first.name, replace(regime, targets="labels"), FIRST_EPOCHS)
+        ranks = self._ranks(ground, regime)
+        for seed in seeds:
+            part = make_split(first, seed)
+            train, validation = (
+                [index for index in indices if fresh[index]]
+                for indices in ((*part.train, *part.test), part.validation)
+            )
+            rows.append(Row(seed, train, validation, validation, ranks))
+        found = trained(ground, rows, self._resources, f"{first.name} first")
+        return [result.tensors for result in found]
+
+    @staticmethod
+    def _ranks(ground: Ground, regime: LoraRegime) -> Mapping[str, int]:
+        return lora_ranks(ground.adapted, regime.r, ground.hidden_size * ground.n_classes, None)
+
+    def validated(self, cell: _Cell) -> list[dict[str, str]]:
+        """Lines of selection.csv: one run of every fold, in the best and in the last state. The
+        folds' test parts are not looked at."""
+        regime = cell.regime
+        ground = self._ground(cell.source.dataset, regime, cell.source.epochs)
+        ranks = self._ranks(ground, regime)
+        (initial,) = self._beginnings(regime, cell.source.dataset, (0,))
+        rows = [
+            Row(0, part.train, part.validation, part.validation, ranks, initial=initial)
+            for part in cell.parts
+        ]
+        results = self._trained(ground, rows, f"{cell.source.dataset} {regime.name}")
+        dataset = self._dataset(cell.source.dataset)
+        lines = []
+        for last in (False, True):
+            scores = [
+                score(
+                    [dataset.examples[i].label for i in part.validation],
+                    _probabilities(_said(result, last=last).validation),
+                    dataset.label_names,
+                )
+                for part, result in zip(cell.parts, results, strict=True)
+            ]
+            nll, accuracy = (
+                f"{np.mean([found[name] for found in scores]):.6g}" for name in ("nll", "accuracy")
+            )
+            lines.append(
+                {
+                    "dataset": cell.source.dataset,
+                    "regime": regime.name,
+                    "recipe": WHOLE + LAST * last,
+                    "arm": SINGLE,
+                    "features": "",
+                    "learning_rate": f"{ground.config.learning_rate:g}",
+                    "weight_decay": f"{ground.config.weight_decay:g}",
+                    "validation_nll": nll,
+                    "validation_accuracy": accuracy,
+                    "dendrites": "0",
+                    "runs": str(len(rows)),
+                }
+            )
+        return lines
 
     def lines_of(self, cell: _Cell) -> list[StudyRun]:
         """Every line of a cell's folds."""
         return [*self._made(cell)]
 
     def _made(self, cell: _Cell) -> Iterator[StudyRun]:
-        source, regime, members = cell.source, self._study.regime, self._study.members
-        ground = self._trainer(source).ground(Cell(source.dataset, regime, (), ()))
-        head = ground.hidden_size * ground.n_classes
-        ranks = lora_ranks(ground.adapted, regime.r, head, None)
+        source, regime, members = cell.source, cell.regime, self._study.members
+        ground = self._ground(source.dataset, regime, source.epochs)
+        ranks = self._ranks(ground, regime)
+        beginnings = self._beginnings(regime, source.dataset, tuple(range(members)))
         rows = [
-            Row(member, part.train, part.validation, part.test, ranks)
+            Row(member, part.train, part.validation, part.test, ranks, initial=beginnings[member])
             for part in cell.parts
             for member in range(members)
         ]

@@ -6,7 +6,6 @@ tested. Both append to files and go on where they were stopped.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -35,7 +34,7 @@ from finsent.study.results import RESULTS, RunKey, StudyError, StudyRun, append_
 from finsent.study.selection import (
     CHOSEN,
     SELECTION,
-    SELECTION_COLUMNS,
+    append_selection,
     base_recipe,
     cell_label,
     read_selection,
@@ -197,13 +196,7 @@ class HeadStudyRunner:
             "dendrites": f"{np.mean(result.dendrites):.3g}",
             "runs": str(len(result.best_epoch)),
         }
-        new = not path.exists()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, SELECTION_COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_selection(path, [row])
         done[key] = row
 
     # ------------------------------------------------------------------------ test

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from finsent.adapters import linear_shapes, lora_ranks
+from finsent.agreement import agreed_shares
 from finsent.backbones import (
     Backbone,
     HiddenStates,
@@ -345,13 +346,16 @@ class CellTrainer:
     def ground(self, cell: Cell) -> Ground:
         """What the runs of a cell stand on; its folds do not matter."""
         config, dataset = self._config(cell), self._dataset(cell.dataset)
-        backbone = self._base
+        backbone, regime = self._base, cell.regime
         first = backbone.first_adapted_block(config.lora.last_layers)
         labels = [example.label for example in dataset.examples]
+        targets = None
+        if regime.targets == "agreement":
+            targets = torch.tensor(agreed_shares(dataset), device=self._device)
         return Ground(
             blocks=self._blocks(first),
             hidden_size=backbone.hidden_size,
-            states=self._states(cell.dataset, config.prompt_suffix, first),
+            states=self._states(cell.dataset, config.prompt_suffix, regime.repeats, first),
             labels=torch.tensor(labels, device=self._device),
             n_classes=len(dataset.label_names),
             adapted=linear_shapes(
@@ -360,9 +364,10 @@ class CellTrainer:
             config=config,
             dendrites=replace(
                 self._study.dendrites,
-                placement=cell.regime.placement,
+                placement=regime.placement,
                 grow_by=latest_growth(config.epochs),
             ),
+            targets=targets,
         )
 
     def _config(self, cell: Cell) -> TrainConfig:
@@ -376,7 +381,11 @@ class CellTrainer:
             learning_rate=regime.learning_rate or base.learning_rate,
             prompt_suffix=cue(recipe, cell.dataset),
             lora=replace(
-                base.lora, r=regime.r, alpha=2.0 * regime.r, last_layers=regime.last_layers
+                base.lora,
+                r=regime.r,
+                alpha=2.0 * regime.r,
+                last_layers=regime.last_layers,
+                target_modules=regime.target_modules or base.lora.target_modules,
             ),
         )
 
@@ -397,8 +406,9 @@ class CellTrainer:
     def _upper(self, first: int) -> FusedBlocks:
         return FusedBlocks(upper_blocks(self._base.decoder, first), {}, {}, 1.0)
 
-    def _entering(self, name: str, suffix: str, first: int) -> HiddenStates:
+    def _entering(self, name: str, suffix: str, repeats: int, first: int) -> HiddenStates:
         """What enters a block for every text of a data set."""
-        texts = [example.text for example in self._dataset(name).examples]
-        token_ids = self._base.tokenize(texts, self._resources.base.max_length, suffix)
+        texts = ["\n".join([example.text] * repeats) for example in self._dataset(name).examples]
+        longest = self._resources.base.max_length * repeats
+        token_ids = self._base.tokenize(texts, longest, suffix)
         return entering_hidden_states(self._base, token_ids, first, max_tokens=LOWER_TOKENS)

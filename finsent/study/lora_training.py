@@ -63,6 +63,8 @@ class Ground:
     config: TrainConfig
     """The recipe; seed and treatment are the runs' own."""
     dendrites: DendriteConfig
+    targets: Tensor | None = None
+    """(texts, classes) distributions to aim for; None: the labels. Scores are by labels always."""
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +115,8 @@ class Row:
     """How dendrites start (DendriteConfig.candidates) when the run goes on; None: it has none."""
     restart_after: int | None = None
     """Epoch at whose end a run from scratch goes back to its best state."""
+    initial: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    """What a run from scratch begins with (see LoraStack.tensors); None: drawn from its seed."""
 
     @property
     def first_epoch(self) -> int:
@@ -313,6 +317,8 @@ class _Trainer:
         for index, row in enumerate(rows):
             if row.start is not None:
                 self._go_on(index, row, row.start)
+            elif row.initial is not None:
+                stack.load(index, row.initial)
 
     def _go_on(self, index: int, row: Row, start: Start) -> None:
         """Bring a run to where it starts, grown if it is to have dendrites."""
@@ -342,6 +348,7 @@ class _Trainer:
             self._weights,
             self._ground.config.label_smoothing,
             real=(where >= 0).float(),
+            targets=None if self._ground.targets is None else self._ground.targets[texts],
         )
 
     def _logits(self, texts: Tensor, longest: int) -> Tensor:

@@ -129,9 +129,13 @@ HEADS = HeadStudy(
 )
 
 
+TARGETS = ("labels", "agreement")
+"""The label alone, or the share of annotators who chose it (finsent.agreement)."""
+
+
 @dataclass(frozen=True)
 class LoraRegime:
-    """Where LoRA maps stand, how large they are, and where dendrites may grow."""
+    """Where LoRA maps stand, how large they are, where dendrites may grow, and what is learnt."""
 
     name: str
     r: int = 8
@@ -144,6 +148,20 @@ class LoraRegime:
     """None: the recipe's."""
     recipes: tuple[str, ...] = ("grown",)
     """Keys of LORA_RECIPES. They share the baseline and the controls."""
+    target_modules: tuple[str, ...] | None = None
+    """Kinds of layer that have LoRA maps (None: the recipe's)."""
+    targets: str = "labels"
+    """What training aims for, one of TARGETS."""
+    repeats: int = 1
+    """How often a text stands there: in a second copy every token sees all of the first."""
+    first_on: str | None = None
+    """Data set of the same classes on which every run is trained before; ensembles only."""
+
+    def __post_init__(self) -> None:
+        if self.targets not in TARGETS:
+            raise StudyError(f"regime {self.name}: targets must be one of {TARGETS}")
+        if self.repeats < 1:
+            raise StudyError(f"regime {self.name}: repeats must be at least 1, got {self.repeats}")
 
 
 LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
@@ -173,6 +191,14 @@ class LoraStudy:
     """None: the recipe's."""
     backbone: str = "smollm2-135m"
 
+    def __post_init__(self) -> None:
+        for regime in self.regimes:
+            if regime.first_on is not None:
+                raise StudyError(
+                    f"regime {regime.name}: only ensembles are trained on {regime.first_on} first; "
+                    "the larger ranks of matched runs have no state to go on from"
+                )
+
     def regime(self, name: str) -> LoraRegime:
         """The regime of that name. StudyError for an unknown one."""
         return _named(self.regimes, name, self.name)
@@ -200,12 +226,17 @@ class EnsembleStudy:
 
     name: str
     sources: tuple[Source, ...]
-    regime: LoraRegime = LoraRegime("r8-all")
+    regimes: tuple[LoraRegime, ...] = (LoraRegime("r8-all"),)
+    """Of several, each source has the one that is chosen on validation."""
     members: int = 5
     """Runs of a fold."""
     repetition: int = 0
     """Which deal of the folds."""
     backbone: str = "smollm2-135m"
+
+    def regime(self, name: str) -> LoraRegime:
+        """The regime of that name. StudyError for an unknown one."""
+        return _named(self.regimes, name, self.name)
 
     def source(self, dataset: str) -> Source:
         """What is trained on that data set. StudyError for an unknown one."""
@@ -274,6 +305,14 @@ UNINTERRUPTED = LoraStudy(
 """The same where growth leaves a run that has not stalled its optimizer and learning rate, and may
 be undone; made after `lora` was tested, where the restart did harm to such runs (LOG.md)."""
 
+KEPT = replace(
+    UNINTERRUPTED,
+    name="lora-kept",
+    regimes=tuple(LORA.regime(name) for name in ("r8-all", "r8-all-data-10")),
+    dendrites=DendriteConfig(restart="stalled"),
+)
+"""The same where what was grown is kept, as on the leaderboard."""
+
 FINBERT_SPLIT = LoraStudy(
     name="finbert-split",
     datasets=("50agree",),
@@ -335,6 +374,42 @@ ENSEMBLES = EnsembleStudy(
 )
 """Twice the epochs for AllAgree: half the sentences, and the best single run is not what counts."""
 
+_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_SEVEN_RATE = 3e-4
+"""Of the rates tried for seven kinds of layer the one with the lowest validation NLL (LOG.md)."""
+
+STRONGEST = EnsembleStudy(
+    name="strongest",
+    sources=(Source("50agree", ("50agree", "allagree")),),
+    regimes=(
+        LoraRegime("r8-all"),
+        LoraRegime("seven", target_modules=_SEVEN, learning_rate=_SEVEN_RATE),
+        LoraRegime("agreement", targets="agreement"),
+        LoraRegime("twitter-first", first_on="twitter"),
+        LoraRegime("repeated", repeats=2),
+        LoraRegime(
+            "seven-agreement",
+            target_modules=_SEVEN,
+            learning_rate=_SEVEN_RATE,
+            targets="agreement",
+        ),
+        LoraRegime(
+            "seven-twitter-first",
+            target_modules=_SEVEN,
+            learning_rate=_SEVEN_RATE,
+            first_on="twitter",
+        ),
+        LoraRegime(
+            "seven-agreement-twitter-first",
+            target_modules=_SEVEN,
+            learning_rate=_SEVEN_RATE,
+            targets="agreement",
+            first_on="twitter",
+        ),
+    ),
+)
+"""What `ensembles` fell short of, with more than one way of fine-tuning to choose from."""
+
 STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy] = MappingProxyType(
     {
         study.name: study
@@ -345,8 +420,10 @@ STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy] = MappingProxyType(
             CROSS_DOMAIN,
             LORA,
             UNINTERRUPTED,
+            KEPT,
             FINBERT_SPLIT,
             ENSEMBLES,
+            STRONGEST,
         )
     }
 )

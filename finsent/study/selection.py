@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,29 @@ def read_selection(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
         if tuple(reader.fieldnames or ()) != SELECTION_COLUMNS:
             raise StudyError(f"{path} is of another version; move it away or use another --out")
         return {tuple(row[name] for name in SELECTION_COLUMNS[:7]): row for row in reader}
+
+
+def append_selection(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Add lines, with a header where the file is new."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, SELECTION_COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def best_regime(rows: Iterable[Mapping[str, str]], dataset: str) -> str:
+    """The regime with the highest validation accuracy on a data set, the lowest NLL deciding ties.
+
+    Raises StudyError when none was tried on it.
+    """
+    found = [row for row in rows if row["dataset"] == dataset]
+    if not found:
+        raise StudyError(f"no regime was tried on {dataset}")
+    best = max(found, key=lambda r: (float(r["validation_accuracy"]), -float(r["validation_nll"])))
+    return best["regime"]
 
 
 @dataclass(frozen=True)
