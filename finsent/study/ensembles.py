@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finsent.adapters import lora_ranks
+from finsent.config import latest_growth
 from finsent.data import Dataset, Split, load_dataset, make_split
 from finsent.evaluation import score
 from finsent.folds import FOLDS
@@ -191,7 +192,12 @@ class _EnsembleTrainer:
 
     def _ground(self, dataset: str, regime: LoraRegime, epochs: int | None) -> Ground:
         ground = self._trainer.ground(Cell(dataset, regime, (), ()))
-        return replace(ground, config=replace(ground.config, epochs=epochs or ground.config.epochs))
+        epochs = epochs or ground.config.epochs
+        return replace(
+            ground,
+            config=replace(ground.config, epochs=epochs),
+            dendrites=replace(ground.dendrites, grow_by=latest_growth(epochs)),
+        )
 
     def _trained_first(
         self, regime: LoraRegime, dataset: str, seeds: tuple[int, ...]

@@ -385,7 +385,6 @@ STRONGEST = EnsembleStudy(
         LoraRegime("r8-all"),
         LoraRegime("seven", target_modules=_SEVEN, learning_rate=_SEVEN_RATE),
         LoraRegime("agreement", targets="agreement"),
-        LoraRegime("twitter-first", first_on="twitter"),
         LoraRegime("repeated", repeats=2),
         LoraRegime(
             "seven-agreement",
@@ -393,19 +392,10 @@ STRONGEST = EnsembleStudy(
             learning_rate=_SEVEN_RATE,
             targets="agreement",
         ),
-        LoraRegime(
-            "seven-twitter-first",
-            target_modules=_SEVEN,
-            learning_rate=_SEVEN_RATE,
-            first_on="twitter",
-        ),
-        LoraRegime(
-            "seven-agreement-twitter-first",
-            target_modules=_SEVEN,
-            learning_rate=_SEVEN_RATE,
-            targets="agreement",
-            first_on="twitter",
-        ),
+        LoraRegime("repeated-twitter-first", repeats=2, first_on="twitter"),
+        LoraRegime("repeated-seven", repeats=2, target_modules=_SEVEN, learning_rate=_SEVEN_RATE),
+        LoraRegime("repeated-r16", r=16, repeats=2),
+        LoraRegime("thrice", repeats=3),
     ),
 )
 """What `ensembles` fell short of, with more than one way of fine-tuning to choose from."""
