@@ -131,7 +131,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(
         "--restart",
         choices=RESTART_RULES,
-        default="stalled",
+        default="behind",
         help="which growths go back to the best state with a fresh optimizer (%(default)s)",
     )
     add("--prune", action="store_true", help="drop dendrites that did not improve validation")

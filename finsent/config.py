@@ -22,7 +22,7 @@ ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
 PLACEMENTS = ("lora_B", "score")
 CANDIDATES = ("random", "refined")
-RESTART_RULES = ("always", "stalled")
+RESTART_RULES = ("always", "behind", "stalled")
 POOLINGS = ("last", "mean")
 
 Precision = Literal["nf4", "bf16", "fp32"]
@@ -87,12 +87,18 @@ class DendriteConfig:
     Together with the return to the best state and a fresh optimizer it is part of what the
     dendritic arm does differently."""
     restart: str = "always"
-    """Which growths restart the run like that: `always`, or `stalled`, only those after `patience`
-    epochs without a better validation score. Any other run goes on from where it is with its
-    optimizer's state and its learning rate, and has its dendrites besides."""
+    """Which growths restart the run like that: `always`; `behind`, only where the run is not at its
+    best; or `stalled`, only after `patience` epochs without a better validation score. Any other
+    run goes on from where it is with its optimizer's state and its learning rate, and has its
+    dendrites besides."""
     prune: bool = False
     """Whether a state of before the growth may be selected, if it validates best: dendrites that do
     not pay are dropped, and the run says so."""
+
+    @property
+    def restart_age(self) -> int:
+        """From how many epochs behind its best state on a run is restarted when it grows."""
+        return {"always": 0, "behind": 1, "stalled": self.patience}[self.restart]
 
     def __post_init__(self) -> None:
         unknown = set(self.placement) - set(PLACEMENTS)

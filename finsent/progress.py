@@ -41,11 +41,6 @@ class Validation:
     """Mean negative log-likelihood in nats, unweighted: what states are selected by."""
 
 
-def stalled(epoch: int, best: Validation, patience: int) -> bool:
-    """The rule of DendriteConfig.restart: whether the best state is `patience` epochs old."""
-    return epoch - best.epoch >= patience
-
-
 @dataclass(frozen=True)
 class State:
     """The tensors of an epoch's end and how they validate."""
@@ -77,12 +72,6 @@ class Progress:
             self.best = state
         if self.best_of_all is None or state.validation.nll < self.best_of_all.validation.nll:
             self.best_of_all = state
-
-    def stalled(self, epoch: int, patience: int) -> bool:
-        """Whether the best state is that many epochs old at the end of this one."""
-        return self.best_of_all is not None and stalled(
-            epoch, self.best_of_all.validation, patience
-        )
 
     def grown(self, dendrites: int, *, prune: bool) -> None:
         """Take note of growth: from now on there are `dendrites` on every map."""

@@ -331,13 +331,11 @@ def train(
                 if grown is not None:
                     event = grown.description
                     rule = grower.config
-                    goes_on = rule.restart == "stalled" and not progress.stalled(
-                        epoch, rule.patience
-                    )
                     # The library went back to its best state of the maps it knows, and never takes
                     # the first epoch for it. All of the model goes back to the best of all epochs,
                     # or stays where it was; otherwise it would be of two.
                     assert progress.best_of_all is not None
+                    goes_on = epoch - progress.best_of_all.validation.epoch < rule.restart_age
                     model.go_back((last_good if goes_on else progress.best_of_all).tensors)
                     if rule.candidates == "refined":
                         with model.module_by_module():

@@ -23,7 +23,7 @@ from finsent.backbones import HiddenStates
 from finsent.config import DendriteConfig, TrainConfig
 from finsent.fused_training import FusedBlocks
 from finsent.lora_refinement import BATCHES, CHOOSING_BATCHES
-from finsent.progress import Validation, stalled
+from finsent.progress import Validation
 from finsent.stepping import StepRunner
 from finsent.study.lora_stack import LoraStack
 from finsent.study.results import StudyError
@@ -164,7 +164,7 @@ class RowResult:
 
 def interrupts(dendrites: DendriteConfig, start: Start | None) -> bool:
     """Whether a run that goes on from there has a fresh optimizer and a lower learning rate."""
-    return start is not None and not (dendrites.restart == "stalled" and start.ongoing is not None)
+    return start is not None and (dendrites.restart_age == 0 or start.ongoing is None)
 
 
 class GrowthRule:
@@ -466,8 +466,7 @@ class _Trainer:
             self._best.observe(index, validation)
             if row.start is None and self._rules[index].observe(epoch, validation.nll):
                 best = self._best_of_all.validations[index]
-                rule = self._ground.dendrites
-                goes_on = rule.restart == "stalled" and not stalled(epoch, best, rule.patience)
+                goes_on = epoch - best.epoch < self._ground.dendrites.restart_age
                 self._forks[index] = Start(
                     epoch,
                     self._stack.tensors(index, self._best_of_all.values),
