@@ -49,8 +49,12 @@ def _cells(arm: dict[str, Any]) -> list[str]:
         _score(arm, "macro_f1"),
         f"{round(arm['mean']['trainable_params']):,}",
         "–".join(map(str, kept)),
-        "" if paid is None else f"{paid} of {len(arm['seeds'])} seeds",
+        "" if paid is None else f"{paid} of {_seeds(len(arm['seeds']))}",
     ]
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number > 1)}"
 
 
 def _score(arm: dict[str, Any], metric: str) -> str:

@@ -114,3 +114,30 @@ def test_texts_of_the_real_copy(real_data: Path) -> None:
     texts = data.local_texts("50agree")
     assert texts is not None
     assert len(texts) == len(agreement.agreement_levels())
+
+
+def test_the_share_of_annotators_follows_the_level_of_a_sentence() -> None:
+    by_level: dict[str, list[str]] = {}
+    for name, level in agreement.agreement_levels().items():
+        by_level.setdefault(level, []).append(name)
+    examples = tuple(
+        data.Example(by_level[level][label], "text", label, 0)
+        for level in agreement.BANDS
+        for label in range(3)
+    )
+    shares = agreement.agreed_shares(data.Dataset("50agree", NAMES, examples, ""))
+    for example, row in zip(examples, shares, strict=True):
+        middle = agreement.MIDDLE[agreement.agreement_levels()[example.id]]
+        assert row[example.label] == middle
+        assert sum(row) == pytest.approx(1)
+        # Who calls a sentence positive and is outvoted called it neutral, never negative.
+        if example.label != 1:
+            assert row[2 - example.label] == 0
+        else:
+            assert row[0] == row[2]
+    assert agreement.MIDDLE.keys() == agreement.BANDS.keys()
+
+
+def test_shares_of_annotators_are_known_of_phrasebank_alone() -> None:
+    with pytest.raises(data.DataError, match="sample: how many annotators agreed on sample-"):
+        agreement.agreed_shares(data.load_dataset("sample"))

@@ -301,3 +301,31 @@ def test_a_loss_that_is_not_finite_is_reported(ground: Ground) -> None:
     wild = replace(ground, config=replace(ground.config, learning_rate=1e30))
     with pytest.raises(StudyError, match="seed 7 became NaN or infinite in epoch 0"):
         train_rows(wild, [row(wild, 3, 7)])
+
+
+def test_a_run_may_begin_with_what_another_ended_with(ground: Ground) -> None:
+    first = train_rows(ground, [row(ground, 0, 3)])[0]
+    # At next to no learning rate a run stays where it began.
+    still = replace(ground, config=replace(ground.config, learning_rate=1e-9))
+    fresh = row(still, 0, 5)
+    (begun,) = train_rows(still, [replace(fresh, initial=first.tensors)])
+    assert begun.tensors.keys() == first.tensors.keys()
+    for name, tensor in first.tensors.items():
+        torch.testing.assert_close(begun.tensors[name], tensor, atol=1e-5, rtol=0)
+    (drawn,) = train_rows(still, [fresh])
+    assert not torch.allclose(drawn.tensors[f"{HEAD}.weight"], first.tensors[f"{HEAD}.weight"])
+
+
+def test_targets_in_place_of_labels_are_what_a_run_learns(ground: Ground) -> None:
+    fresh = row(ground, 0, 3)
+    # Every sentence is said to be neutral, whatever its label.
+    neutral = torch.zeros(len(ground.labels), 3)
+    neutral[:, 1] = 1
+    (misled,) = train_rows(replace(ground, targets=neutral), [fresh], last_state=True)
+    assert misled.said_last is not None
+    assert bool((misled.said_last.validation.argmax(dim=1) == 1).all())
+    one_hot = torch.nn.functional.one_hot(ground.labels, 3).float()
+    (same,), (plain,) = (
+        train_rows(replace(ground, targets=targets), [fresh]) for targets in (one_hot, None)
+    )
+    torch.testing.assert_close(same.said.test, plain.said.test)

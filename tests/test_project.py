@@ -126,14 +126,14 @@ def test_the_committed_artifacts_verify_and_are_complete() -> None:
                 assert run.backbone == "smollm2-135m"
                 assert (run.metrics["dendrites"] >= 1) == (arm == "dendritic")
     for dataset in ("fiqa", "twitter", "fomc", "numclaim"):
-        assert (runs[dataset, "dendritic", 0].metrics["dendrites"]) >= 1
-        assert runs[dataset, "baseline", 0].metrics["dendrites"] == 0
+        for arm in ("baseline", "dendritic", "matched"):
+            assert (runs[dataset, arm, 0].metrics["dendrites"] >= 1) == (arm == "dendritic")
 
     def size(folders: Iterable[Path]) -> int:
         return sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
 
     assert size(ARTIFACTS / "smollm2-135m" / d for d in ("allagree", "50agree")) <= 40e6
-    assert size([ARTIFACTS]) <= 60e6  # a clone is what everybody waits for
+    assert size([ARTIFACTS]) <= 64e6  # a clone is what everybody waits for
 
 
 def test_no_sentence_of_a_data_set_is_in_the_repository(real_data: Path) -> None:

@@ -14,7 +14,14 @@ from finsent.figures import FigureError
 from finsent.runs import ArtifactError, read_json
 from finsent.study import report, report_figures, views
 from finsent.study.results import RESULTS, StudyError, append_runs, read_runs
-from finsent.study.selection import grid_sizes, variants
+from finsent.study.selection import (
+    CHOSEN,
+    SELECTION,
+    SELECTION_COLUMNS,
+    append_selection,
+    grid_sizes,
+    variants,
+)
 from finsent.study.submission import submission_markdown
 from finsent.study.summary import read_summaries, write_summary
 from tests.artifact_factory import make_artifacts
@@ -166,6 +173,26 @@ def test_variants_are_set_against_what_they_differ_from(artifacts: Path, out: Pa
     line = cells(section(part, "### allagree, full"), "refined-3, tanh")
     assert line == ["refined-3, tanh", "refined-3", "0.2300", "+0.0100", "90.00", "0.00", "1.0"]
     assert set(grid_sizes(artifacts / "studies" / "heads").values()) == {2}
+
+
+def test_what_ensembles_chose_from_is_listed_best_first(artifacts: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(artifacts, tmp_path / "artifacts")
+    folder = root / "studies" / "heads"
+    (folder / CHOSEN).unlink()
+    rows = [
+        {
+            **dict.fromkeys(SELECTION_COLUMNS, ""),
+            **{"dataset": "50agree", "regime": name, "recipe": "whole-last", "runs": "10"},
+            **{"validation_accuracy": right, "validation_nll": nll, "learning_rate": "0.0005"},
+        }
+        for name, right, nll in (("plain", "0.85", "0.3"), ("twice", "0.86", "0.5"))
+    ]
+    (folder / SELECTION).unlink()
+    append_selection(folder / SELECTION, rows)
+    page = report.report_markdown(report.Evidence.read(root), tmp_path)
+    part = section(page, "## Ways of fine-tuning, on validation only: study `heads`")
+    assert part.index("| twice | `whole-last` | 86.00 | 0.5000") < part.index("| plain |")
+    assert "python train_models.py study heads --select" in page
 
 
 def test_a_variant_under_other_settings_is_refused(artifacts: Path, tmp_path: Path) -> None:

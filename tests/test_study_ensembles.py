@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,17 @@ from finsent.folds import grouped_folds
 from finsent.study import ensembles, lora_runner
 from finsent.study.ensembles import RECIPES, EnsembleRunner
 from finsent.study.lora_runner import Resources
-from finsent.study.lora_training import Row, RowResult
-from finsent.study.plans import ENSEMBLES, EnsembleStudy, LoraRegime, Source
+from finsent.study.lora_training import Ground, Row, RowResult
+from finsent.study.plans import (
+    ENSEMBLES,
+    SELECTION_SEED,
+    EnsembleStudy,
+    LoraRegime,
+    LoraStudy,
+    Source,
+)
 from finsent.study.results import RESULTS, StudyError, StudyRun, read_runs
+from finsent.study.selection import best_regime, read_selection
 from finsent.workers import Workers
 
 BASE = TrainConfig(
@@ -157,3 +166,118 @@ def test_one_source_on_the_command_line(
     assert asked == [(ENSEMBLES.source("allagree"),)]
     assert train_models.main([*command, "--datasets", "fomc"]) == 1
     assert "not on 'fomc'" in capsys.readouterr().err
+
+
+CHOICE = replace(
+    STUDY,
+    name="choice",
+    sources=(Source("sample", ("sample",)),),
+    regimes=(
+        LoraRegime("plain", r=1),
+        LoraRegime("elsewhere-first", r=1, first_on="elsewhere"),
+        LoraRegime("twice", r=1, repeats=2),
+    ),
+)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tiny_environment: None) -> Dataset:
+    """Another data set: ten sentences of the sample among sentences of its own."""
+    whole = load_dataset("sample")
+    own = [
+        replace(example, id=f"own-{place}", text=f"{'ab'[place % 2] * (2 + place)} quokka")
+        for place, example in enumerate(whole.examples[:60])
+    ]
+    found = replace(whole, name="elsewhere", examples=(*whole.examples[:10], *own))
+
+    def load(name: str, data_dir: Path | None = None) -> Dataset:
+        return found if name == "elsewhere" else load_dataset(name, data_dir)
+
+    monkeypatch.setattr(ensembles, "load_dataset", load)
+    monkeypatch.setattr(lora_runner, "load_dataset", load)
+    return found
+
+
+@pytest.mark.slow
+def test_the_way_to_fine_tune_is_chosen_where_nothing_is_tested(
+    tmp_path: Path, elsewhere: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_rows = lora_runner.train_rows
+    made: list[list[Row]] = []
+    widths: list[int] = []
+
+    def noted(ground: Ground, rows: list[Row], **options: Any) -> list[RowResult]:
+        made.append(rows)
+        widths.append(int(ground.states.lengths.sum()))
+        return train_rows(ground, rows, **options)
+
+    monkeypatch.setattr(lora_runner, "train_rows", noted)
+    resources = replace(RESOURCES, stacked=10)
+    runner = EnsembleRunner(CHOICE, tmp_path, resources)
+    with pytest.raises(StudyError, match="nothing of plain on sample: try it on validation first"):
+        runner.run()
+    path = runner.select(["plain"])
+    with pytest.raises(StudyError, match="nothing of elsewhere-first on sample"):
+        runner.run()
+    assert runner.select() == path
+    whole = load_dataset("sample")
+    tested = {tuple(fold.test.tolist()) for fold in grouped_folds(whole, SELECTION_SEED)}
+    plain, first, after, twice = made
+    for rows in (plain, after, twice):
+        assert len(rows) == 10
+        assert all(row.test == row.validation for row in rows)
+        assert not {tuple(row.validation) for row in rows} & tested
+    # Nothing of the sample is learned before its own training begins.
+    assert len(first) == 1
+    seen = [elsewhere.examples[i].id for i in (*first[0].train, *first[0].validation)]
+    assert len(seen) == 60
+    assert all(name.startswith("own-") for name in seen)
+    assert all(row.initial is None for row in (*plain, *first, *twice))
+    assert all(row.initial is after[0].initial is not None for row in after)
+    assert widths[3] > 1.8 * widths[0]
+
+    rows = list(read_selection(path).values())
+    assert [(row["regime"], row["recipe"]) for row in rows] == [
+        (regime.name, recipe) for regime in CHOICE.regimes for recipe in ("whole", "whole-last")
+    ]
+    best = min(
+        rows, key=lambda row: (-float(row["validation_accuracy"]), float(row["validation_nll"]))
+    )
+    runner.run()
+    assert {run.regime for run in read_runs(path.with_name(RESULTS))} == {best["regime"]}
+    made.clear()
+    runner.select()
+    assert not made
+
+
+def test_choosing_is_refused_where_it_means_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", "--artifacts", str(tmp_path), "--device", "cpu", "--select"]
+    assert train_models.main([*command, "ensembles"]) == 1
+    assert "study 'ensembles' has one regime, nothing to choose" in capsys.readouterr().err
+    assert train_models.main([*command, "strongest", "--regimes", "fourfold"]) == 1
+    assert "study 'strongest' has no regime 'fourfold'; it has r8-all" in capsys.readouterr().err
+    assert train_models.main([*command[:-1], "strongest", "--regimes", "thrice"]) == 1
+    assert "--regimes: study 'strongest' cannot be cut down" in capsys.readouterr().err
+    with pytest.raises(StudyError, match="only ensembles are trained on twitter first"):
+        LoraStudy("lora", ("allagree",), (LoraRegime("after-twitter", first_on="twitter"),))
+    for wrong in ({"targets": "guesses"}, {"repeats": 0}):
+        with pytest.raises(StudyError, match="regime odd: "):
+            LoraRegime("odd", **wrong)  # type: ignore[arg-type]
+    for dataset, expected in (("a", "second"), ("b", "first")):
+        assert best_regime(TRIED, dataset) == expected
+    with pytest.raises(StudyError, match="no regime was tried on c"):
+        best_regime(TRIED, "c")
+
+
+TRIED = [
+    {"dataset": dataset, "regime": name, "validation_accuracy": right, "validation_nll": nll}
+    for dataset, name, right, nll in (
+        ("a", "first", "0.85", "0.3"),
+        ("a", "second", "0.85", "0.2"),
+        ("a", "third", "0.84", "0.1"),
+        ("b", "first", "0.9", "0.5"),
+        ("b", "second", "0.1", "0.1"),
+    )
+]

@@ -639,6 +639,30 @@ def test_the_loss_is_torchs_weighted_smoothed_cross_entropy(smoothing: float) ->
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
+def test_the_loss_aims_for_distributions_where_they_are_given() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 3, generator=generator)
+    labels = torch.tensor([[0, 1, 2, 2, 1, 0], [1, 1, 0, 2, 0, 2]])
+    weights = torch.tensor([[[0.5, 2.0, 1.3]], [[1.0, 1.0, 1.0]]])
+    targets = torch.rand(2, 6, 3, generator=generator).softmax(dim=2)
+    real = torch.ones(2, 6)
+    ours = training.weighted_loss(logits, labels, weights, 0.1, real, targets)
+    for run in range(2):
+        # torch divides by the number of examples where targets are distributions.
+        summed = F.cross_entropy(
+            logits[run],
+            targets[run],
+            weight=weights[run, 0],
+            label_smoothing=0.1,
+            reduction="sum",
+        )
+        shares = weights[run, 0][labels[run]].sum()
+        torch.testing.assert_close(ours[run], summed / shares)
+    one_hot = F.one_hot(labels, 3).float()
+    same = training.weighted_loss(logits, labels, weights, 0.1, real, one_hot)
+    torch.testing.assert_close(same, training.weighted_loss(logits, labels, weights, 0.1, real))
+
+
 def test_a_prompt_suffix_ends_every_text_also_a_cut_one(tiny: Backbone) -> None:
     texts = ["Profit rose.", "Sales fell in the third quarter. " * 40]
     plain = tiny.tokenize(texts, 32)

@@ -24,7 +24,15 @@ from finsent.runs import ArtifactError, Run, find_runs, read_json
 from finsent.study import report_figures
 from finsent.study.markdown import NONE, count, link_to, percent, seconds, signed, table
 from finsent.study.results import CLASSICAL, ENSEMBLE, StudyError
-from finsent.study.selection import CHOSEN, SELECTION, Tried, grid_sizes, variants
+from finsent.study.selection import (
+    CHOSEN,
+    SELECTION,
+    Tried,
+    grid_sizes,
+    read_selection,
+    validates,
+    variants,
+)
 from finsent.study.submission import submission_markdown
 from finsent.study.summary import REFERENCES, SIGNIFICANCE, read_summaries
 from finsent.study.views import (
@@ -109,6 +117,7 @@ def report_markdown(evidence: Evidence, out: Path) -> str:
         f"![Validation loss by epoch, growth marked]({FIGURES}/growth.png)",
         _growth(evidence.board),
         *(part for name in names for part in _variants(name, evidence, out)),
+        *(part for name in names for part in _regimes(name, evidence, out)),
         *_protocol(evidence),
         *_commands(evidence),
     ]
@@ -313,6 +322,36 @@ def _variants(name: str, evidence: Evidence, out: Path) -> list[str]:
     return parts
 
 
+def _regimes(name: str, evidence: Evidence, out: Path) -> list[str]:
+    """What ensembles had to choose from, best first."""
+    path = evidence.study(name) / SELECTION
+    if (evidence.study(name) / CHOSEN).is_file() or not path.is_file():
+        return []
+    tried = sorted(read_selection(path).values(), key=validates)
+    parts = [
+        f"## Ways of fine-tuning, on validation only: study `{name}`",
+        "One run of every fold of a repetition that is not tested, on validation parts alone "
+        f"([{SELECTION}]({link_to(path, out)})); the first regime of a data set is the one that "
+        "was tested.",
+    ]
+    for dataset in dict.fromkeys(row["dataset"] for row in tried):
+        rows = [
+            [
+                row["regime"],
+                f"`{row['recipe']}`",
+                percent(float(row["validation_accuracy"])),
+                f"{float(row['validation_nll']):.4f}",
+                f"{float(row['learning_rate']):g}",
+                row["runs"],
+            ]
+            for row in tried
+            if row["dataset"] == dataset
+        ]
+        columns = ["regime", "state", "accuracy", "NLL", "learning rate", "runs"]
+        parts += [f"### {dataset}", table(columns, rows, numeric_from=2)]
+    return parts
+
+
 def _variant(row: Tried) -> list[str]:
     is_base = row.recipe == row.base
     return [
@@ -401,7 +440,7 @@ def _budgets(name: str, rows: Sequence[Entry]) -> list[str]:
 def _commands(evidence: Evidence) -> list[str]:
     lines = []
     for name in study_names(evidence.summaries):
-        if (evidence.study(name) / CHOSEN).is_file():
+        if (evidence.study(name) / SELECTION).is_file():
             lines.append(
                 f"python train_models.py study {name} --select   # settings, on validation"
             )

@@ -73,8 +73,12 @@ def best_regime(rows: Iterable[Mapping[str, str]], dataset: str) -> str:
     found = [row for row in rows if row["dataset"] == dataset]
     if not found:
         raise StudyError(f"no regime was tried on {dataset}")
-    best = max(found, key=lambda r: (float(r["validation_accuracy"]), -float(r["validation_nll"])))
-    return best["regime"]
+    return min(found, key=validates)["regime"]
+
+
+def validates(row: Mapping[str, str]) -> tuple[float, float]:
+    """Sort key, best first: highest validation accuracy, then lowest validation NLL."""
+    return -float(row["validation_accuracy"]), float(row["validation_nll"])
 
 
 @dataclass(frozen=True)

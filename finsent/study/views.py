@@ -29,20 +29,26 @@ TITLES = {
     "cross-domain": "Heads tested on other data sets",
     "lora": "LoRA adapters, dendrites as PerforatedAI grows them",
     "lora-uninterrupted": "LoRA adapters, growth that interrupts only runs that have stalled",
+    "lora-kept": "LoRA adapters, growth that interrupts only runs that are not at their best",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
     "ensembles": "Five LoRA runs that answer together",
+    "strongest": "Five LoRA runs that answer together, fine-tuned as validation chose",
 }
 """What the registered studies are about; another goes by its name."""
 RULES = (
     "Regimes of heads: `full` sees all frozen features and all of the training part; `pca-k` their "
     "first k principal components, fitted on the training part; `data-p` p % of the training part.",
     "Regimes of adapters: `r8-all` has LoRA of rank 8 in all blocks, `r8-last1` in the last one; "
-    "`-head` and `-lora` grow dendrites only there; `default` is the leaderboard's.",
+    "`-head` and `-lora` grow dendrites only there; `default` is the leaderboard's. `seven` adapts "
+    "seven kinds of layer instead of two, `agreement` aims for the share of annotators behind a "
+    "label, `repeated` and `thrice` read every text two and three times in a row, and "
+    "`twitter-first` starts from a run on the tweets.",
     "Recipes: `random-k` and `refined-k` grow up to k dendrites a class, from a random start or "
     "from candidates trained on what the head still gets wrong; `grown` and `grown-refined` "
     "grow one on every map when PerforatedAI would, from the same two starts; in study "
     "`lora-uninterrupted` a run that has not stalled goes on without a restart, and dendrites that "
-    "do not pay are dropped. Without dendrites, `whole` is trained through and "
+    "do not pay are dropped; in `lora-kept` a run that is at its best goes on, and dendrites are "
+    "kept. Without dendrites, `whole` is trained through and "
     "`restarted` goes back to its best state once; the state of the "
     "lowest validation NLL is tested, with `-last` that after the last epoch.",
 )
@@ -213,8 +219,9 @@ def chosen(rows: Sequence[Entry]) -> list[str]:
         found.append(
             f"{place_name((best['dataset'], tested))}: validation accuracy is highest "
             f"({percent(best['validation_accuracy'])} %) for `{best['arm']}` with "
-            f"`{best['recipe']}`; on test {percent(best['accuracy'])} % accuracy, "
-            f"{percent(best['macro_f1'])} % macro-F1 ({best['folds']} folds)."
+            f"`{best['recipe']}` in `{best['regime']}`; on test "
+            f"{percent(best['accuracy'])} % accuracy, {percent(best['macro_f1'])} % macro-F1 "
+            f"({best['folds']} folds)."
         )
     return found
 
