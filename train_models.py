@@ -120,6 +120,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--label-smoothing", type=float, help="default: the preset's")
     add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
+    add("--copies", type=int, default=1, help="read every text N times in a row (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     add("--activation", choices=ACTIVATIONS, default="relu")
     add("--max-dendrites", type=int, default=1)
@@ -216,6 +217,7 @@ def _train(options: argparse.Namespace) -> int:
         ),
         depth=_or_preset(options.depth, recipe.depth),
         max_length=options.max_length,
+        copies=options.copies,
         **given,
     )
     dendrites = DendriteConfig(

@@ -42,7 +42,7 @@ def try_setting(setting: dict[str, Any]) -> dict[str, Any]:
         config.backbone, config.precision, default_device(), depth=config.depth
     )
     texts = [example.text for example in data.examples]
-    ids = backbone.tokenize(texts, config.max_length, config.prompt_suffix)
+    ids = backbone.tokenize(texts, config.longest, config.prompt_suffix, config.copies)
     block = backbone.first_adapted_block(config.lora.last_layers)
     states = entering_hidden_states(backbone, ids, block)
     labels = [e.label for e in data.examples]

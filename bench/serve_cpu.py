@@ -65,7 +65,7 @@ class Models:
         self.runs = [r for r in find_runs(ROOT / "artifacts") if _chosen(r, seeds)]
         config = TrainConfig.from_dict(self.runs[0].config["config"])
         folder = Path(preset("smollm2-135m").source(None))
-        self.tokenize = FileTokenizer(folder, config.max_length, config.prompt_suffix)
+        self.tokenize = FileTokenizer(folder, config.longest, config.prompt_suffix, config.copies)
         adapters = {
             f"{run.arm} {run.seed}": load_adapter(run.folder / "adapter.safetensors")
             for run in self.runs
@@ -78,7 +78,7 @@ class Models:
             folder,
             folder_sha256(folder),
             pooling=config.pooling,
-            max_length=config.max_length,
+            max_length=config.longest,
             depth=config.depth,
             cache=default_cache_dir() / "openvino",
         )

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from finsent.config import PRECISIONS, Precision
 from finsent.devices import cuda_available
 from finsent.presets import BackboneError, preset
-from finsent.tokenization import room_for, token_batches
+from finsent.tokenization import repeated, room_for, token_batches
 from finsent.weights import Progress, folder_sha256
 
 
@@ -69,14 +69,17 @@ class Backbone:
             )
         return self.n_blocks - last_layers
 
-    def tokenize(self, texts: Sequence[str], max_length: int, suffix: str = "") -> list[list[int]]:
+    def tokenize(
+        self, texts: Sequence[str], max_length: int, suffix: str = "", copies: int = 1
+    ) -> list[list[int]]:
         """Token ids of each text, cut so that with those of `suffix` they are `max_length` at most.
 
         Not padded. BackboneError for a text without tokens, or a suffix that leaves no room.
         """
         end = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
         room = room_for(max_length, end, suffix)
-        ids = self.tokenizer(list(texts), truncation=True, max_length=room)["input_ids"]
+        read = [repeated(text, copies) for text in texts]
+        ids = self.tokenizer(read, truncation=True, max_length=room)["input_ids"]
         for text, tokens in zip(texts, ids, strict=True):
             if not tokens:
                 raise BackboneError(f"the tokenizer of {self.name} makes no token of {text!r}")

@@ -28,7 +28,7 @@ from finsent.devices import cuda_available
 from finsent.engine_rule import ENGINES, Engine, EngineChoice, EngineError, choose_engine
 from finsent.latency import Conditions, LatencyStats, time_interleaved, timed
 from finsent.presets import BackboneError, preset
-from finsent.tokenization import FileTokenizer, token_batches
+from finsent.tokenization import FileTokenizer, repeated, token_batches
 from finsent.weights import Progress, default_cache_dir, folder_sha256
 from finsent.windows import window_spans
 
@@ -178,7 +178,7 @@ class Comparer:
         configs = [TrainConfig.from_dict(run.config["config"]) for run in found]
         first, about = configs[0], found[0].config
         keys = {
-            (c.backbone, c.precision, c.depth, c.pooling, c.max_length, c.prompt_suffix)
+            (c.backbone, c.precision, c.depth, c.pooling, c.max_length, c.prompt_suffix, c.copies)
             for c in configs
         }
         if len(keys) != 1:
@@ -225,8 +225,8 @@ class Comparer:
         _require_weights(config.backbone, backbone.sha256, sha256)
         engine: Engine = TorchEngine(backbone, config.pooling)
         if choice.name == "graphs":
-            engine = GraphEngine(backbone, config.pooling, config.max_length)
-        tokenize = _backbone_tokenizer(backbone, config.max_length, config.prompt_suffix)
+            engine = GraphEngine(backbone, config.pooling, config.longest)
+        tokenize = _backbone_tokenizer(backbone, config)
         suffix = backbone.tokenizer(config.prompt_suffix, add_special_tokens=False)["input_ids"]
         return _Base(key, engine, tokenize, len(suffix), choice)
 
@@ -272,12 +272,12 @@ class Comparer:
             folder,
             found,
             pooling=config.pooling,
-            max_length=config.max_length,
+            max_length=config.longest,
             depth=config.depth,
             cache=default_cache_dir() / "openvino",
             quick=choice.name == "openvino",
         )
-        tokenize = FileTokenizer(folder, config.max_length, config.prompt_suffix)
+        tokenize = FileTokenizer(folder, config.longest, config.prompt_suffix, config.copies)
         return _Base(key, engine, tokenize, tokenize.suffix_length, choice)
 
     @property
@@ -441,12 +441,14 @@ def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-def _backbone_tokenizer(backbone: Backbone, max_length: int, suffix: str) -> Tokenize:
+def _backbone_tokenizer(backbone: Backbone, config: TrainConfig) -> Tokenize:
+    suffix, copies = config.prompt_suffix, config.copies
+
     def tokenize(texts: Sequence[str]) -> list[tuple[TokenIds, bool]]:
-        cut = backbone.tokenize(texts, max_length, suffix)
-        full = [len(ids) == max_length for ids in cut]
+        cut = backbone.tokenize(texts, config.longest, suffix, copies)
+        full = [len(ids) == config.longest for ids in cut]
         whole = [
-            len(backbone.tokenizer(text + suffix)["input_ids"]) if is_full else 0
+            len(backbone.tokenizer(repeated(text, copies) + suffix)["input_ids"]) if is_full else 0
             for text, is_full in zip(texts, full, strict=True)
         ]
         return [(ids, n > len(ids)) for ids, n in zip(cut, whole, strict=True)]

@@ -233,6 +233,10 @@ class TrainConfig:
     """Share of each training target spread evenly over the classes; evaluation never smooths."""
     max_length: int = 128
     """Longer sentences are cut to this many tokens, the suffix included."""
+    copies: int = 1
+    """How often a text stands there, a line for each copy. To a model that reads from left to right
+    the second copy is the first in which every word may look at all the others. There is room for
+    `max_length` tokens times as many."""
     prompt_suffix: str = ""
     """Ends every text, also a cut one. With a cue such as " Sentiment:" the last token stands where
     the language model itself would go on with the answer."""
@@ -278,12 +282,18 @@ class TrainConfig:
             f"label_smoothing must be in [0, 1), got {self.label_smoothing}",
         )
         _require(self.max_length >= 8, f"max_length must be at least 8, got {self.max_length}")
+        _require(self.copies >= 1, f"copies must be at least 1, got {self.copies}")
         if isinstance(self.treatment, DendriteConfig) and self.treatment.grow_by is not None:
             _require(
                 self.treatment.grow_by < self.epochs - 1,
                 f"dendrites.grow_by={self.treatment.grow_by} leaves no epoch to train a dendrite: "
                 f"the run has {self.epochs} epochs; choose at most {self.epochs - 2}",
             )
+
+    @property
+    def longest(self) -> int:
+        """Tokens that all copies of a text may have together, the suffix included."""
+        return self.max_length * self.copies
 
     @property
     def arm(self) -> str:

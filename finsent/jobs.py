@@ -135,7 +135,7 @@ def _run_locked(job: Job, bases: Bases, show: Callable[[str], _Bar | _Lines]) ->
         use_deterministic_kernels(device)
         backbone = bases.get(job, bar.status)
         texts = [example.text for example in dataset.examples]
-        token_ids = backbone.tokenize(texts, config.max_length, config.prompt_suffix)
+        token_ids = backbone.tokenize(texts, config.longest, config.prompt_suffix, config.copies)
         block = backbone.first_adapted_block(config.lora.last_layers)
         check_decomposition(backbone, token_ids, block)
         key = f"{runs.slug(config.backbone)}-{config.precision}-{dataset.name}-{block}"

@@ -11,7 +11,7 @@ from finsent.presets import BackboneError
 class FileTokenizer:
     """The tokenizer of a model folder without transformers, which takes seconds to import."""
 
-    def __init__(self, folder: Path, max_length: int, suffix: str = "") -> None:
+    def __init__(self, folder: Path, max_length: int, suffix: str = "", copies: int = 1) -> None:
         from tokenizers import Tokenizer
 
         path = folder / "tokenizer.json"
@@ -20,6 +20,7 @@ class FileTokenizer:
         self._name = folder.name
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_padding()
+        self._copies = copies
         self._end = self._tokenizer.encode(suffix, add_special_tokens=False).ids
         self._tokenizer.enable_truncation(room_for(max_length, self._end, suffix))
 
@@ -30,11 +31,16 @@ class FileTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
         """Token ids of each text, and whether it was cut. BackboneError on no tokens."""
-        found = self._tokenizer.encode_batch(list(texts))
+        found = self._tokenizer.encode_batch([repeated(text, self._copies) for text in texts])
         for text, encoding in zip(texts, found, strict=True):
             if not encoding.ids:
                 raise BackboneError(f"the tokenizer of {self._name} makes no token of {text!r}")
         return [([*encoding.ids, *self._end], bool(encoding.overflowing)) for encoding in found]
+
+
+def repeated(text: str, copies: int) -> str:
+    """What is read of a text (see TrainConfig.copies), without the suffix."""
+    return "\n".join([text] * copies)
 
 
 def room_for(max_length: int, end: Sequence[int], suffix: str) -> int:

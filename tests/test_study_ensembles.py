@@ -175,7 +175,7 @@ CHOICE = replace(
     regimes=(
         LoraRegime("plain", r=1),
         LoraRegime("elsewhere-first", r=1, first_on="elsewhere"),
-        LoraRegime("twice", r=1, repeats=2),
+        LoraRegime("twice", r=1, copies=2),
     ),
 )
 
@@ -262,7 +262,7 @@ def test_choosing_is_refused_where_it_means_nothing(
     assert "--regimes: study 'strongest' cannot be cut down" in capsys.readouterr().err
     with pytest.raises(StudyError, match="only ensembles are trained on twitter first"):
         LoraStudy("lora", ("allagree",), (LoraRegime("after-twitter", first_on="twitter"),))
-    for wrong in ({"targets": "guesses"}, {"repeats": 0}):
+    for wrong in ({"targets": "guesses"}, {"copies": 0}):
         with pytest.raises(StudyError, match="regime odd: "):
             LoraRegime("odd", **wrong)  # type: ignore[arg-type]
     for dataset, expected in (("a", "second"), ("b", "first")):

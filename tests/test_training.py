@@ -49,7 +49,8 @@ from finsent.dendrites import DendriteGrower
 from finsent.engines import TorchEngine
 from finsent.presets import BackboneError
 from finsent.progress import Validation
-from finsent.tokenization import token_batches
+from finsent.tokenization import FileTokenizer, token_batches
+from finsent.weights import ensure_tiny_phi
 
 CPU = torch.device("cpu")
 BASE = TrainConfig(
@@ -459,6 +460,25 @@ def test_the_served_model_is_the_trained_one(
     np.testing.assert_allclose(found, np.array(predictions.probabilities), atol=2e-5)
 
 
+def test_a_model_that_reads_texts_twice_is_served_as_it_was_trained(
+    tmp_path: Path, tiny_environment: None
+) -> None:
+    config = replace(BASE, epochs=1, copies=2, max_length=24, prompt_suffix=" This is")
+    folder = make_run(arm_config(config, "baseline"), tmp_path / "artifacts")
+    run = runs.read_run(folder)
+    assert run.config["config"]["copies"] == 2
+    served = Comparer.from_artifacts(folder.parent.parent, 0, ["baseline"])
+    texts = {e.id: e.text for e in load_dataset("sample").examples}
+    predictions = run.read_predictions()
+    found = served.predict_proba([texts[i] for i in predictions.ids], "baseline")
+    np.testing.assert_allclose(found, np.array(predictions.probabilities), atol=1e-4)
+    # A copy has room of its own: together they and the suffix are longer than one may be.
+    text = "Profit rose. " * 2
+    assert 24 < served.compare(text).n_tokens <= 48
+    assert not served.compare(text).truncated
+    assert served.compare(text * 3).truncated
+
+
 def test_one_base_serves_all_arms_and_switches(
     trained: dict[str, runs.Run], tiny_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -661,6 +681,17 @@ def test_the_loss_aims_for_distributions_where_they_are_given() -> None:
     one_hot = F.one_hot(labels, 3).float()
     same = training.weighted_loss(logits, labels, weights, 0.1, real, one_hot)
     torch.testing.assert_close(same, training.weighted_loss(logits, labels, weights, 0.1, real))
+
+
+def test_copies_of_a_text_stand_in_lines_of_their_own(tiny: Backbone) -> None:
+    texts = ["Profit rose.", "Sales fell in the third quarter. " * 40]
+    thrice = tiny.tokenize(texts, 96, " This is", 3)
+    read = ["\n".join([text] * 3) for text in texts]
+    assert thrice == tiny.tokenize(read, 96, " This is")
+    assert len(thrice[1]) == 96
+    light = FileTokenizer(ensure_tiny_phi(), 96, " This is", 3)
+    assert light(texts) == [(thrice[0], False), (thrice[1], True)]
+    assert (replace(BASE, copies=3).longest, BASE.longest) == (3 * BASE.max_length, BASE.max_length)
 
 
 def test_a_prompt_suffix_ends_every_text_also_a_cut_one(tiny: Backbone) -> None:

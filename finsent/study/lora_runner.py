@@ -355,7 +355,7 @@ class CellTrainer:
         return Ground(
             blocks=self._blocks(first),
             hidden_size=backbone.hidden_size,
-            states=self._states(cell.dataset, config.prompt_suffix, regime.repeats, first),
+            states=self._states(cell.dataset, config.prompt_suffix, config.copies, first),
             labels=torch.tensor(labels, device=self._device),
             n_classes=len(dataset.label_names),
             adapted=linear_shapes(
@@ -380,6 +380,7 @@ class CellTrainer:
             epochs=self._study.epochs or base.epochs,
             learning_rate=regime.learning_rate or base.learning_rate,
             prompt_suffix=cue(recipe, cell.dataset),
+            copies=regime.copies,
             lora=replace(
                 base.lora,
                 r=regime.r,
@@ -406,9 +407,9 @@ class CellTrainer:
     def _upper(self, first: int) -> FusedBlocks:
         return FusedBlocks(upper_blocks(self._base.decoder, first), {}, {}, 1.0)
 
-    def _entering(self, name: str, suffix: str, repeats: int, first: int) -> HiddenStates:
+    def _entering(self, name: str, suffix: str, copies: int, first: int) -> HiddenStates:
         """What enters a block for every text of a data set."""
-        texts = ["\n".join([example.text] * repeats) for example in self._dataset(name).examples]
-        longest = self._resources.base.max_length * repeats
-        token_ids = self._base.tokenize(texts, longest, suffix)
+        texts = [example.text for example in self._dataset(name).examples]
+        longest = self._resources.base.max_length * copies
+        token_ids = self._base.tokenize(texts, longest, suffix, copies)
         return entering_hidden_states(self._base, token_ids, first, max_tokens=LOWER_TOKENS)

@@ -152,16 +152,16 @@ class LoraRegime:
     """Kinds of layer that have LoRA maps (None: the recipe's)."""
     targets: str = "labels"
     """What training aims for, one of TARGETS."""
-    repeats: int = 1
-    """How often a text stands there: in a second copy every token sees all of the first."""
+    copies: int = 1
+    """How often a text stands there (see TrainConfig)."""
     first_on: str | None = None
     """Data set of the same classes on which every run is trained before; ensembles only."""
 
     def __post_init__(self) -> None:
         if self.targets not in TARGETS:
             raise StudyError(f"regime {self.name}: targets must be one of {TARGETS}")
-        if self.repeats < 1:
-            raise StudyError(f"regime {self.name}: repeats must be at least 1, got {self.repeats}")
+        if self.copies < 1:
+            raise StudyError(f"regime {self.name}: copies must be at least 1, got {self.copies}")
 
 
 LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
@@ -385,17 +385,17 @@ STRONGEST = EnsembleStudy(
         LoraRegime("r8-all"),
         LoraRegime("seven", target_modules=_SEVEN, learning_rate=_SEVEN_RATE),
         LoraRegime("agreement", targets="agreement"),
-        LoraRegime("repeated", repeats=2),
+        LoraRegime("repeated", copies=2),
         LoraRegime(
             "seven-agreement",
             target_modules=_SEVEN,
             learning_rate=_SEVEN_RATE,
             targets="agreement",
         ),
-        LoraRegime("repeated-twitter-first", repeats=2, first_on="twitter"),
-        LoraRegime("repeated-seven", repeats=2, target_modules=_SEVEN, learning_rate=_SEVEN_RATE),
-        LoraRegime("repeated-r16", r=16, repeats=2),
-        LoraRegime("thrice", repeats=3),
+        LoraRegime("repeated-twitter-first", copies=2, first_on="twitter"),
+        LoraRegime("repeated-seven", copies=2, target_modules=_SEVEN, learning_rate=_SEVEN_RATE),
+        LoraRegime("repeated-r16", r=16, copies=2),
+        LoraRegime("thrice", copies=3),
     ),
 )
 """What `ensembles` fell short of, with more than one way of fine-tuning to choose from."""
