@@ -170,8 +170,10 @@ def _made_by(workers: Workers, work: Sequence[SeedWork]) -> Iterator[Failure]:
 def _clean(work: Sequence[SeedWork]) -> None:
     """Remove the hidden states on the machine that this is called on."""
     for folder in {_shared(item) for item in work}:
-        if folder.exists():
-            shutil.rmtree(folder)
+        while folder.exists():
+            # Nodes that share a disk remove it at the same time, file by file.
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
 
 
 def _shared(item: SeedWork) -> Path:

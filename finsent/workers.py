@@ -21,9 +21,10 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -42,6 +43,9 @@ LOG_SECONDS = 0.5
 """For lines that workers printed last and that are still on their way."""
 CLEANING_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+LOOK_SECONDS = 1.0
+"""Between two looks at whether an interrupt was asked for."""
 TIDY_SECONDS = 10.0
 
 
@@ -141,17 +145,19 @@ def connected(workers: Workers, *, on_gpu: bool | None = None) -> Iterator[Pool]
     ray = _import_ray(local=workers.address is None)
     with (
         _local(ray, workers) if workers.address is None else _remote(ray, workers.address),
-        _orderly_end(),
+        _orderly_end() as interrupted,
     ):
-        yield Pool(ray, workers, on_gpu)
+        yield Pool(ray, workers, on_gpu, interrupted)
         time.sleep(LOG_SECONDS)
 
 
 class Pool:
     """Workers of a Ray that this process is connected to."""
 
-    def __init__(self, ray: Any, workers: Workers, on_gpu: bool | None) -> None:
-        self._ray = ray
+    def __init__(
+        self, ray: Any, workers: Workers, on_gpu: bool | None, interrupted: Callable[[], bool]
+    ) -> None:
+        self._ray, self._interrupted = ray, interrupted
         resources = ray.cluster_resources()
         cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
         if on_gpu is None:
@@ -189,7 +195,7 @@ class Pool:
                     running[task.options(name=name).remote(item)] = item
                 if not running:
                     return
-                (done,), _ = ray.wait(list(running), num_returns=1)
+                done = self._ready(list(running))
                 yield running.pop(done), self._result(done)
         finally:
             for reference in running:
@@ -212,14 +218,14 @@ class Pool:
         actor = self._ray.remote(max_restarts=0, **self._share)(_Holder)
         holders = [actor.remote(settings()) for _ in range(self.slots)]
         for loading in [holder.make.remote(make) for holder in holders]:
-            self._get(loading)
+            self._get(self._ready([loading]))
         pending: deque[Any] = deque()
         for place, item in enumerate(items):
             pending.append(holders[place % len(holders)].call.remote(item))
             if len(pending) == IN_FLIGHT * self.slots:
-                yield self._get(pending.popleft())
+                yield self._get(self._ready([pending.popleft()]))
         while pending:
-            yield self._get(pending.popleft())
+            yield self._get(self._ready([pending.popleft()]))
 
     def everywhere(self, function: Callable[[Item], None], item: Item) -> None:
         """Call the function once on every node; WorkersError where that was not possible."""
@@ -234,6 +240,15 @@ class Pool:
             for node in nodes
         ]:
             self._get(reference, timeout=CLEANING_SECONDS)
+
+    def _ready(self, references: Sequence[Any]) -> Any:
+        """The first of them to end. KeyboardInterrupt also where Ray has swallowed one."""
+        while True:
+            done, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_SECONDS)
+            if self._interrupted():
+                raise KeyboardInterrupt
+            if done:
+                return done[0]
 
     def _get(self, reference: Any, timeout: float | None = None) -> Any:
         errors = self._ray.exceptions
@@ -322,16 +337,27 @@ def _local(ray: Any, workers: Workers) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
-    """Let SIGTERM be an interrupt, after which all is tidied up; Ray would abort the program."""
+def _orderly_end() -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM be an interrupt, after which all is tidied up; Ray would abort the program.
+
+    What is given says whether there was one: raised inside a callback of Ray's or while an object
+    is collected, the exception ends there, and the work would go on.
+    """
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what signals do
+        yield lambda: False  # only the main thread may say what signals do
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = {number: signal.signal(number, interrupt) for number in INTERRUPTS}
     try:
-        yield
+        yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

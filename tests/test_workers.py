@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +28,11 @@ from finsent.study.lora_runner import LoraStudyRunner, Resources
 from finsent.study.plans import LoraRegime, LoraStudy
 from finsent.study.results import RESULTS, read_runs
 from finsent.workers import (
+    INTERRUPTS,
+    Pool,
     Workers,
     WorkersError,
+    _orderly_end,
     add_worker_options,
     connected,
     settings,
@@ -468,3 +472,65 @@ def test_work_elsewhere_finds_the_same_settings(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
     there = with_settings({"FINSENT_CACHE_DIR": "/there"}, settings())
     assert there == {"FINSENT_CACHE_DIR": "/there", "OMP_NUM_THREADS": "2"}
+
+
+def test_an_interrupt_that_ray_swallows_ends_the_work_all_the_same() -> None:
+    """As where it is raised in a callback, which nothing that is raised leaves."""
+
+    class Swallowing:
+        def cluster_resources(self) -> dict[str, float]:
+            return {"CPU": 1}
+
+        def remote(self, **options: object) -> Callable[[object], Any]:
+            return lambda function: SimpleNamespace(
+                options=lambda name: SimpleNamespace(remote=lambda item: item)
+            )
+
+        def wait(
+            self, references: list[object], *, num_returns: int, timeout: float
+        ) -> tuple[list[object], list[object]]:
+            if waits:
+                with contextlib.suppress(KeyboardInterrupt):
+                    os.kill(os.getpid(), number)
+                    time.sleep(0.1)
+            waits.append(timeout)
+            return [], references
+
+        def cancel(self, reference: object, *, force: bool) -> None:
+            cancelled.append(reference)
+
+    for number in INTERRUPTS:
+        waits: list[float] = []
+        cancelled: list[object] = []
+        before = signal.getsignal(number)
+        with _orderly_end() as interrupted:
+            pool = Pool(Swallowing(), Workers(), None, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(pool.run(str, [("a", 1)]))
+        assert (len(waits), cancelled) == (2, [1])
+        assert signal.getsignal(number) is before
+
+
+def test_nodes_that_share_a_disk_may_tidy_it_up_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / "finsent-token"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / name).touch()
+    rmtree = scheduling.shutil.rmtree
+
+    def overtaken(path: Path) -> None:
+        """The other node was faster with a file that was listed here."""
+        if not tried:
+            tried.append(path)
+            (path / "one").unlink()
+            raise FileNotFoundError(path / "one")
+        rmtree(path)
+
+    tried: list[Path] = []
+    monkeypatch.setattr(scheduling.shutil, "rmtree", overtaken)
+    scheduling._clean([SimpleNamespace(token="finsent-token")])  # type: ignore[list-item]
+    assert tried
+    assert not folder.exists()
