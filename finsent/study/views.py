@@ -28,11 +28,11 @@ TITLES = {
     "heads-penalised": "Heads under larger penalties",
     "cross-domain": "Heads tested on other data sets",
     "lora": "LoRA adapters, dendrites as PerforatedAI grows them",
-    "lora-uninterrupted": "LoRA adapters, growth that interrupts only runs that have stalled",
-    "lora-kept": "LoRA adapters, growth that interrupts only runs that are not at their best",
+    "lora-uninterrupted": "LoRA adapters, growth that restarts stalled runs",
+    "lora-kept": "LoRA adapters, growth that restarts runs past their best",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
     "ensembles": "Five LoRA runs that answer together",
-    "strongest": "Five LoRA runs that answer together, fine-tuned as validation chose",
+    "strongest": "Five LoRA runs together, as validation chose",
 }
 """What the registered studies are about; another goes by its name."""
 RULES = (
