@@ -218,14 +218,14 @@ class Pool:
         actor = self._ray.remote(max_restarts=0, **self._share)(_Holder)
         holders = [actor.remote(settings()) for _ in range(self.slots)]
         for loading in [holder.make.remote(make) for holder in holders]:
-            self._get(self._ready([loading]))
+            self._get(loading)
         pending: deque[Any] = deque()
         for place, item in enumerate(items):
             pending.append(holders[place % len(holders)].call.remote(item))
             if len(pending) == IN_FLIGHT * self.slots:
-                yield self._get(self._ready([pending.popleft()]))
+                yield self._get(pending.popleft())
         while pending:
-            yield self._get(self._ready([pending.popleft()]))
+            yield self._get(pending.popleft())
 
     def everywhere(self, function: Callable[[Item], None], item: Item) -> None:
         """Call the function once on every node; WorkersError where that was not possible."""
@@ -252,6 +252,8 @@ class Pool:
 
     def _get(self, reference: Any, timeout: float | None = None) -> Any:
         errors = self._ray.exceptions
+        if timeout is None:
+            self._ready([reference])  # where an interrupt is seen
         try:
             return self._ray.get(reference, timeout=timeout)
         except errors.RayTaskError as error:

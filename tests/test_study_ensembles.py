@@ -44,16 +44,23 @@ STUDY = EnsembleStudy(
 )
 
 
+def stands_in(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    """Let a study find a data set that is not registered."""
+
+    def load(name: str, data_dir: Path | None = None) -> Dataset:
+        return dataset if name == dataset.name else load_dataset(name, data_dir)
+
+    for module in (ensembles, lora_runner):
+        monkeypatch.setattr(module, "load_dataset", load)
+
+
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch, tiny_environment: None) -> Dataset:
     """Every other sentence of the sample, as a data set of its own."""
     whole = load_dataset("sample")
     found = replace(whole, name="half", examples=whole.examples[::2])
 
-    def load(name: str, data_dir: Path | None = None) -> Dataset:
-        return found if name == "half" else load_dataset(name, data_dir)
-
-    monkeypatch.setattr(ensembles, "load_dataset", load)
+    stands_in(monkeypatch, found)
     return found
 
 
@@ -190,11 +197,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tiny_environment: None) -> Datase
     ]
     found = replace(whole, name="elsewhere", examples=(*whole.examples[:10], *own))
 
-    def load(name: str, data_dir: Path | None = None) -> Dataset:
-        return found if name == "elsewhere" else load_dataset(name, data_dir)
-
-    monkeypatch.setattr(ensembles, "load_dataset", load)
-    monkeypatch.setattr(lora_runner, "load_dataset", load)
+    stands_in(monkeypatch, found)
     return found
 
 

@@ -88,16 +88,18 @@ class EnsembleRunner:
         asked = self._study.regimes
         if regimes is not None:
             asked = tuple(map(self._study.regime, dict.fromkeys(regimes)))
-        numbers = range(FOLDS)
+        numbers = tuple(range(FOLDS))
         trainer = _EnsembleTrainer(self._study, self._resources)
         for source in self._study.sources:
-            tried = {key[:2] for key in read_selection(self._selection)}
-            missing = [r for r in asked if (source.dataset, r.name) not in tried]
+            tried = {row["regime"] for row in self._tried(source)}
+            missing = [regime for regime in asked if regime.name not in tried]
+            if not missing:
+                continue
             wanted = [(source.dataset, 1.0, (f"fold-{n}", SELECTION_SEED)) for n in numbers]
-            found = dealt(wanted, self._resources.data_dir) if missing else {}
-            parts = tuple(found[deal] for deal in wanted if deal in found)
+            found = dealt(wanted, self._resources.data_dir)
+            parts = tuple(found[deal] for deal in wanted)
             for regime in tqdm(missing, desc=f"{source.dataset}, selection", unit="regime"):
-                cell = _Cell(source, regime, tuple(numbers), parts)
+                cell = _Cell(source, regime, numbers, parts)
                 append_selection(self._selection, trainer.validated(cell))
         return self._selection
 
@@ -142,15 +144,21 @@ class EnsembleRunner:
     def _regime_of(self, source: Source) -> LoraRegime:
         if len(self._study.regimes) == 1:
             return self._study.regimes[0]
-        tried = read_selection(self._selection)
+        rows = self._tried(source)
+        tried = {row["regime"] for row in rows}
         for regime in self._study.regimes:
-            if (source.dataset, regime.name) not in {key[:2] for key in tried}:
+            if regime.name not in tried:
                 raise StudyError(
                     f"{self._selection} has nothing of {regime.name} on {source.dataset}: try it "
                     f"on validation first, with `python train_models.py study {self._study.name} "
                     "--select`"
                 )
-        return self._study.regime(best_regime(tried.values(), source.dataset))
+        return self._study.regime(best_regime(rows, source.dataset))
+
+    def _tried(self, source: Source) -> list[dict[str, str]]:
+        """What selection.csv says of a source."""
+        rows = read_selection(self._selection).values()
+        return [row for row in rows if row["dataset"] == source.dataset]
 
     def _keys(self, source: Source, regime: LoraRegime, fold: int) -> Iterator[RunKey]:
         members = [(SINGLE, member) for member in range(self._study.members)]

@@ -355,7 +355,9 @@ class CellTrainer:
         return Ground(
             blocks=self._blocks(first),
             hidden_size=backbone.hidden_size,
-            states=self._states(cell.dataset, config.prompt_suffix, config.copies, first),
+            states=self._states(
+                cell.dataset, config.longest, config.prompt_suffix, config.copies, first
+            ),
             labels=torch.tensor(labels, device=self._device),
             n_classes=len(dataset.label_names),
             adapted=linear_shapes(
@@ -407,9 +409,10 @@ class CellTrainer:
     def _upper(self, first: int) -> FusedBlocks:
         return FusedBlocks(upper_blocks(self._base.decoder, first), {}, {}, 1.0)
 
-    def _entering(self, name: str, suffix: str, copies: int, first: int) -> HiddenStates:
+    def _entering(
+        self, name: str, longest: int, suffix: str, copies: int, first: int
+    ) -> HiddenStates:
         """What enters a block for every text of a data set."""
         texts = [example.text for example in self._dataset(name).examples]
-        longest = self._resources.base.max_length * copies
         token_ids = self._base.tokenize(texts, longest, suffix, copies)
         return entering_hidden_states(self._base, token_ids, first, max_tokens=LOWER_TOKENS)

@@ -76,8 +76,9 @@ def best_regime(rows: Iterable[Mapping[str, str]], dataset: str) -> str:
     return min(found, key=validates)["regime"]
 
 
-def validates(row: Mapping[str, str]) -> tuple[float, float]:
-    """Sort key, best first: highest validation accuracy, then lowest validation NLL."""
+def validates(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Sort key, best first: highest validation accuracy, then lowest validation NLL. row: of
+    selection.csv, or of a summary."""
     return -float(row["validation_accuracy"]), float(row["validation_nll"])
 
 

@@ -14,7 +14,7 @@ from finsent.references import REFERENCES as PUBLISHED
 from finsent.references import Reference
 from finsent.study.markdown import percent
 from finsent.study.results import CLASSICAL, ENSEMBLE
-from finsent.study.selection import recipe_key
+from finsent.study.selection import recipe_key, validates
 from finsent.study.summary import REFERENCES, SIGNIFICANCE
 
 Entry = Mapping[str, Any]
@@ -212,10 +212,7 @@ def chosen(rows: Sequence[Entry]) -> list[str]:
     """
     found = []
     for tested in dict.fromkeys(row["test_dataset"] for row in rows):
-        best = max(
-            (row for row in rows if row["test_dataset"] == tested),
-            key=lambda row: (row["validation_accuracy"], -row["validation_nll"]),
-        )
+        best = min((row for row in rows if row["test_dataset"] == tested), key=validates)
         found.append(
             f"{place_name((best['dataset'], tested))}: validation accuracy is highest "
             f"({percent(best['validation_accuracy'])} %) for `{best['arm']}` with "
