@@ -27,6 +27,8 @@ from finsent.study.plans import (
 )
 from finsent.study.results import RESULTS, StudyError, StudyRun, read_runs
 from finsent.study.selection import best_regime, read_selection
+from finsent.study.summary import summarize
+from finsent.study.views import chosen
 from finsent.workers import Workers
 
 BASE = TrainConfig(
@@ -150,6 +152,69 @@ def _check_fold(
     assert alone[0].nll != alone[1].nll
 
 
+@pytest.mark.slow
+def test_runs_of_several_regimes_answer_together_once_they_learned_validation_too(
+    tmp_path: Path, tiny_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(
+        STUDY,
+        sources=(Source("sample", ("sample",)),),
+        regimes=(LoraRegime("r1", r=1), LoraRegime("twice", r=1, copies=2)),
+        together=True,
+        refit=True,
+    )
+    train_rows = lora_runner.train_rows
+    made: list[tuple[list[Row], list[RowResult]]] = []
+
+    def noted(ground: Ground, rows: list[Row], **options: Any) -> list[RowResult]:
+        made.append((rows, train_rows(ground, rows, **options)))
+        return made[-1][1]
+
+    monkeypatch.setattr(lora_runner, "train_rows", noted)
+    runner = EnsembleRunner(study, tmp_path, replace(RESOURCES, stacked=20))
+    with pytest.raises(StudyError, match="nothing to choose from"):
+        runner.select()
+    runner.run()
+    whole = load_dataset("sample")
+    folds = list(grouped_folds(whole, 0))
+    assert [len(rows) for rows, _ in made] == [20, 20]
+    for rows, _ in made:
+        for fold, row in zip([f for f in folds for _ in range(2)], rows, strict=True):
+            assert sorted(row.train) == sorted([*fold.train, *fold.validation])
+            assert not set(row.train) & set(row.test)
+            assert list(row.test) == list(fold.test)
+
+    runs = read_runs(tmp_path / "studies" / "tiny" / RESULTS)
+    found = {(r.regime, r.arm, r.fold, r.seed): r for r in runs}
+    assert set(found) == {
+        *(
+            (regime, "baseline", n, m)
+            for regime in ("r1", "twice")
+            for n in range(10)
+            for m in (0, 1)
+        ),
+        *((regime, "ensemble", n, 0) for regime in ("r1", "twice", "together") for n in range(10)),
+    }
+    assert {run.recipe for run in runs} == {"refitted"}
+    # Fold 3, computed again from what its members said after the last epoch.
+    labels = np.array([whole.examples[i].label for i in folds[3].test])
+    said = [one for _, results in made for one in results[6:8]]
+    mean = np.mean([one.said_last.test.double().softmax(1).numpy() for one in said], axis=0)  # type: ignore[union-attr]
+    together = found["together", "ensemble", 3, 0]
+    assert together.nll == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), 1e-4)
+    assert together.trainable_params == sum(one.trainable_params for one in said)
+    assert together.n_train == len(folds[3].train) + len(folds[3].validation)
+
+    # Nothing is said of validation, and nothing stumbles over that.
+    summary = summarize(runs)
+    assert {row["validation_accuracy"] for row in summary["rows"]} == {None}
+    (sentence,) = chosen(summary["rows"])
+    assert "nothing chosen by it; `ensemble` with `refitted` in `together`" in sentence
+    made.clear()
+    runner.run()
+    assert not made
+
+
 def test_the_registered_study_tests_on_parts_of_what_it_trains_on() -> None:
     sources = {source.dataset: source for source in ENSEMBLES.sources}
     assert sources["50agree"].tested == ("50agree", "allagree")
@@ -258,7 +323,7 @@ def test_choosing_is_refused_where_it_means_nothing(
 ) -> None:
     command = ["study", "--artifacts", str(tmp_path), "--device", "cpu", "--select"]
     assert train_models.main([*command, "ensembles"]) == 1
-    assert "study 'ensembles' has one regime, nothing to choose" in capsys.readouterr().err
+    assert "study 'ensembles' has nothing to choose from" in capsys.readouterr().err
     assert train_models.main([*command, "strongest", "--regimes", "fourfold"]) == 1
     assert "study 'strongest' has no regime 'fourfold'; it has r8-all" in capsys.readouterr().err
     assert train_models.main([*command[:-1], "strongest", "--regimes", "thrice"]) == 1

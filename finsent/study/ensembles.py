@@ -6,6 +6,7 @@ folds that are missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -50,7 +51,10 @@ WHOLE, RESTARTED = "whole", "restarted"
 LAST = "-last"
 """Ends a recipe's name whose state is the one after the last epoch, not that of the lowest NLL."""
 RECIPES = tuple(way + state for way in (WHOLE, RESTARTED) for state in ("", LAST))
-
+REFITTED = "refitted"
+"""Recipe: trained on the validation part as well, to the last epoch."""
+TOGETHER = "together"
+"""Stands for the regime of an ensemble whose members are of several."""
 
 FIRST_EPOCHS = 3
 """Of training on another data set first, chosen on nothing: about as many steps as a run's own."""
@@ -61,7 +65,7 @@ class _Cell:
     """Folds of one source that are trained together, every member of them."""
 
     source: Source
-    regime: LoraRegime
+    regimes: tuple[LoraRegime, ...]
     folds: tuple[int, ...]
     parts: tuple[Split, ...]
 
@@ -81,10 +85,8 @@ class EnsembleRunner:
         Raises StudyError for a study with nothing to choose, an unknown regime, and a loss that is
         no longer finite.
         """
-        if len(self._study.regimes) == 1:
-            raise StudyError(
-                f"--select: study {self._study.name!r} has one regime, nothing to choose"
-            )
+        if not self._study.chooses:
+            raise StudyError(f"--select: study {self._study.name!r} has nothing to choose from")
         asked = self._study.regimes
         if regimes is not None:
             asked = tuple(map(self._study.regime, dict.fromkeys(regimes)))
@@ -99,7 +101,7 @@ class EnsembleRunner:
             found = dealt(wanted, self._resources.data_dir)
             parts = tuple(found[deal] for deal in wanted)
             for regime in tqdm(missing, desc=f"{source.dataset}, selection", unit="regime"):
-                cell = _Cell(source, regime, numbers, parts)
+                cell = _Cell(source, (regime,), numbers, parts)
                 append_selection(self._selection, trainer.validated(cell))
         return self._selection
 
@@ -123,27 +125,24 @@ class EnsembleRunner:
         size = max(1, self._resources.stacked // self._study.members)
         cells = []
         for source in self._study.sources:
-            regime = self._regime_of(source)
+            regimes = self._regimes_of(source)
             folds = [
                 number
                 for number in range(FOLDS)
-                if not all(key in done for key in self._keys(source, regime, number))
+                if not all(key in done for key in self._keys(source, regimes, number))
             ]
-            wanted = [
-                (source.dataset, regime.fraction, (f"fold-{n}", self._study.repetition))
-                for n in folds
-            ]
+            wanted = [(source.dataset, 1.0, (f"fold-{n}", self._study.repetition)) for n in folds]
             found = dealt(wanted, self._resources.data_dir)
             parts = [found[deal] for deal in wanted]
             cells += [
-                _Cell(source, regime, tuple(folds[at : at + size]), tuple(parts[at : at + size]))
+                _Cell(source, regimes, tuple(folds[at : at + size]), tuple(parts[at : at + size]))
                 for at in range(0, len(folds), size)
             ]
         return cells
 
-    def _regime_of(self, source: Source) -> LoraRegime:
-        if len(self._study.regimes) == 1:
-            return self._study.regimes[0]
+    def _regimes_of(self, source: Source) -> tuple[LoraRegime, ...]:
+        if not self._study.chooses:
+            return self._study.regimes
         rows = self._tried(source)
         tried = {row["regime"] for row in rows}
         for regime in self._study.regimes:
@@ -153,27 +152,25 @@ class EnsembleRunner:
                     f"on validation first, with `python train_models.py study {self._study.name} "
                     "--select`"
                 )
-        return self._study.regime(best_regime(rows, source.dataset))
+        return (self._study.regime(best_regime(rows, source.dataset)),)
 
     def _tried(self, source: Source) -> list[dict[str, str]]:
         """What selection.csv says of a source."""
         rows = read_selection(self._selection).values()
         return [row for row in rows if row["dataset"] == source.dataset]
 
-    def _keys(self, source: Source, regime: LoraRegime, fold: int) -> Iterator[RunKey]:
-        members = [(SINGLE, member) for member in range(self._study.members)]
+    def _keys(self, source: Source, regimes: Sequence[LoraRegime], fold: int) -> Iterator[RunKey]:
+        study = self._study
+        members = [(SINGLE, member) for member in range(study.members)]
+        together = (ENSEMBLE, study.repetition)
+        runs = [(regime.name, *one) for regime in regimes for one in (*members, together)]
+        if len(regimes) > 1:
+            runs.append((TOGETHER, *together))
         for tested in source.tested:
-            for recipe in RECIPES:
-                for arm, seed in [*members, (ENSEMBLE, self._study.repetition)]:
+            for recipe in (REFITTED,) if study.refit else RECIPES:
+                for name, arm, seed in runs:
                     yield RunKey(
-                        self._study.backbone,
-                        source.dataset,
-                        regime.name,
-                        recipe,
-                        arm,
-                        fold,
-                        seed,
-                        tested,
+                        study.backbone, source.dataset, name, recipe, arm, fold, seed, tested
                     )
 
 
@@ -238,7 +235,7 @@ class _EnsembleTrainer:
     def validated(self, cell: _Cell) -> list[dict[str, str]]:
         """Lines of selection.csv: one run of every fold, in the best and in the last state. The
         folds' test parts are not looked at."""
-        regime = cell.regime
+        (regime,) = cell.regimes
         ground = self._ground(cell.source.dataset, regime, cell.source.epochs)
         ranks = self._ranks(ground, regime)
         (initial,) = self._beginnings(regime, cell.source.dataset, (0,))
@@ -283,21 +280,8 @@ class _EnsembleTrainer:
         return [*self._made(cell)]
 
     def _made(self, cell: _Cell) -> Iterator[StudyRun]:
-        source, regime, members = cell.source, cell.regime, self._study.members
-        ground = self._ground(source.dataset, regime, source.epochs)
-        ranks = self._ranks(ground, regime)
-        beginnings = self._beginnings(regime, source.dataset, tuple(range(members)))
-        rows = [
-            Row(member, part.train, part.validation, part.test, ranks, initial=beginnings[member])
-            for part in cell.parts
-            for member in range(members)
-        ]
-        whole = self._trained(ground, rows, f"{source.dataset} {WHOLE}")
-        again = [replace(row, start=one.fork) for row, one in zip(rows, whole, strict=True)]
-        restarted = self._trained(ground, again, f"{source.dataset} {RESTARTED}")
-        for row, result, before in zip(again, restarted, whole, strict=True):
-            # The part before it went back was trained once, for both.
-            result.seconds += before.seconds * row.first_epoch / ground.config.epochs
+        source, members = cell.source, self._study.members
+        found = {regime.name: self._results(cell, regime) for regime in cell.regimes}
         for index, (number, part) in enumerate(zip(cell.folds, cell.parts, strict=True)):
             own = slice(index * members, (index + 1) * members)
             scores = {
@@ -308,15 +292,53 @@ class _EnsembleTrainer:
                 StudyRun,
                 backbone=self._study.backbone,
                 dataset=source.dataset,
-                regime=regime.name,
                 fold=number,
-                n_train=len(part.train),
                 dendrites=0,
             )
-            for way, results in ((WHOLE, whole[own]), (RESTARTED, restarted[own])):
-                for state in ("", LAST):
-                    in_recipe = partial(line, recipe=way + state)
-                    yield from self._lines(in_recipe, scores, results, last=bool(state))
+            if self._study.refit:
+                line = partial(line, n_train=len(part.train) + len(part.validation))
+                states = [(REFITTED, REFITTED, True)]
+            else:
+                line = partial(line, n_train=len(part.train))
+                states = [
+                    (way + LAST * last, way, last)
+                    for way in (WHOLE, RESTARTED)
+                    for last in (False, True)
+                ]
+            for recipe, way, last in states:
+                of_regimes = {name: results[way][own] for name, results in found.items()}
+                in_recipe = partial(line, recipe=recipe)
+                yield from self._lines(in_recipe, scores, of_regimes, last=last)
+
+    def _results(self, cell: _Cell, regime: LoraRegime) -> dict[str, list[RowResult]]:
+        """How it was trained -> every member of every fold, fold by fold."""
+        source, refit = cell.source, self._study.refit
+        ground = self._ground(source.dataset, regime, source.epochs)
+        ranks = self._ranks(ground, regime)
+        members = range(self._study.members)
+        beginnings = self._beginnings(regime, source.dataset, tuple(members))
+        rows = [
+            Row(
+                member,
+                [*part.train, *part.validation] if refit else part.train,
+                part.validation,
+                part.test,
+                ranks,
+                initial=beginnings[member],
+            )
+            for part in cell.parts
+            for member in members
+        ]
+        what = f"{source.dataset} {regime.name}"
+        if refit:
+            return {REFITTED: self._trained(ground, rows, f"{what} {REFITTED}")}
+        whole = self._trained(ground, rows, f"{what} {WHOLE}")
+        again = [replace(row, start=one.fork) for row, one in zip(rows, whole, strict=True)]
+        restarted = self._trained(ground, again, f"{what} {RESTARTED}")
+        for row, result, before in zip(again, restarted, whole, strict=True):
+            # The part before it went back was trained once, for both.
+            result.seconds += before.seconds * row.first_epoch / ground.config.epochs
+        return {WHOLE: whole, RESTARTED: restarted}
 
     def _trained(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
         return trained(ground, rows, self._resources, what, last_state=True)
@@ -325,30 +347,43 @@ class _EnsembleTrainer:
         self,
         line: Callable[..., StudyRun],
         scores: Mapping[str, _Scores],
-        results: Sequence[RowResult],
+        found: Mapping[str, Sequence[RowResult]],
         *,
         last: bool,
     ) -> Iterator[StudyRun]:
-        """Of one fold and recipe, on every data set: every member alone and all together."""
-        said = [_said(result, last=last) for result in results]
-        validation = np.stack([_probabilities(one.validation) for one in said])
-        test = np.stack([_probabilities(one.test) for one in said])
-        for tested, scored in scores.items():
-            for member, result in enumerate(results):
-                yield line(
-                    test_dataset=tested,
-                    arm=SINGLE,
-                    seed=member,
-                    **scored.of(validation[member], test[member]),
-                    **_costs([result]),
+        """Of one fold and recipe, on every data set: every member alone, all of a regime together,
+        and all of several. found: members by regime."""
+        groups = {name: list(results) for name, results in found.items()}
+        if len(found) > 1:
+            groups[TOGETHER] = [result for results in found.values() for result in results]
+        for name, results in groups.items():
+            said = [_said(result, last=last) for result in results]
+            validation = np.stack([_probabilities(one.validation) for one in said])
+            test = np.stack([_probabilities(one.test) for one in said])
+            for tested, scored in scores.items():
+                of_group = partial(line, regime=name, test_dataset=tested)
+                for member, result in enumerate(results if name in found else ()):
+                    yield of_group(
+                        arm=SINGLE,
+                        seed=member,
+                        **self._scored(scored, validation[member], test[member]),
+                        **_costs([result]),
+                    )
+                yield of_group(
+                    arm=ENSEMBLE,
+                    seed=self._study.repetition,
+                    **self._scored(scored, validation.mean(axis=0), test.mean(axis=0)),
+                    **_costs(results),
                 )
-            yield line(
-                test_dataset=tested,
-                arm=ENSEMBLE,
-                seed=self._study.repetition,
-                **scored.of(validation.mean(axis=0), test.mean(axis=0)),
-                **_costs(results),
-            )
+
+    def _scored(
+        self, scored: _Scores, validation: NDArray[np.float64], test: NDArray[np.float64]
+    ) -> dict[str, Any]:
+        columns = scored.of(validation, test)
+        if self._study.refit:
+            # What was learned says nothing about what was not.
+            columns.update(validation_nll=math.nan, validation_accuracy=math.nan)
+        return columns
 
 
 def _said(result: RowResult, *, last: bool) -> Said:

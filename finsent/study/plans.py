@@ -227,12 +227,21 @@ class EnsembleStudy:
     name: str
     sources: tuple[Source, ...]
     regimes: tuple[LoraRegime, ...] = (LoraRegime("r8-all"),)
-    """Of several, each source has the one that is chosen on validation."""
+    """Of several, each source has the one that is chosen on validation, unless `together`."""
     members: int = 5
-    """Runs of a fold."""
+    """Runs of a fold and regime."""
+    together: bool = False
+    """Runs of all regimes answer together."""
+    refit: bool = False
+    """Runs are trained on the validation part as well, to the last epoch: nothing is selected."""
     repetition: int = 0
     """Which deal of the folds."""
     backbone: str = "smollm2-135m"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether one of several regimes is chosen on validation."""
+        return len(self.regimes) > 1 and not self.together
 
     def regime(self, name: str) -> LoraRegime:
         """The regime of that name. StudyError for an unknown one."""
@@ -312,6 +321,16 @@ KEPT = replace(
 )
 """The same where what was grown is kept, as on the leaderboard, and a run that is not at its best
 goes back there: otherwise one that overfits has only overfitted states to choose from."""
+
+TASKS = LoraStudy(
+    name="lora-tasks",
+    datasets=("fiqa", "fomc", "numclaim", "twitter"),
+    regimes=(LORA.regime("r8-all"),),
+    splits=("fold-0", "fold-1"),
+    dendrites=KEPT.dendrites,
+)
+"""The trainer's default on the further data sets: two folds of five deals, a fifth of what all of
+them would cost."""
 
 FINBERT_SPLIT = LoraStudy(
     name="finbert-split",
@@ -400,6 +419,17 @@ STRONGEST = EnsembleStudy(
 )
 """What `ensembles` fell short of, with more than one way of fine-tuning to choose from."""
 
+REFITTED = replace(
+    STRONGEST,
+    name="refitted",
+    regimes=tuple(STRONGEST.regime(name) for name in ("repeated-r16", "thrice", "repeated-seven")),
+    members=3,
+    together=True,
+    refit=True,
+)
+"""What validation taught `strongest`, used: ways that read a text more than once, trained on all
+that is not tested; registered after five folds of `strongest` were tested (LOG.md)."""
+
 STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy] = MappingProxyType(
     {
         study.name: study
@@ -411,9 +441,11 @@ STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy] = MappingProxyType(
             LORA,
             UNINTERRUPTED,
             KEPT,
+            TASKS,
             FINBERT_SPLIT,
             ENSEMBLES,
             STRONGEST,
+            REFITTED,
         )
     }
 )

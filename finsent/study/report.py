@@ -127,7 +127,7 @@ def report_markdown(evidence: Evidence, out: Path) -> str:
 def _answer(name: str, summary: Summary) -> str:
     lines = answer(summary["comparisons"])
     if not lines:
-        opening = f"{study_title(name)} (study `{name}`, no dendrites, chosen on validation):"
+        opening = f"{study_title(name)} (study `{name}`, no dendrites):"
         return "\n".join([opening, "", *(f"- {line}" for line in chosen(summary["rows"]))])
     opening = (
         f"{study_title(name)} (study `{name}`, {count(summary['runs'])} runs; accuracy on test, "

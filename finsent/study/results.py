@@ -62,6 +62,7 @@ class StudyRun:
     n_test: int
     best_epoch: int
     validation_nll: float
+    """This and the next: NaN for a run that was trained on the validation part as well."""
     validation_accuracy: float
 
     @property

@@ -5,6 +5,7 @@ Standard statistics only, no torch: the app and the report read the same file.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -166,7 +167,7 @@ def _row(
         "n": len(runs),
         "folds": len({run.fold for run in runs}),
         "seeds": len({run.seed for run in runs}),
-        **{column: mean(runs, column) for column in _ROW_COLUMNS},
+        **{column: _mean(runs, column) for column in _ROW_COLUMNS},
         "accuracy_sd": _sd(run.accuracy for run in runs),
         "macro_f1_sd": _sd(run.macro_f1 for run in runs),
         **{
@@ -179,6 +180,12 @@ def _row(
         "dendrites_kept": [kept.count(number) for number in range(max(kept) + 1)],
         "runs_with_dendrites": sum(number > 0 for number in kept),
     }
+
+
+def _mean(runs: Sequence[StudyRun], column: str) -> float | None:
+    """None where runs have no such figure, as those have none of validation that learned it."""
+    found = mean(runs, column)
+    return None if math.isnan(found) else found
 
 
 def _by_fold(runs: Sequence[StudyRun], metric: str) -> list[float]:

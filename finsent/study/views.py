@@ -32,7 +32,9 @@ TITLES = {
     "lora-kept": "LoRA adapters, growth that restarts runs past their best",
     "finbert-split": "LoRA adapters on the split of FinBERT's repository",
     "ensembles": "Five LoRA runs that answer together",
+    "lora-tasks": "LoRA adapters on the further data sets",
     "strongest": "Five LoRA runs together, as validation chose",
+    "refitted": "Nine LoRA runs together that learned validation too",
 }
 """What the registered studies are about; another goes by its name."""
 RULES = (
@@ -47,10 +49,11 @@ RULES = (
     "from candidates trained on what the head still gets wrong; `grown` and `grown-refined` "
     "grow one on every map when PerforatedAI would, from the same two starts; in study "
     "`lora-uninterrupted` a run that has not stalled goes on without a restart, and dendrites that "
-    "do not pay are dropped; in `lora-kept` a run that is at its best goes on, and dendrites are "
-    "kept. Without dendrites, `whole` is trained through and "
+    "do not pay are dropped; in `lora-kept` and `lora-tasks` a run that is at its best goes on, "
+    "and dendrites are kept. Without dendrites, `whole` is trained through and "
     "`restarted` goes back to its best state once; the state of the "
-    "lowest validation NLL is tested, with `-last` that after the last epoch.",
+    "lowest validation NLL is tested, with `-last` that after the last epoch. `refitted` learns "
+    "the validation part as well and is tested after the last epoch.",
 )
 ARM_RULES = {
     "baseline": "a linear head, or LoRA with one",
@@ -59,7 +62,8 @@ ARM_RULES = {
     "matched": "a hidden layer or larger LoRA ranks, of as many parameters as the dendrites, with "
     "the same restarts",
     "dendritic": "the baseline, growing dendrites",
-    "ensemble": "the mean of the probabilities of five baselines that differ in their seed",
+    "ensemble": "the mean of the probabilities of five baselines that differ in their seed, of "
+    "three in study `refitted`; in regime `together` there, of those of all regimes",
 }
 ONE_SPLIT = "its authors'"
 """Protocol of published results that a study with a single test part repeats."""
@@ -208,14 +212,22 @@ def chosen(rows: Sequence[Entry]) -> list[str]:
     """Of a study's rows, for each data set tested on: which one validation chooses, and what it
     scored, in a sentence.
 
-    The highest mean validation accuracy counts, then the lowest validation NLL.
+    The highest mean validation accuracy counts, then the lowest validation NLL. Where runs were
+    trained on the validation part as well, it is the one with the most members.
     """
     found = []
     for tested in dict.fromkeys(row["test_dataset"] for row in rows):
-        best = min((row for row in rows if row["test_dataset"] == tested), key=validates)
+        here = [row for row in rows if row["test_dataset"] == tested]
+        validated = [row for row in here if row["validation_accuracy"] is not None]
+        if validated:
+            best = min(validated, key=validates)
+            share = percent(best["validation_accuracy"])
+            why = f"validation accuracy is highest ({share} %) for"
+        else:
+            best = max(here, key=lambda row: row["trainable_params"])
+            why = "the validation part was learned too, and nothing chosen by it;"
         found.append(
-            f"{place_name((best['dataset'], tested))}: validation accuracy is highest "
-            f"({percent(best['validation_accuracy'])} %) for `{best['arm']}` with "
+            f"{place_name((best['dataset'], tested))}: {why} `{best['arm']}` with "
             f"`{best['recipe']}` in `{best['regime']}`; on test "
             f"{percent(best['accuracy'])} % accuracy, {percent(best['macro_f1'])} % macro-F1 "
             f"({best['folds']} folds)."
