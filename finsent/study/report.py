@@ -402,8 +402,13 @@ def _protocol(evidence: Evidence) -> list[str]:
         if any(row["arm"] == ENSEMBLE for row in rows):
             lines.append(
                 f"- `{name}`: all runs are of one deal of the folds; seeds are the members of an "
-                "ensemble, and intervals count a fold once. Which row is quoted is chosen on "
-                "validation, a rule of LOG.md from before the runs."
+                "ensemble, and intervals count a fold once. An ensemble takes the optimizer steps "
+                "of all its members. Which row is quoted was fixed in LOG.md before the runs: "
+                + (
+                    "that of all members."
+                    if any(row["validation_accuracy"] is None for row in rows)
+                    else "the one that validates best."
+                )
             )
         tried = grid_sizes(evidence.study(name))
         if tried:
@@ -423,7 +428,7 @@ def _budgets(name: str, rows: Sequence[Entry]) -> list[str]:
     shares: dict[str, set[int]] = {}
     for row in rows:
         baseline = baselines.get(tuple(row[k] for k in keys))
-        if row["arm"] != "baseline" and baseline is not None and baseline["optimizer_steps"]:
+        if row["arm"] not in ("baseline", ENSEMBLE) and baseline is not None and baseline["optimizer_steps"]:
             extra = round(100 * (row["optimizer_steps"] / baseline["optimizer_steps"] - 1))
             shares.setdefault(row["recipe"], set()).add(extra)
     unequal = {recipe: found for recipe, found in shares.items() if found != {0}}

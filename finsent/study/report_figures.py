@@ -207,7 +207,7 @@ def _frontier_panel(axes: Axes, arms: Sequence[Entry], others: Sequence[Entry]) 
         zorder=1,
     )
     bounds = [value for row in arms for value in row["accuracy_ci"] or (row["accuracy"],) * 2]
-    low, high = min(bounds) - 0.015, max(bounds) + 0.015
+    low, high = min(bounds) - 0.015, min(1.005, max(bounds) + 0.015)
     shown = [row for row in others if low <= row["accuracy"] <= high]
     for row in (*arms, *shown):
         style = ARM_STYLES[row["arm"]]

@@ -213,7 +213,7 @@ def chosen(rows: Sequence[Entry]) -> list[str]:
     scored, in a sentence.
 
     The highest mean validation accuracy counts, then the lowest validation NLL. Where runs were
-    trained on the validation part as well, it is the one with the most members.
+    trained on the validation part as well, it is that of all members.
     """
     found = []
     for tested in dict.fromkeys(row["test_dataset"] for row in rows):
@@ -225,7 +225,7 @@ def chosen(rows: Sequence[Entry]) -> list[str]:
             why = f"validation accuracy is highest ({share} %) for"
         else:
             best = max(here, key=lambda row: row["trainable_params"])
-            why = "the validation part was learned too, and nothing chosen by it;"
+            why = "nothing was chosen, for validation was learned too; all members:"
         found.append(
             f"{place_name((best['dataset'], tested))}: {why} `{best['arm']}` with "
             f"`{best['recipe']}` in `{best['regime']}`; on test "
