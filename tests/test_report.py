@@ -107,6 +107,9 @@ def test_winning_against_the_baseline_alone_is_not_winning(summary: dict[str, An
         if c["a"] == "restart" and c["dataset"] == "allagree":
             c["outcome"] = "tied"
     assert "at once in 1 of 12 settings (50agree: pca-32 with" in views.answer(comparisons)[0]
+    lone = [c for c in comparisons if c["regime"] == "full" and c["dataset"] == "50agree"]
+    lone = [c for c in lone if c["recipe"] == lone[0]["recipe"]]
+    assert "at once in 0 of 1 setting." in views.answer(lone)[0]
     assert views.answer([]) == []
 
 

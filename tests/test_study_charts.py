@@ -112,6 +112,10 @@ def test_choices_that_do_not_exist_become_the_first_that_do(catalog: Catalog) ->
     assert shown == studies.Shown("heads", "50agree", "50agree", "full")
     assert len(found.rows(shown)) == 1 + 3 * len(RECIPES)
     assert len(found.rows(replace(shown, regime=studies.ALL))) == len(REGIMES) * 7
+    # Where nothing is compared, the one row that the answer quotes is shown.
+    alone = studies.Studies({"heads": {**catalog.studies["heads"], "comparisons": []}})
+    assert alone.nearest("heads", *PLACE, "no such").regime == studies.ALL
+    assert alone.nearest("heads", *PLACE, "full").regime == "full"
 
 
 def test_verdicts_keep_their_corrected_p_and_ties_are_folded(

@@ -428,7 +428,11 @@ def _budgets(name: str, rows: Sequence[Entry]) -> list[str]:
     shares: dict[str, set[int]] = {}
     for row in rows:
         baseline = baselines.get(tuple(row[k] for k in keys))
-        if row["arm"] not in ("baseline", ENSEMBLE) and baseline is not None and baseline["optimizer_steps"]:
+        if (
+            row["arm"] not in ("baseline", ENSEMBLE)
+            and baseline is not None
+            and baseline["optimizer_steps"]
+        ):
             extra = round(100 * (row["optimizer_steps"] / baseline["optimizer_steps"] - 1))
             shares.setdefault(row["recipe"], set()).add(extra)
     unequal = {recipe: found for recipe, found in shares.items() if found != {0}}

@@ -217,8 +217,11 @@ def _frontier_panel(axes: Axes, arms: Sequence[Entry], others: Sequence[Entry]) 
         )
         axes.plot(x, y, MARKERS[row["arm"]], color=style.colour, ms=5.5, mec="white", mew=0.6)
     axes.set_ylim(low, high)
+    named: dict[str, Entry] = {}
     for row in (*_ends(line), *shown):
         name = row["recipe"] if row["arm"] == CLASSICAL else f"{row['regime']} {row['recipe']}"
+        named.setdefault(name, row)
+    for name, row in named.items():
         axes.annotate(
             name,
             (row["trainable_params"], row["accuracy"]),

@@ -34,7 +34,7 @@ TITLES = {
     "ensembles": "Five LoRA runs that answer together",
     "lora-tasks": "LoRA adapters on the further data sets",
     "strongest": "Five LoRA runs together, as validation chose",
-    "refitted": "Nine LoRA runs together that learned validation too",
+    "refitted": "Nine LoRA runs that learned validation too",
 }
 """What the registered studies are about; another goes by its name."""
 RULES = (
@@ -249,7 +249,7 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
         [c for c in comparisons if c["outcome"] == outcome] for outcome in OUTCOMES
     )
     total = len(comparisons)
-    parts = [f"dendrites removed errors in {len(better)} of {total} settings{_listed(better)}"]
+    parts = [f"dendrites removed errors in {_of(len(better), total)}{_listed(better)}"]
     if worse:
         parts.append(f"made more in {len(worse)}{_listed(worse)}")
     if tied:
@@ -262,7 +262,7 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
     lower, higher = _by_nll(comparisons)
     return (
         f"Against `{reference}`: {_joined(parts)}.{nowhere} Test NLL, corrected alike, was lower "
-        f"in {lower} of the {total} and higher in {higher}."
+        f"in {lower} and higher in {higher}."
     )
 
 
@@ -288,8 +288,12 @@ def _against_all(comparisons: Sequence[Entry]) -> str:
     won = [found[0] for found in complete if all(c["outcome"] == "better" for c in found)]
     return (
         f"Dendrites removed errors against {_joined([f'`{name}`' for name in REFERENCES])} at once "
-        f"in {len(won)} of {len(complete)} settings{_listed(won)}."
+        f"in {_of(len(won), len(complete))}{_listed(won)}."
     )
+
+
+def _of(number: int, total: int) -> str:
+    return f"{number} of {total} setting{'s' * (total > 1)}"
 
 
 def _listed(comparisons: Iterable[Entry], *, recipes: bool = True) -> str:

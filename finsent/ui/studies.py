@@ -98,7 +98,10 @@ class Studies:
         study = _one_of(self.names, study)
         dataset = _one_of(self.datasets(study), dataset)
         tested = _one_of(self.tested(study, dataset), tested)
-        regime = _one_of([*self.regimes(study, dataset, tested), ALL], regime)
+        regimes = self.regimes(study, dataset, tested)
+        compared = comparisons_of(self.summaries[study], (dataset, tested))
+        # Without a comparison the answer is one row of all, which has to be on the page.
+        regime = _one_of([*regimes, ALL] if compared else [ALL, *regimes], regime)
         return Shown(study, dataset, tested, regime)
 
     def rows(self, shown: Shown) -> list[Entry]:
