@@ -113,6 +113,23 @@ def test_winning_against_the_baseline_alone_is_not_winning(summary: dict[str, An
     assert views.answer([]) == []
 
 
+def test_what_an_answer_takes_stands_beside_the_baselines(artifacts: Path, out: Path) -> None:
+    arms = read_json(artifacts / "leaderboard.json")["arms"]
+    table = (out / "report.md").read_text().split("## What an answer takes")[1].split("\n## ")[0]
+    baselines = {arm["dataset"]: arm["mean"] for arm in arms if arm["arm"] == "baseline"}
+    assert baselines
+    for arm in arms:
+        median = arm["mean"]["latency_ms_p50"]
+        ratio = median / baselines[arm["dataset"]]["latency_ms_p50"]
+        (line,) = [
+            line
+            for line in table.splitlines()
+            if line.startswith(f"| {arm['dataset']} | {arm['backbone']} | {arm['arm']} |")
+        ]
+        assert f"| {median:.1f} |" in line
+        assert f"| {ratio:.2f} |" in line
+
+
 def test_every_row_shows_the_numbers_of_the_file(out: Path, summary: dict[str, Any]) -> None:
     text = (out / "report.md").read_text()
     for place in views.places(summary):

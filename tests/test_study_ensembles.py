@@ -330,6 +330,8 @@ def test_choosing_is_refused_where_it_means_nothing(
     assert "--regimes: study 'strongest' cannot be cut down" in capsys.readouterr().err
     with pytest.raises(StudyError, match="only ensembles are trained on twitter first"):
         LoraStudy("lora", ("allagree",), (LoraRegime("after-twitter", first_on="twitter"),))
+    with pytest.raises(StudyError, match=r"regime tenth: .* not a share of 0\.1"):
+        replace(CHOICE, regimes=(LoraRegime("tenth", fraction=0.1),))
     for wrong in ({"targets": "guesses"}, {"copies": 0}):
         with pytest.raises(StudyError, match="regime odd: "):
             LoraRegime("odd", **wrong)  # type: ignore[arg-type]

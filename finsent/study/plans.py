@@ -238,6 +238,14 @@ class EnsembleStudy:
     """Which deal of the folds."""
     backbone: str = "smollm2-135m"
 
+    def __post_init__(self) -> None:
+        for regime in self.regimes:
+            if regime.fraction != 1.0:
+                raise StudyError(
+                    f"regime {regime.name}: ensembles learn the whole training part, not a share "
+                    f"of {regime.fraction}"
+                )
+
     @property
     def chooses(self) -> bool:
         """Whether one of several regimes is chosen on validation."""

@@ -116,6 +116,7 @@ def report_markdown(evidence: Evidence, out: Path) -> str:
         "## When dendrites grow",
         f"![Validation loss by epoch, growth marked]({FIGURES}/growth.png)",
         _growth(evidence.board),
+        *_latencies(evidence.board),
         *(part for name in names for part in _variants(name, evidence, out)),
         *(part for name in names for part in _regimes(name, evidence, out)),
         *_protocol(evidence),
@@ -293,6 +294,48 @@ def _growth(board: Mapping[str, Any]) -> str:
         if arm["arm"] == "dendritic" and arm["growth_paid_on_validation"] is not None
     ]
     return "\n".join(lines)
+
+
+def _latencies(board: Mapping[str, Any]) -> list[str]:
+    """What an answer of each arm takes, of the leaderboard's runs: those of studies are not
+    served."""
+    baselines = {
+        (arm["backbone"], arm["dataset"]): arm["mean"]["latency_ms_p50"]
+        for arm in board["arms"]
+        if arm["arm"] == "baseline"
+    }
+    rows = []
+    for arm in board["arms"]:
+        mean = arm["mean"]
+        baseline = baselines.get((arm["backbone"], arm["dataset"]))
+        rows.append(
+            [
+                arm["dataset"],
+                arm["backbone"],
+                arm["arm"],
+                f"{mean['latency_ms_p50']:.1f}",
+                f"{mean['latency_ms_p95']:.1f}",
+                NONE if baseline is None else f"{mean['latency_ms_p50'] / baseline:.2f}",
+                count(mean["trainable_params"]),
+            ]
+        )
+    if not rows:
+        return []
+    protocols = sorted({said for arm in board["arms"] for said in arm["latency_protocol"]})
+    return [
+        "## What an answer takes",
+        "Milliseconds for one sentence, of the leaderboard's runs, whose arms answered in turn "
+        f"({'; '.join(protocols)}). An ensemble takes the time of all its members, and a text that "
+        "is read twice about twice the time.",
+        table(
+            [
+                "data set", "backbone", "arm", "median, ms", "95th percentile, ms",
+                "median over the baseline's", "trained parameters",
+            ],
+            rows,
+            numeric_from=3,
+        ),
+    ]  # fmt: skip
 
 
 def _variants(name: str, evidence: Evidence, out: Path) -> list[str]:
