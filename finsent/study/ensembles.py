@@ -97,9 +97,7 @@ class EnsembleRunner:
             missing = [regime for regime in asked if regime.name not in tried]
             if not missing:
                 continue
-            wanted = [(source.dataset, 1.0, (f"fold-{n}", SELECTION_SEED)) for n in numbers]
-            found = dealt(wanted, self._resources.data_dir)
-            parts = tuple(found[deal] for deal in wanted)
+            parts = self._parts(source, numbers, SELECTION_SEED)
             for regime in tqdm(missing, desc=f"{source.dataset}, selection", unit="regime"):
                 cell = _Cell(source, (regime,), numbers, parts)
                 append_selection(self._selection, trainer.validated(cell))
@@ -131,14 +129,17 @@ class EnsembleRunner:
                 for number in range(FOLDS)
                 if not all(key in done for key in self._keys(source, regimes, number))
             ]
-            wanted = [(source.dataset, 1.0, (f"fold-{n}", self._study.repetition)) for n in folds]
-            found = dealt(wanted, self._resources.data_dir)
-            parts = [found[deal] for deal in wanted]
+            parts = self._parts(source, folds, self._study.repetition)
             cells += [
-                _Cell(source, regimes, tuple(folds[at : at + size]), tuple(parts[at : at + size]))
+                _Cell(source, regimes, tuple(folds[at : at + size]), parts[at : at + size])
                 for at in range(0, len(folds), size)
             ]
         return cells
+
+    def _parts(self, source: Source, folds: Sequence[int], repetition: int) -> tuple[Split, ...]:
+        wanted = [(source.dataset, 1.0, (f"fold-{number}", repetition)) for number in folds]
+        found = dealt(wanted, self._resources.data_dir)
+        return tuple(found[deal] for deal in wanted)
 
     def _regimes_of(self, source: Source) -> tuple[LoraRegime, ...]:
         if not self._study.chooses:
@@ -282,6 +283,7 @@ class _EnsembleTrainer:
     def _made(self, cell: _Cell) -> Iterator[StudyRun]:
         source, members = cell.source, self._study.members
         found = {regime.name: self._results(cell, regime) for regime in cell.regimes}
+        recipes = next(iter(found.values()))
         for index, (number, part) in enumerate(zip(cell.folds, cell.parts, strict=True)):
             own = slice(index * members, (index + 1) * members)
             scores = {
@@ -293,26 +295,21 @@ class _EnsembleTrainer:
                 backbone=self._study.backbone,
                 dataset=source.dataset,
                 fold=number,
+                n_train=len(self._learned(part)),
                 dendrites=0,
             )
-            if self._study.refit:
-                line = partial(line, n_train=len(part.train) + len(part.validation))
-                states = [(REFITTED, REFITTED, True)]
-            else:
-                line = partial(line, n_train=len(part.train))
-                states = [
-                    (way + LAST * last, way, last)
-                    for way in (WHOLE, RESTARTED)
-                    for last in (False, True)
-                ]
-            for recipe, way, last in states:
-                of_regimes = {name: results[way][own] for name, results in found.items()}
+            for recipe, (_, last) in recipes.items():
+                of_regimes = {name: results[recipe][0][own] for name, results in found.items()}
                 in_recipe = partial(line, recipe=recipe)
                 yield from self._lines(in_recipe, scores, of_regimes, last=last)
 
-    def _results(self, cell: _Cell, regime: LoraRegime) -> dict[str, list[RowResult]]:
-        """How it was trained -> every member of every fold, fold by fold."""
-        source, refit = cell.source, self._study.refit
+    def _learned(self, part: Split) -> list[int]:
+        return [*part.train, *(part.validation if self._study.refit else ())]
+
+    def _results(self, cell: _Cell, regime: LoraRegime) -> dict[str, tuple[list[RowResult], bool]]:
+        """Recipe -> every member of every fold, fold by fold, and whether their last states count
+        or those that validate best."""
+        source = cell.source
         ground = self._ground(source.dataset, regime, source.epochs)
         ranks = self._ranks(ground, regime)
         members = range(self._study.members)
@@ -320,7 +317,7 @@ class _EnsembleTrainer:
         rows = [
             Row(
                 member,
-                [*part.train, *part.validation] if refit else part.train,
+                self._learned(part),
                 part.validation,
                 part.test,
                 ranks,
@@ -330,15 +327,19 @@ class _EnsembleTrainer:
             for member in members
         ]
         what = f"{source.dataset} {regime.name}"
-        if refit:
-            return {REFITTED: self._trained(ground, rows, f"{what} {REFITTED}")}
+        if self._study.refit:
+            return {REFITTED: (self._trained(ground, rows, f"{what} {REFITTED}"), True)}
         whole = self._trained(ground, rows, f"{what} {WHOLE}")
         again = [replace(row, start=one.fork) for row, one in zip(rows, whole, strict=True)]
         restarted = self._trained(ground, again, f"{what} {RESTARTED}")
         for row, result, before in zip(again, restarted, whole, strict=True):
             # The part before it went back was trained once, for both.
             result.seconds += before.seconds * row.first_epoch / ground.config.epochs
-        return {WHOLE: whole, RESTARTED: restarted}
+        return {
+            way + LAST * last: (results, last)
+            for way, results in ((WHOLE, whole), (RESTARTED, restarted))
+            for last in (False, True)
+        }
 
     def _trained(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
         return trained(ground, rows, self._resources, what, last_state=True)

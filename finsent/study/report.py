@@ -325,8 +325,7 @@ def _latencies(board: Mapping[str, Any]) -> list[str]:
     return [
         "## What an answer takes",
         "Milliseconds for one sentence, of the leaderboard's runs, whose arms answered in turn "
-        f"({'; '.join(protocols)}). An ensemble takes the time of all its members, and a text that "
-        "is read twice about twice the time.",
+        f"({'; '.join(protocols)}). Ensembles were not timed; every member is a run that answers.",
         table(
             [
                 "data set", "backbone", "arm", "median, ms", "95th percentile, ms",
