@@ -32,11 +32,11 @@ figures leaderboard verify: $(VENV)/app.stamp
 
 # The results table in README.md, from artifacts/leaderboard.json.
 readme: $(VENV)/app.stamp
-	$(BIN)/python -m finsent.readme
+	$(BIN)/python -m finsent.reports.readme
 
 # docs/report.md and docs/submission.md with their figures, from artifacts/.
 report: $(VENV)/app.stamp
-	$(BIN)/python -m finsent.study.report
+	$(BIN)/python -m finsent.reports.report
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

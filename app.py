@@ -13,7 +13,8 @@ from pathlib import Path
 # Before gradio is imported: it reads this once and would otherwise report usage.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from finsent.ui import build_demo, launch, owner_from_environment
+from finsent.ui.build import build_demo, launch
+from finsent.ui.tabs.owner import owner_from_environment
 
 ARTIFACTS = Path(__file__).resolve().parent / "artifacts"
 

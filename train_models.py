@@ -29,13 +29,13 @@ from finsent.config import (
     RESTART_RULES,
     STUDY_ARMS,
 )
-from finsent.workers import add_worker_options, workers_from_options
+from finsent.machine.workers import add_worker_options, workers_from_options
 
 if TYPE_CHECKING:
     import torch
 
     from finsent.config import TrainConfig
-    from finsent.study.lora_runner import Resources
+    from finsent.study.lora.runner import Resources
     from finsent.study.plans import EnsembleStudy, LoraStudy
 
 ROOT = Path(__file__).resolve().parent
@@ -188,11 +188,12 @@ def _train(options: argparse.Namespace) -> int:
 
     import torch
 
-    from finsent import runs, scheduling
-    from finsent.backbones import computes_bf16, default_device
     from finsent.config import DendriteConfig, LoraConfig, latest_growth
-    from finsent.jobs import git_commit
-    from finsent.retiming import retime
+    from finsent.models.backbones import computes_bf16, default_device
+    from finsent.results import runs
+    from finsent.results.provenance import git_commit
+    from finsent.serving.retiming import retime
+    from finsent.training import scheduling
 
     device = torch.device(options.device) if options.device else default_device()
     recipe = _recipe_config(
@@ -273,7 +274,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _gpus_for(device: torch.device) -> int:
     """How many GPUs there are to work on."""
-    from finsent.devices import gpu_count
+    from finsent.machine.devices import gpu_count
 
     return gpu_count() if device.type == "cuda" else 0
 
@@ -294,14 +295,14 @@ def _shown_arguments() -> list[str]:
 
 
 def _rebuild_index(artifacts: Path) -> None:
-    from finsent import leaderboard, runs
+    from finsent.results import leaderboard, manifest
 
     leaderboard.write(artifacts)
-    runs.write_manifest(artifacts)
+    manifest.write_manifest(artifacts)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from finsent.runs import find_runs
+    from finsent.results.runs import find_runs
     from finsent.verification import verify
 
     problems = verify(options.artifacts)
@@ -315,9 +316,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _latency(options: argparse.Namespace) -> int:
-    from finsent.backbones import default_device
-    from finsent.retiming import retime
-    from finsent.runs import find_runs
+    from finsent.models.backbones import default_device
+    from finsent.results.runs import find_runs
+    from finsent.serving.retiming import retime
 
     for line in retime(find_runs(options.artifacts), default_device()):
         print(line)
@@ -328,13 +329,13 @@ def _latency(options: argparse.Namespace) -> int:
 def _study(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from finsent import runs
-    from finsent.study import classical
-    from finsent.study.ensembles import EnsembleRunner
-    from finsent.study.head_runner import HeadStudyRunner
-    from finsent.study.lora_runner import LoraStudyRunner
+    from finsent.results import manifest
+    from finsent.study.heads import classical
+    from finsent.study.heads.runner import HeadStudyRunner
+    from finsent.study.lora.ensembles import EnsembleRunner
+    from finsent.study.lora.runner import LoraStudyRunner
     from finsent.study.plans import STUDIES, EnsembleStudy, HeadStudy, LoraStudy
-    from finsent.study.results import StudyError
+    from finsent.study.rows import StudyError
     from finsent.study.summary import write_summary
 
     folder = options.artifacts / "studies" / options.name
@@ -385,7 +386,7 @@ def _study(options: argparse.Namespace) -> int:
             study, options.artifacts.absolute(), _resources(study, options)
         ).run()
     print(f"wrote {write_summary(folder)}")
-    runs.write_manifest(options.artifacts)
+    manifest.write_manifest(options.artifacts)
     if failed:
         print(f"error: {len(failed)} runs failed; run the study again", file=sys.stderr)
     return 1 if failed else 0
@@ -394,9 +395,9 @@ def _study(options: argparse.Namespace) -> int:
 def _resources(study: LoraStudy | EnsembleStudy, options: argparse.Namespace) -> Resources:
     import torch
 
-    from finsent.backbones import default_device
-    from finsent.study.lora_runner import STACKED, Resources
-    from finsent.study.results import StudyError
+    from finsent.models.backbones import default_device
+    from finsent.study.lora.runner import STACKED, Resources
+    from finsent.study.rows import StudyError
 
     device = torch.device(options.device) if options.device else default_device()
     if options.stacked is not None and options.stacked < 1:
@@ -417,7 +418,7 @@ def _recipe_config(backbone: str, dataset: str, device: str, *, bf16: bool) -> T
     """The configuration that suits a backbone and a data set on a kind of device, "cpu" or "cuda";
     bf16: under autocast where the base is held in fp32."""
     from finsent.config import LoraConfig, TrainConfig
-    from finsent.presets import cue, preset
+    from finsent.models.presets import cue, preset
 
     recipe = preset(backbone).recipe(device)
     return TrainConfig(
@@ -443,8 +444,8 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 
 def _figures(options: argparse.Namespace) -> int:
-    from finsent import runs
-    from finsent.figures import make_figures
+    from finsent.plots.png_figures import make_figures
+    from finsent.results import manifest
 
     folder = options.artifacts / "figures"
     for path in make_figures(options.artifacts):
@@ -458,7 +459,7 @@ def _figures(options: argparse.Namespace) -> int:
         print(f"wrote {folder / 'PAI.png'} (drawn by PerforatedAI for {charts[0].parent})")
     else:
         print("no dendritic run has a PAI.png; train one first", file=sys.stderr)
-    runs.write_manifest(options.artifacts)
+    manifest.write_manifest(options.artifacts)
     return 0 if charts else 1
 
 

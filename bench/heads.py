@@ -22,11 +22,11 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch import Tensor
 
-from finsent.backbones import load_backbone, pool
-from finsent.jobs import git_commit
-from finsent.latency import time_interleaved
-from finsent.runs import write_json
-from finsent.study.heads import HeadStack, matching_hidden_units
+from finsent.machine.timing import time_interleaved
+from finsent.models.backbones import load_backbone, pool
+from finsent.results.provenance import git_commit
+from finsent.results.runs import write_json
+from finsent.study.heads.stack import HeadStack, matching_hidden_units
 from finsent.study.plans import HEADS
 
 RESULTS = ROOT / "bench/results/heads.json"

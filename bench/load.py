@@ -37,10 +37,10 @@ import psutil
 from gradio_client import Client
 
 from bench.screenshots import own_app
-from finsent.batching import BusyError
-from finsent.data import load_dataset
-from finsent.jobs import git_commit
-from finsent.runs import write_json
+from finsent.data.registry import load_dataset
+from finsent.results.provenance import git_commit
+from finsent.results.runs import write_json
+from finsent.serving.batching import BusyError
 
 FOLDER = ROOT / "artifacts/smollm2-135m/allagree"
 ARMS = ("baseline", "dendritic")
@@ -116,7 +116,7 @@ def wrong(answers: Sequence[Any], expected: Sequence[Any], n: int) -> tuple[int,
 
 def model_ask() -> tuple[Ask, str]:
     """The model in this process, and where it computes."""
-    from finsent.classifier import Comparer
+    from finsent.serving.comparer import Comparer
 
     comparer = Comparer.from_artifacts(FOLDER, 0, ARMS)
     comparer.engine.warm_up()

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS, TABS, WIDTHS, own_app, panel_of, tab_button
-from finsent.jobs import git_commit
-from finsent.runs import write_json
+from finsent.results.provenance import git_commit
+from finsent.results.runs import write_json
 
 READY = """
 (() => {

@@ -26,10 +26,10 @@ def try_setting(setting: dict[str, Any]) -> dict[str, Any]:
     """Train one setting in this process; returns its line of results."""
     import torch
 
-    from finsent.backbones import default_device, entering_hidden_states, load_backbone
     from finsent.config import TrainConfig
-    from finsent.data import load_dataset, make_split
-    from finsent.training import train, use_deterministic_kernels
+    from finsent.data.registry import load_dataset, make_split
+    from finsent.models.backbones import default_device, entering_hidden_states, load_backbone
+    from finsent.training.loop import train, use_deterministic_kernels
 
     values = dict(setting)
     name = values.pop("name")

@@ -36,18 +36,18 @@ import numpy as np
 import torch
 
 from bench.load import app_asks, texts
-from finsent.adapter_files import load_adapter
-from finsent.backbones import load_backbone
 from finsent.config import ARMS, TrainConfig
-from finsent.data import load_dataset, make_split
-from finsent.engines import TorchEngine
-from finsent.jobs import git_commit
-from finsent.latency import time_interleaved
-from finsent.openvino_engine import CLOSE_CALL, OpenVinoEngine
-from finsent.presets import preset
-from finsent.runs import Run, find_runs, read_json, write_json
-from finsent.tokenization import FileTokenizer, token_batches
-from finsent.weights import default_cache_dir, folder_sha256
+from finsent.data.registry import load_dataset, make_split
+from finsent.engines.openvino_engine import CLOSE_CALL, OpenVinoEngine
+from finsent.engines.torch_engine import TorchEngine
+from finsent.machine.timing import time_interleaved
+from finsent.models.adapter_files import load_adapter
+from finsent.models.backbones import load_backbone
+from finsent.models.presets import preset
+from finsent.models.tokenization import FileTokenizer, token_batches
+from finsent.models.weights import default_cache_dir, folder_sha256
+from finsent.results.provenance import git_commit
+from finsent.results.runs import Run, find_runs, read_json, write_json
 
 RESULTS = ROOT / "bench/results/serve_cpu.json"
 SENTENCES = 40

@@ -10,8 +10,8 @@ threads on stderr; if it cannot be, the process is. Results are written after ev
 the engine in use every second.
 
 Keys: p50_ms_eager_nf4_lora (transformers' model, bitsandbytes 4-bit layers, LoRA unmerged),
-p50_ms_bf16 and p50_ms_nf4 (the fastest variant of finsent.fused or finsent.few_rows at that
-precision, baseline arm),
+p50_ms_bf16 and p50_ms_nf4 (the fastest variant of finsent.models.fused_decoder or
+finsent.engines.few_rows at that precision, baseline arm),
 dendritic_p50_ratio (dendritic / baseline p50 of the variant behind p50_ms_bf16), and
 sentences_per_second (scoring a corpus, bf16, token ids in, scores out).
 """
@@ -44,17 +44,18 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch import Tensor, nn
 
-from finsent.adapter_files import Adapter, DendriticMap
-from finsent.adapters import AdapterBank
-from finsent.backbones import Backbone, pool
 from finsent.config import Precision
-from finsent.engines import GraphEngine, TorchEngine
-from finsent.few_rows import FewRows, Launch, Tiles
-from finsent.fused import FusedArm, FusedDecoder
-from finsent.graphs import GraphedForward, compiled, pad
-from finsent.jobs import git_commit
-from finsent.latency import LatencyStats, time_interleaved
-from finsent.tokenization import token_batches
+from finsent.engines.cuda_graphs import GraphedForward, compiled, pad
+from finsent.engines.few_rows import FewRows, Launch, Tiles
+from finsent.engines.graph_engine import GraphEngine
+from finsent.engines.torch_engine import TorchEngine
+from finsent.machine.timing import LatencyStats, time_interleaved
+from finsent.models.adapter_files import Adapter, DendriticMap
+from finsent.models.adapters import AdapterBank
+from finsent.models.backbones import Backbone, pool
+from finsent.models.fused_decoder import FusedArm, FusedDecoder
+from finsent.models.tokenization import token_batches
+from finsent.results.provenance import git_commit
 
 TOKENS = 32
 MAX_LENGTH = 128

@@ -2,7 +2,7 @@
 
     python bench/study_gpu.py [--random] [--out bench/results/study_gpu.json]
 
-Steps of the study's own trainer (finsent.study.lora_training) on AllAgree, all blocks adapted, with
+Steps of the study's own trainer (finsent.study.lora.training) on AllAgree, all blocks adapted, with
 1, 10, 25 and 50 runs stacked; then 10 folds x 5 seeds for 12 epochs, and one of those runs alone
 beside it. --random takes random weights and random states of real sentences' lengths instead of the
 real ones: neither time nor memory depends on their values, but scores do.
@@ -25,18 +25,19 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from finsent.adapters import linear_shapes, lora_ranks
-from finsent.backbones import HiddenStates, computes_bf16, default_device
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, latest_growth
-from finsent.data import Split
-from finsent.folds import FOLDS
-from finsent.fused_training import FusedBlocks
-from finsent.jobs import git_commit
-from finsent.study.lora_runner import Cell, CellTrainer, Resources, dealt
-from finsent.study.lora_training import Ground, Row, train_rows
+from finsent.data.folds import FOLDS
+from finsent.data.registry import Split
+from finsent.machine.workers import Workers
+from finsent.models.adapters import linear_shapes, lora_ranks
+from finsent.models.backbones import HiddenStates, computes_bf16, default_device
+from finsent.results.provenance import git_commit
+from finsent.study.lora.rows import Ground, Row
+from finsent.study.lora.runner import Cell, CellTrainer, Resources, dealt
+from finsent.study.lora.training import train_rows
 from finsent.study.plans import LoraRegime, LoraStudy
-from finsent.training import use_deterministic_kernels
-from finsent.workers import Workers
+from finsent.training.fused_blocks import FusedBlocks
+from finsent.training.loop import use_deterministic_kernels
 
 EPOCHS = 12
 SEEDS = 5

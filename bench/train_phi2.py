@@ -4,9 +4,9 @@
 
 The weights are random (2.65 B, made here and written to the scratch folder, 5.3 GB): neither time
 nor memory depends on their values. Sentences are random tokens with the lengths of Financial
-PhraseBank's. What is timed is `finsent.training.train` itself, with the kernels that make a run
-reproducible: by the fused blocks, and in the parts called `generic` by transformers' blocks with
-adapter modules, as for families that are not known. The part `reference` is the loop of the
+PhraseBank's. What is timed is `finsent.training.loop.train` itself, with the kernels that make a
+run reproducible: by the fused blocks, and in the parts called `generic` by transformers' blocks
+with adapter modules, as for families that are not known. The part `reference` is the loop of the
 original write-up (8-bit, one padded sentence at a time, gradient checkpointing), of which a few
 steps are taken and the epoch is extrapolated.
 
@@ -42,16 +42,17 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from finsent import adapted_model, adapter_maps
-from finsent.adapted_model import AdaptedModel, build_model
-from finsent.adapter_files import DendriticMap
-from finsent.backbones import Backbone, HiddenStates, entering_hidden_states, load_backbone
 from finsent.config import DendriteConfig, TrainConfig
-from finsent.dendrites import DendriteGrower
-from finsent.dendritic_linear import DendriticLinear
-from finsent.jobs import git_commit
-from finsent.training import TrainResult, train, use_deterministic_kernels
-from finsent.weights import ensure_tiny_phi
+from finsent.growth.grower import DendriteGrower
+from finsent.kernels import map_gradients
+from finsent.models.adapter_files import DendriticMap
+from finsent.models.backbones import Backbone, HiddenStates, entering_hidden_states, load_backbone
+from finsent.models.dendritic_linear import DendriticLinear
+from finsent.models.weights import ensure_tiny_phi
+from finsent.results.provenance import git_commit
+from finsent.training import adapted_model
+from finsent.training.adapted_model import AdaptedModel, build_model
+from finsent.training.loop import TrainResult, train, use_deterministic_kernels
 
 GPU = torch.device("cuda")
 CLASSES = 3
@@ -360,7 +361,7 @@ class Bench:
             grown = {f"{name}.lora_B": with_dendrite(pair.b) for name, pair in model.pairs.items()}
             adapted_model.adopt_grown_modules(model, grown)
             kernels, again = gradients(), gradients()
-            with mock.patch.object(adapter_maps, "uses_kernels", return_value=False):
+            with mock.patch.object(map_gradients, "uses_kernels", return_value=False):
                 pytorch = gradients()
             with model.module_by_module():
                 generic = gradients()

@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 import psutil
 
-from finsent.jobs import git_commit
-from finsent.runs import write_json
-from finsent.weights import ensure_tiny_phi
-from finsent.workers import Workers, connected
+from finsent.machine.workers import Workers, connected
+from finsent.models.weights import ensure_tiny_phi
+from finsent.results.provenance import git_commit
+from finsent.results.runs import write_json
 
 REPEATS = 5
 SEEDS = 4

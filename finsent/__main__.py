@@ -11,16 +11,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from finsent.scoring import Model, PredictAll, ScoringError, score_csv
-from finsent.workers import (
+from finsent.machine.files import ROOT
+from finsent.machine.workers import (
     Workers,
     WorkersError,
     add_worker_options,
     connected,
     workers_from_options,
 )
+from finsent.serving.scoring import Model, PredictAll, ScoringError, score_csv
 
-ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
+ARTIFACTS = ROOT / "artifacts"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_worker_options(score, "blocks of rows")
     options = parser.parse_args(arguments)
     # Here, because wrong options are told at once, not after what all of that takes to import.
-    from finsent.adapter_files import AdapterError
-    from finsent.devices import gpu_count
-    from finsent.engine_rule import EngineError
-    from finsent.presets import BackboneError
-    from finsent.runs import ArtifactError
-    from finsent.weights import WeightsError
+    from finsent.engines.rule import EngineError
+    from finsent.machine.devices import gpu_count
+    from finsent.models.adapter_files import AdapterError
+    from finsent.models.presets import BackboneError
+    from finsent.models.weights import WeightsError
+    from finsent.results.schema import ArtifactError
 
     try:
         if not options.source.is_file():
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _predicting(model: Model, workers: Workers) -> Iterator[PredictAll]:
     """The model in this process, or one in each worker."""
-    from finsent.weights import terminal_bar
+    from finsent.models.weights import terminal_bar
 
     if workers.alone:
         with terminal_bar() as bar:

@@ -81,7 +81,7 @@ class DendriteConfig:
     the model goes on from its best state so far, unchanged."""
     candidates: str = "random"
     """How V starts: `random`, as the library draws it, or `refined`, trained to follow what the map
-    gets wrong before it is inserted (see finsent.refinement)."""
+    gets wrong before it is inserted (see finsent.growth.refinement)."""
     learning_rate_factor: float = 0.5
     """Multiplies the scheduled learning rate from the first growth on that restarts the run.
     Together with the return to the best state and a fresh optimizer it is part of what the
@@ -195,10 +195,10 @@ class TrainConfig:
     backbone: str = "smollm2-135m"
     """Preset name, Hub id or local folder of the frozen language model."""
     dataset: str = "allagree"
-    """Name of the data set; see finsent.data."""
+    """Name of the data set; see finsent.data.registry."""
     split: str = "70/15/15"
     """Protocol: "70/15/15", "fold-<n>" of grouped 10-fold cross-validation, or "finbert", the split
-    of that model's repository; see finsent.folds."""
+    of that model's repository; see finsent.data.folds."""
     train_fraction: float = 1.0
     """Share of a fold's training part that is used."""
     seed: int = 0

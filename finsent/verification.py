@@ -14,24 +14,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finsent import leaderboard
-from finsent.evaluation import EvaluationError, confidence_intervals, score
-from finsent.runs import (
+from finsent.results import leaderboard
+from finsent.results.manifest import (
     MANIFEST,
-    RESERVED_FOLDERS,
-    RUN_FILES,
-    VALIDATION_FILE,
-    ArtifactError,
-    Run,
-    canonical_json,
     files_below,
     manifest_text,
     read_manifest,
-    read_run,
     read_tensor_shapes,
     sha256_file,
 )
-from finsent.study.results import RESULTS, SUMMARY, StudyError, read_runs
+from finsent.results.metrics import EvaluationError, confidence_intervals, score
+from finsent.results.runs import (
+    RESERVED_FOLDERS,
+    RUN_FILES,
+    VALIDATION_FILE,
+    Run,
+    canonical_json,
+    read_run,
+)
+from finsent.results.schema import ArtifactError
+from finsent.study.rows import RESULTS, SUMMARY, StudyError, read_runs
 from finsent.study.summary import summarize
 
 RELATIVE_TOLERANCE = 1e-9

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finsent.data import DATASETS
+from finsent.data.registry import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 LABEL_NAMES = ("negative", "neutral", "positive")
@@ -134,8 +134,8 @@ OWNER_EPOCHS = 500
 
 def made_up_owner(artifacts: Path) -> object:
     """Trains the tiny model through the very code that trains the large one."""
-    from finsent.owner_training import OwnerTraining, Recipe
-    from finsent.ui.owner import Owner
+    from finsent.serving.owner_training import OwnerTraining, Recipe
+    from finsent.ui.tabs.owner import Owner
 
     recipe = Recipe("tiny-phi", "sample", (0,), ("--epochs", str(OWNER_EPOCHS), "--device", "cpu"))
     return Owner(
@@ -148,7 +148,7 @@ def made_up_owner(artifacts: Path) -> object:
 
 def serve(artifacts: Path, options: argparse.Namespace) -> None:
     """Runs the page in this process, with a model that takes a while to load."""
-    from finsent.ui import build_demo, launch
+    from finsent.ui.build import build_demo, launch
 
     def factory(folder: Path, seed: int, arms: Sequence[str], progress: object) -> FakeComparer:
         if options.fail:

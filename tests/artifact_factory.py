@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from finsent import evaluation, leaderboard, runs
-from finsent.agreement import agreement_levels
 from finsent.config import (
     ARMS,
     DendriteConfig,
@@ -30,8 +28,10 @@ from finsent.config import (
     Treatment,
     arm_config,
 )
-from finsent.data import DATASETS
-from finsent.phrasebank import LEVELS
+from finsent.data.agreement import agreement_levels
+from finsent.data.registry import DATASETS
+from finsent.data.sets.phrasebank import LEVELS
+from finsent.results import leaderboard, manifest, metrics, runs
 
 LABEL_NAMES = ("negative", "neutral", "positive")
 """Of the data sets that are not in the registry."""
@@ -76,7 +76,7 @@ def make_artifacts(
                         (folder / runs.VALIDATION_FILE).unlink()
     if publish:
         leaderboard.write(root)
-        runs.write_manifest(root)
+        manifest.write_manifest(root)
     return root
 
 
@@ -108,9 +108,9 @@ def make_run(
     parameters = sum(tensor.size for tensor in tensors.values())
     predictions = _predictions(backbone, dataset, arm, seed, n_test, effect)
     validation = _predictions(backbone, dataset, arm, seed, n_test, effect, part="validation")
-    nll = evaluation.score(
-        validation.label_indices, validation.probabilities, validation.label_names
-    )["nll"]
+    nll = metrics.score(validation.label_indices, validation.probabilities, validation.label_names)[
+        "nll"
+    ]
     small = sum(tensor.size for tensor in _adapter("baseline", k, 0).values())
     history = _history(arm, kept, seed, parameters, small, nll)
     folder = runs.run_folder(root, backbone, dataset, arm, seed)
@@ -262,8 +262,8 @@ def _metrics(
     best = _selected(with_dendrites)
     before = [line for line in history if line["dendrites"] == 0]
     return {
-        **evaluation.score(labels, probabilities, predictions.label_names),
-        "ci": evaluation.confidence_intervals(labels, probabilities),
+        **metrics.score(labels, probabilities, predictions.label_names),
+        "ci": metrics.confidence_intervals(labels, probabilities),
         "trainable_params": parameters,
         "dendrites": kept,
         "optimizer_steps": EPOCHS * 20,

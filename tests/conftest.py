@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that holds tiny-phi; children of a test find it through the environment."""
-    from finsent.weights import ensure_tiny_phi
+    from finsent.models.weights import ensure_tiny_phi
 
     folder = tmp_path_factory.mktemp("cache")
     ensure_tiny_phi(folder)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finsent.runs import write_json
-from finsent.study.results import CLASSICAL, RESULTS, StudyRun, append_runs
+from finsent.results.runs import write_json
+from finsent.study.rows import CLASSICAL, RESULTS, StudyRun, append_runs
 from finsent.study.summary import write_summary
 
 REGIMES = ("full", "pca-32", "data-10")

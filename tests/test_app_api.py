@@ -14,10 +14,10 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from finsent.calibration import calibration_of
-from finsent.runs import read_json, read_run
+from finsent.results.calibration import calibration_of
+from finsent.results.catalog import ServiceError
+from finsent.results.runs import read_json, read_run
 from finsent.ui.build import mcp_wanted
-from finsent.ui.state import ServiceError
 from tests.app_fixtures import DEVICE, LABEL_NAMES, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url

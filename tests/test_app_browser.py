@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS, TABS, open_tab
-from finsent.examples import HEADLINES
+from finsent.data.sets.examples import HEADLINES
 from finsent.ui.build import STATUS_SECONDS
 from tests.app_fixtures import WITHOUT_DENDRITES, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts

@@ -16,14 +16,14 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from bench.screenshots import TABS, open_tab
-from finsent.board_charts import COSTS
-from finsent.charts import PANELS
-from finsent.data import local_texts
-from finsent.disagreements import CONFIDENTLY_WRONG, DISAGREE, choose, read_cases
-from finsent.runs import find_runs
+from finsent.data.registry import local_texts
+from finsent.plots.board import COSTS
+from finsent.plots.curves import PANELS
+from finsent.results.disagreements import CONFIDENTLY_WRONG, DISAGREE, choose, read_cases
+from finsent.results.runs import find_runs
 from finsent.study.summary import read_summaries
 from finsent.study.views import comparisons_of, rows_of
-from finsent.ui.leaderboard import COLUMNS
+from finsent.ui.tabs.leaderboard_html import COLUMNS
 from tests.app_fixtures import running_app
 from tests.artifact_factory import make_artifacts
 from tests.study_factory import make_classical, make_study

@@ -16,13 +16,13 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from bench.screenshots import open_tab
-from finsent.attribution import attribute
-from finsent.batch import CHUNK
-from finsent.benchmarks import read_results
-from finsent.calibration import calibration_of, set_in_words
-from finsent.runs import Run, read_run
-from finsent.ui.latency import BENCH_RESULTS
-from finsent.ui.markup import signed
+from finsent.results.calibration import calibration_of, set_in_words
+from finsent.results.runs import Run, read_run
+from finsent.serving.attribution import attribute
+from finsent.serving.benchmarks import read_results
+from finsent.serving.many_texts import CHUNK
+from finsent.ui.parts.markup import signed
+from finsent.ui.tabs.latency import BENCH_RESULTS
 from tests.app_fixtures import (
     OWNER_TOKEN,
     SLOW,

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from finsent.answers import Answer, agreement
-from finsent.latency import LatencyStats
-from finsent.ui import cards, compare, markup, state
+from finsent.machine.timing import LatencyStats
+from finsent.results import catalog as state
+from finsent.serving import service as service_module
+from finsent.serving.answers import Answer, agreement
 from finsent.ui.build import status_html
+from finsent.ui.parts import cards, markup
+from finsent.ui.tabs import compare
 from tests.app_fixtures import WITHOUT_DENDRITES, FakeComparer, FakePrediction, FakeResult
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.artifact_factory import make_run
@@ -23,13 +26,13 @@ def catalog(app_artifacts: Path) -> state.Catalog:
     return state.Catalog.read(app_artifacts)
 
 
-def service_of(catalog: state.Catalog, factory: object = None) -> state.ModelService:
+def service_of(catalog: state.Catalog, factory: object = None) -> service_module.ModelService:
     def load(
-        folder: Path, seed: int, arms: Sequence[str], progress: state.Progress
-    ) -> state.Comparer:
+        folder: Path, seed: int, arms: Sequence[str], progress: service_module.Progress
+    ) -> service_module.Comparer:
         return FakeComparer(folder, seed, arms)
 
-    return state.ModelService(catalog, factory or load, probe_cuda=lambda: False)  # type: ignore[arg-type]
+    return service_module.ModelService(catalog, factory or load, probe_cuda=lambda: False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -44,14 +47,14 @@ def service_of(catalog: state.Catalog, factory: object = None) -> state.ModelSer
     ],
 )
 def test_choice_of_backbone(available: list[str], cuda: bool, expected: str, reason: str) -> None:
-    choice = state.choose_backbone(available, cuda)
+    choice = service_module.choose_backbone(available, cuda)
     assert choice.backbone == expected
     assert reason in choice.reason
 
 
 def test_choice_without_runs_says_what_to_do() -> None:
     with pytest.raises(state.ServiceError, match="make train"):
-        state.choose_backbone([], cuda=True)
+        service_module.choose_backbone([], cuda=True)
 
 
 def test_selection_falls_back_to_what_is_there(catalog: state.Catalog) -> None:
@@ -74,8 +77,8 @@ def test_service_answers_after_loading_and_keeps_times(catalog: state.Catalog) -
     release = threading.Event()
 
     def slow(
-        folder: Path, seed: int, arms: Sequence[str], progress: state.Progress
-    ) -> state.Comparer:
+        folder: Path, seed: int, arms: Sequence[str], progress: service_module.Progress
+    ) -> service_module.Comparer:
         progress("downloading weights", 0.43)
         release.wait(10)
         return FakeComparer(folder, seed, arms)
@@ -102,8 +105,8 @@ def test_failed_loading_is_told_and_tried_again(catalog: state.Catalog) -> None:
     attempts: list[int] = []
 
     def flaky(
-        folder: Path, seed: int, arms: Sequence[str], progress: state.Progress
-    ) -> state.Comparer:
+        folder: Path, seed: int, arms: Sequence[str], progress: service_module.Progress
+    ) -> service_module.Comparer:
         attempts.append(seed)
         if len(attempts) == 1:
             raise OSError("no route to the package index")
@@ -229,7 +232,7 @@ def test_html_of_an_answer_is_escaped_and_says_when_it_was_cut(catalog: state.Ca
     predictions = tuple(FakePrediction(arm, (0.2, 0.3, 0.5), 5.0) for arm in selection.arms)
     rolling = {arm: LatencyStats(1, 5.0, 5.0, 5.0) for arm in selection.arms}
     result = FakeResult(text, 128, True, predictions)
-    outcome = state.Outcome(selection, result, rolling, "<cpu>", queue_ms=12.5)
+    outcome = service_module.Outcome(selection, result, rolling, "<cpu>", queue_ms=12.5)
     html = cards.banner_html(catalog, outcome) + cards.cards_html(catalog, selection, outcome)
     assert "waited 12.5" in html
     assert "<img" not in html

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from bench.screenshots import TABS, open_tab, panel_of
-from finsent import leaderboard, runs
+from finsent.results import leaderboard, manifest
 from tests.app_fixtures import running_app
 from tests.artifact_factory import make_artifacts
 from tests.test_app_browser import BROWSER, Watched, settled
@@ -36,7 +36,7 @@ def two_arms_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         publish=False,
     )
     leaderboard.write(root)
-    runs.write_manifest(root)
+    manifest.write_manifest(root)
     with running_app(root, folder / "log") as url:
         yield url
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from finsent.attribution import MAX_WORDS, AttributionError, attribute, variants
+from finsent.serving.attribution import MAX_WORDS, AttributionError, attribute, variants
 
 
 def counts_up(texts: Sequence[str]) -> NDArray[np.float64]:

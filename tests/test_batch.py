@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finsent import batch
-from finsent.batch import Item, Scored
-from finsent.calibration import Calibration
-from finsent.live_charts import distribution_figure
-from finsent.spreadsheet import MAX_ROWS, TableError
-from finsent.ui.headline import text_problem
+from finsent.plots.live import distribution_figure
+from finsent.results.calibration import Calibration
+from finsent.serving import many_texts
+from finsent.serving.many_texts import Item, Scored
+from finsent.serving.spreadsheet import MAX_ROWS, TableError
+from finsent.ui.parts.headline import text_problem
 
 LABELS = ("negative", "neutral", "positive")
 CALIBRATION = Calibration(2.0, 0.3, 0.9, 0.91, 1.2, 0.02, 0.4, 0.3, 100, 100)
@@ -32,13 +32,13 @@ def scorer(texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def test_pasted_lines_keep_their_numbers() -> None:
-    items = batch.pasted(" one \n\n\tthree\n" + "x" * 2001, text_problem)
+    items = many_texts.pasted(" one \n\n\tthree\n" + "x" * 2001, text_problem)
     assert [(i.number, i.text[:5]) for i in items] == [(1, "one"), (3, "three"), (4, "xxxxx")]
     assert [i.problem is None for i in items] == [True, True, False]
     with pytest.raises(TableError, match="nothing to score"):
-        batch.pasted(" \n\n", text_problem)
+        many_texts.pasted(" \n\n", text_problem)
     with pytest.raises(TableError, match=f"line {MAX_ROWS + 2}: at most 2,000"):
-        batch.pasted("\n" + "a\n" * (MAX_ROWS + 1), text_problem)
+        many_texts.pasted("\n" + "a\n" * (MAX_ROWS + 1), text_problem)
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,15 @@ def test_pasted_lines_keep_their_numbers() -> None:
 def test_the_column_with_the_texts_is_found(tmp_path: Path, header: str, column: str) -> None:
     path = tmp_path / "table.csv"
     path.write_text(f"{header}\n1,a long sentence about profit,short\n2,,x\n")
-    named = batch.uploaded(path, column, text_problem)
-    assert batch.uploaded(path, None, text_problem) == named
+    named = many_texts.uploaded(path, column, text_problem)
+    assert many_texts.uploaded(path, None, text_problem) == named
     assert [item.number for item in named] == [2, 3]
 
 
 def test_empty_cells_stay_with_their_reason(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("text,n\nprofit,1\n,2\n")
-    good, bad = batch.uploaded(path, "text", text_problem)
+    good, bad = many_texts.uploaded(path, "text", text_problem)
     assert good.problem is None
     assert (bad.number, bad.problem is None) == (3, False)
 
@@ -67,7 +67,7 @@ def made(n: int) -> list[Item]:
 
 def test_scores_come_chunk_by_chunk_and_every_row_keeps_its_place() -> None:
     items = made(100)
-    chunks = list(batch.score(items, scorer, LABELS, dict.fromkeys(("baseline", "dendritic"))))
+    chunks = list(many_texts.score(items, scorer, LABELS, dict.fromkeys(("baseline", "dendritic"))))
     assert [len(chunk) for chunk in chunks] == [32, 32, 32, 4]
     scored = [row for chunk in chunks for row in chunk]
     assert [row.item for row in scored] == items
@@ -77,7 +77,7 @@ def test_scores_come_chunk_by_chunk_and_every_row_keeps_its_place() -> None:
         assert base.label == LABELS[int(row.item.text[-1]) % 3]
         assert row.differ is (row.item.text.endswith("7") and base.label != "negative")
         assert (base.arm, other.arm) == ("baseline", "dendritic")
-    counts = batch.label_counts(scored)
+    counts = many_texts.label_counts(scored)
     assert sum(counts["baseline"].values()) == sum(counts["dendritic"].values()) == 99
     figure = distribution_figure(counts)
     for trace, arm in zip(figure.data, counts, strict=True):
@@ -88,17 +88,17 @@ def test_nothing_is_asked_when_no_text_is_good() -> None:
     def never(texts: Sequence[str]) -> dict[str, np.ndarray]:
         raise AssertionError("asked")
 
-    (chunk,) = batch.score([Item(1, "", "empty")], never, LABELS, {})
+    (chunk,) = many_texts.score([Item(1, "", "empty")], never, LABELS, {})
     assert chunk == [Scored(Item(1, "", "empty"), ())]
-    assert batch.label_counts(chunk) == {}
+    assert many_texts.label_counts(chunk) == {}
 
 
 @pytest.mark.parametrize("calibration", [CALIBRATION, None])
 def test_the_download_says_what_was_shown(calibration: Calibration | None) -> None:
     items = [Item(2, "=1+1 text 7", None), Item(3, "x", "too long")]
     calibrations = dict.fromkeys(("baseline", "dendritic"), calibration)
-    scored = [r for c in batch.score(items, scorer, LABELS, calibrations) for r in c]
-    content = batch.results_csv(scored, ("baseline", "dendritic"), LABELS).decode("utf-8-sig")
+    scored = [r for c in many_texts.score(items, scorer, LABELS, calibrations) for r in c]
+    content = many_texts.results_csv(scored, ("baseline", "dendritic"), LABELS).decode("utf-8-sig")
     first, second = csv.DictReader(io.StringIO(content, newline=""))
     kind = "raw" if calibration is None else "calibrated"
     assert first["text"] == "'=1+1 text 7"

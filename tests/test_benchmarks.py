@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from finsent import benchmarks
-from finsent.benchmarks import BenchmarkError
-from finsent.live_charts import figure_labels, figures_bar, times_figure, training_figure
-from finsent.ui.latency import BENCH_RESULTS, LENGTHS, SIZES, result_html, times_html
+from finsent.plots.live import figure_labels, figures_bar, times_figure, training_figure
+from finsent.serving import benchmarks
+from finsent.serving.benchmarks import BenchmarkError
+from finsent.ui.tabs.latency import BENCH_RESULTS, LENGTHS, SIZES, result_html, times_html
 
 
 def test_batches_have_the_lengths_and_sizes_asked_for() -> None:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from finsent import block_parts
-from finsent.block_parts import attend, silu_gate
+from finsent.kernels import attention
+from finsent.kernels.attention import attend, silu_gate
 from tests.test_fused_training import relative
 
 pytest.importorskip("triton", reason="triton is not there for this kind of machine")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before torch is imported", allow_module_level=True)
 
-from finsent import block_kernels
+from finsent.kernels import attention_kernels
 
 ROUNDED = 2e-3
 """Of fp16: the interpreter knows no products in bf16, which has the same tiles and casts."""
@@ -28,17 +28,17 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
 
     def counted(name: str) -> None:
-        plain = getattr(block_kernels, name)
+        plain = getattr(attention_kernels, name)
 
         def call(*arguments: object) -> Tensor:
             found.append(name)
             return plain(*arguments)
 
-        monkeypatch.setattr(block_kernels, name, call)
+        monkeypatch.setattr(attention_kernels, name, call)
 
     for name in ("attend", "attend_gradient", "gate", "gate_gradient"):
         counted(name)
-    monkeypatch.setattr(block_parts, "uses_kernels", lambda x: x.dtype == torch.float16)
+    monkeypatch.setattr(attention, "uses_kernels", lambda x: x.dtype == torch.float16)
     return found
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finsent import board_charts, evaluation, leaderboard
-from finsent.agreement import agreement_levels
-from finsent.charts import ChartError
-from finsent.runs import find_runs
+from finsent.data.agreement import agreement_levels
+from finsent.plots import board as board_charts
+from finsent.plots.style import ChartError
+from finsent.results import leaderboard, metrics
+from finsent.results.runs import find_runs
 from tests.artifact_factory import make_artifacts
 
 
@@ -78,7 +79,7 @@ def test_reliability_lines_and_bars(board: dict[str, Any]) -> None:
 
 def test_reliability_by_hand() -> None:
     p = np.array([[0.95, 0.05], [0.97, 0.03], [0.65, 0.35], [0.5, 0.5]])
-    found = evaluation.reliability([0, 1, 0, 0], p)
+    found = metrics.reliability([0, 1, 0, 0], p)
     assert [(round(e["low"], 1), round(e["high"], 1), e["n"]) for e in found] == [
         (0.4, 0.5, 1),
         (0.6, 0.7, 1),

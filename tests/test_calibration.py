@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finsent import calibration, runs
-from finsent.runs import ArtifactError, Predictions
+from finsent.results import calibration, runs
+from finsent.results.runs import Predictions
+from finsent.results.schema import ArtifactError
 from tests.artifact_factory import LABEL_NAMES, make_run
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from finsent import charts
 from finsent.config import ARMS
-from finsent.runs import Run, find_runs
+from finsent.plots import curves
+from finsent.plots import style as charts
+from finsent.results.runs import Run, find_runs
 from tests.artifact_factory import GROWTH_EPOCH, make_artifacts
 
 
@@ -37,9 +38,9 @@ def trace(figure: go.Figure, name: str) -> Any:
 
 
 def test_every_panel_draws_every_run_as_recorded(runs: list[Run]) -> None:
-    figures = charts.curve_figures(runs)
+    figures = curves.curve_figures(runs)
     assert set(figures) == {"loss", "accuracy", "macro_f1", "learning_rate", "parameters"}
-    for panel in charts.PANELS:
+    for panel in curves.PANELS:
         for run in runs:
             style = charts.ARM_STYLES[run.arm]
             line = trace(figures[panel.key], f"{style.title}, seed {run.seed}")
@@ -48,7 +49,7 @@ def test_every_panel_draws_every_run_as_recorded(runs: list[Run]) -> None:
 
 
 def test_mean_line_is_the_mean_over_seeds(runs: list[Run]) -> None:
-    figure = charts.curve_figures(runs)["accuracy"]
+    figure = curves.curve_figures(runs)["accuracy"]
     of_arm = [run for run in runs if run.arm == "dendritic"]
     line = trace(figure, "Dendritic, mean of 2 seeds")
     expected = [
@@ -61,13 +62,13 @@ def test_mean_line_is_the_mean_over_seeds(runs: list[Run]) -> None:
 def test_mean_ends_where_the_shortest_seed_ends(runs: list[Run]) -> None:
     first, second = (run for run in runs if run.arm == "baseline")
     short = dataclasses.replace(second, history=second.history[:3])
-    epochs, values = charts.seed_mean([first, short], "val_loss")
+    epochs, values = curves.seed_mean([first, short], "val_loss")
     assert epochs == [0, 1, 2]
     assert len(values) == 3
 
 
 def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> None:
-    for figure in charts.curve_figures(runs).values():
+    for figure in curves.curve_figures(runs).values():
         stars = trace(figure, "Dendritic, growth")
         # Seed 1 kept no dendrite and its history has no event.
         assert list(stars.x) == [GROWTH_EPOCH]
@@ -76,24 +77,24 @@ def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> N
 
 
 def test_growth_stays_on_the_mean_line_when_seeds_are_hidden(runs: list[Run]) -> None:
-    figure = charts.curve_figures(runs, view=charts.CurveView(seeds="mean"))["loss"]
+    figure = curves.curve_figures(runs, view=curves.CurveView(seeds="mean"))["loss"]
     mean, stars = trace(figure, "Dendritic, mean of 2 seeds"), trace(figure, "Dendritic, growth")
     assert list(stars.y) == [mean.y[GROWTH_EPOCH]]
     assert not [t for t in figure.data if t.name == "Dendritic, seed 0"]
 
 
 def test_loss_shows_training_beside_validation(runs: list[Run]) -> None:
-    figure = charts.curve_figures(runs)["loss"]
+    figure = curves.curve_figures(runs)["loss"]
     baseline = [run for run in runs if run.arm == "baseline"]
     assert (
-        list(trace(figure, "Baseline, training").y) == charts.seed_mean(baseline, "train_loss")[1]
+        list(trace(figure, "Baseline, training").y) == curves.seed_mean(baseline, "train_loss")[1]
     )
 
 
 def test_arms_keep_their_colour_and_differ_without_it(runs: list[Run]) -> None:
     assert len({style.colour for style in charts.ARM_STYLES.values()}) == len(charts.ARM_STYLES)
     assert len({style.symbol for style in charts.ARM_STYLES.values()}) == len(charts.ARM_STYLES)
-    for figure in charts.curve_figures(runs).values():
+    for figure in curves.curve_figures(runs).values():
         for arm in ARMS:
             style = charts.ARM_STYLES[arm]
             mean = trace(figure, f"{style.title}, mean of 2 seeds")
@@ -115,41 +116,41 @@ def test_arm_colours_stand_out_on_both_pages(arm: str, background: str) -> None:
 
 
 def test_figures_have_no_background_of_their_own(runs: list[Run]) -> None:
-    for figure in charts.curve_figures(runs).values():
+    for figure in curves.curve_figures(runs).values():
         layout = json.loads(figure.to_json())["layout"]
         assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
 
 
 def test_single_seed_is_drawn_as_itself(runs: list[Run]) -> None:
     alone = [run for run in runs if run.seed == 0]
-    figure = charts.curve_figures(alone, arms=["dendritic"])["accuracy"]
+    figure = curves.curve_figures(alone, arms=["dendritic"])["accuracy"]
     assert [t.name for t in figure.data] == ["Dendritic, seed 0", "Dendritic, growth"]
 
 
 def test_nothing_to_draw_is_an_error(runs: list[Run]) -> None:
     with pytest.raises(charts.ChartError, match="choose others"):
-        charts.curve_figures(runs, arms=[])
+        curves.curve_figures(runs, arms=[])
 
 
 def test_runs_of_two_data_sets_are_refused(runs: list[Run], tmp_path: Path) -> None:
     other = dataclasses.replace(runs[0], dataset="allagree")
     with pytest.raises(charts.ChartError, match="do not belong in one chart"):
-        charts.curve_figures([*runs, other])
+        curves.curve_figures([*runs, other])
 
 
 def test_time_axis_sums_the_seconds(runs: list[Run]) -> None:
-    figure = charts.curve_figures(runs, view=charts.CurveView(x="time"))["loss"]
+    figure = curves.curve_figures(runs, view=curves.CurveView(x="time"))["loss"]
     for run in runs:
         line = trace(figure, f"{charts.ARM_STYLES[run.arm].title}, seed {run.seed}")
         seconds = [row["seconds"] for row in run.history]
         assert list(line.x) == pytest.approx([sum(seconds[: n + 1]) for n in range(len(seconds))])
     grown = next(r for r in runs if r.arm == "dendritic" and r.seed == 0)
     stars = trace(figure, "Dendritic, growth")
-    assert list(stars.x) == [charts.elapsed_seconds(grown)[GROWTH_EPOCH]]
+    assert list(stars.x) == [curves.elapsed_seconds(grown)[GROWTH_EPOCH]]
 
 
 def test_band_goes_from_the_lowest_seed_to_the_highest(runs: list[Run]) -> None:
-    figure = charts.curve_figures(runs, view=charts.CurveView(seeds="band"))["macro_f1"]
+    figure = curves.curve_figures(runs, view=curves.CurveView(seeds="band"))["macro_f1"]
     band = trace(figure, "Matched, lowest to highest seed")
     histories = [r.history for r in runs if r.arm == "matched"]
     columns = list(zip(*([row["val_macro_f1"] for row in h] for h in histories), strict=True))
@@ -160,7 +161,7 @@ def test_band_goes_from_the_lowest_seed_to_the_highest(runs: list[Run]) -> None:
 
 
 def test_log_switch_leaves_shares_alone(runs: list[Run]) -> None:
-    figures = charts.curve_figures(runs, view=charts.CurveView(log=True))
+    figures = curves.curve_figures(runs, view=curves.CurveView(log=True))
     kinds = {key: figure.layout.yaxis.type for key, figure in figures.items()}
     assert kinds == {
         "loss": "log",
@@ -172,7 +173,7 @@ def test_log_switch_leaves_shares_alone(runs: list[Run]) -> None:
 
 
 def test_parameters_jump_where_a_dendrite_is_grown(runs: list[Run]) -> None:
-    line = trace(charts.curve_figures(runs)["parameters"], "Dendritic, seed 0")
+    line = trace(curves.curve_figures(runs)["parameters"], "Dendritic, seed 0")
     steps = [after - before for before, after in itertools.pairwise(line.y)]
     assert [index for index, step in enumerate(steps) if step] == [GROWTH_EPOCH]
     assert line.line.shape == "vh"
@@ -180,7 +181,7 @@ def test_parameters_jump_where_a_dendrite_is_grown(runs: list[Run]) -> None:
 
 def test_two_runs_of_one_arm_differ_by_their_dash(runs: list[Run]) -> None:
     first, second = (run for run in runs if run.arm == "dendritic")
-    figure = charts.overlay_figures(first, second)["accuracy"]
+    figure = curves.overlay_figures(first, second)["accuracy"]
     a, b = trace(figure, "A, seed 0"), trace(figure, "B, seed 1")
     assert (a.line.dash, b.line.dash) == ("solid", "dash")
     assert a.line.color == b.line.color
@@ -190,4 +191,4 @@ def test_two_runs_of_one_arm_differ_by_their_dash(runs: list[Run]) -> None:
 def test_unknown_views_are_refused() -> None:
     for bad in ({"seeds": "all"}, {"x": "steps"}):
         with pytest.raises(charts.ChartError, match="choose of"):
-            charts.CurveView(**bad)
+            curves.CurveView(**bad)

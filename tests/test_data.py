@@ -18,19 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finsent import phrasebank, splits
-from finsent.data import (
+from finsent.data import splits
+from finsent.data.records import LABELS, DataError, Record
+from finsent.data.registry import (
     DATASETS,
-    LABELS,
-    DataError,
     Dataset,
     DatasetEntry,
-    Record,
     load_dataset,
     make_split,
     to_datasets,
 )
-from finsent.phrasebank import (
+from finsent.data.sets import phrasebank
+from finsent.data.sets.phrasebank import (
     FILE_SHA256,
     LEVELS,
     ZIP_NAME,

@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from finsent import adapter_maps
-from finsent.adapter_maps import Part, add_maps_, map_gradients
+from finsent.kernels import map_gradients as adapter_maps
+from finsent.kernels.map_gradients import Part, add_maps_, map_gradients
 from tests.test_fused_training import backbone_of, fuse, gradients, model_of, relative
 
 pytest.importorskip("triton", reason="triton is not there for this kind of machine")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before torch is imported", allow_module_level=True)
 
-from finsent import dendrite_kernels
+from finsent.kernels import dendrite_kernels
 
 
 @pytest.fixture

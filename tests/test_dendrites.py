@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from finsent.adapter_files import DendriticMap
 from finsent.config import ACTIVATIONS, DendriteConfig
-from finsent.dendrites import DendriteGrower, GrowthError
-from finsent.dendritic_linear import DendriticLinear
+from finsent.growth.grower import DendriteGrower, GrowthError
+from finsent.models.adapter_files import DendriticMap
+from finsent.models.dendritic_linear import DendriticLinear
 
 CPU = torch.device("cpu")
 

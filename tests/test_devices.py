@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finsent import devices
+from finsent.machine import devices
 
 
 @pytest.fixture

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from finsent import agreement, data
-from finsent.disagreements import CONFIDENT, CONFIDENTLY_WRONG, DISAGREE, Case, choose, read_cases
-from finsent.runs import ArtifactError, find_runs
+from finsent.data import agreement, registry
+from finsent.results.disagreements import (
+    CONFIDENT,
+    CONFIDENTLY_WRONG,
+    DISAGREE,
+    Case,
+    choose,
+    read_cases,
+)
+from finsent.results.runs import find_runs
+from finsent.results.schema import ArtifactError
 from tests.artifact_factory import make_artifacts
 
 NAMES = ("negative", "neutral", "positive")
@@ -92,7 +100,7 @@ def test_agreement_levels_follow_from_the_data(real_data: Path) -> None:
     assert path.read_text() == agreement.agreement_csv(real_data)
     levels = agreement.agreement_levels()
     for level, members in (("allagree", {"allagree"}), ("50agree", set(agreement.BANDS))):
-        records = data.DATASETS[level].loader(real_data)
+        records = registry.DATASETS[level].loader(real_data)
         assert {levels[record.id] for record in records} == members
 
 
@@ -100,18 +108,18 @@ def test_texts_are_shown_only_where_a_copy_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
-    assert data.local_texts("allagree") is None
-    assert data.local_texts("unheard-of") is None
-    sample = data.local_texts("sample")
+    assert registry.local_texts("allagree") is None
+    assert registry.local_texts("unheard-of") is None
+    sample = registry.local_texts("sample")
     assert sample is not None
-    assert len(sample) == len(data.load_dataset("sample").examples)
+    assert len(sample) == len(registry.load_dataset("sample").examples)
     monkeypatch.setenv("FINSENT_DATA_DIR", str(tmp_path))
-    with pytest.raises(data.DataError, match="no Sentences_AllAgree"):
-        data.local_texts("allagree")
+    with pytest.raises(registry.DataError, match="no Sentences_AllAgree"):
+        registry.local_texts("allagree")
 
 
 def test_texts_of_the_real_copy(real_data: Path) -> None:
-    texts = data.local_texts("50agree")
+    texts = registry.local_texts("50agree")
     assert texts is not None
     assert len(texts) == len(agreement.agreement_levels())
 
@@ -121,11 +129,11 @@ def test_the_share_of_annotators_follows_the_level_of_a_sentence() -> None:
     for name, level in agreement.agreement_levels().items():
         by_level.setdefault(level, []).append(name)
     examples = tuple(
-        data.Example(by_level[level][label], "text", label, 0)
+        registry.Example(by_level[level][label], "text", label, 0)
         for level in agreement.BANDS
         for label in range(3)
     )
-    shares = agreement.agreed_shares(data.Dataset("50agree", NAMES, examples, ""))
+    shares = agreement.agreed_shares(registry.Dataset("50agree", NAMES, examples, ""))
     for example, row in zip(examples, shares, strict=True):
         middle = agreement.MIDDLE[agreement.agreement_levels()[example.id]]
         assert row[example.label] == middle
@@ -139,5 +147,5 @@ def test_the_share_of_annotators_follows_the_level_of_a_sentence() -> None:
 
 
 def test_shares_of_annotators_are_known_of_phrasebank_alone() -> None:
-    with pytest.raises(data.DataError, match="sample: how many annotators agreed on sample-"):
-        agreement.agreed_shares(data.load_dataset("sample"))
+    with pytest.raises(registry.DataError, match="sample: how many annotators agreed on sample-"):
+        agreement.agreed_shares(registry.load_dataset("sample"))

@@ -12,11 +12,11 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS
-from finsent.calibration import calibration_of
 from finsent.classifier import Classifier
-from finsent.data import load_dataset
-from finsent.runs import read_run
-from finsent.weights import WeightsError, ensure_embedded
+from finsent.data.registry import load_dataset
+from finsent.models.weights import WeightsError, ensure_embedded
+from finsent.results.calibration import calibration_of
+from finsent.results.runs import read_run
 from tests.app_fixtures import serving
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from finsent import evaluation as ev
-from finsent.runs import Predictions
+from finsent.results import comparison
+from finsent.results import metrics as ev
+from finsent.results.runs import Predictions
 
 NAMES = ("negative", "neutral", "positive")
 
@@ -143,23 +144,23 @@ def test_draws_are_the_frozen_stream() -> None:
 
 def test_mcnemar_by_hand() -> None:
     # b = 1, c = 5: 2 * (C(6,0) + C(6,1)) / 2^6 = 14 / 64
-    assert ev.mcnemar_p_value(1, 5) == pytest.approx(14 / 64)
-    assert ev.mcnemar_p_value(0, 0) == 1.0
-    assert ev.mcnemar_p_value(3, 3) == 1.0
+    assert comparison.mcnemar_p_value(1, 5) == pytest.approx(14 / 64)
+    assert comparison.mcnemar_p_value(0, 0) == 1.0
+    assert comparison.mcnemar_p_value(3, 3) == 1.0
 
 
 def test_sign_flip_by_enumeration() -> None:
     values = np.array([2, 1, -1, 3, 0, 2])
     signs = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T
     by_hand = np.mean(np.abs(signs @ values) >= abs(values.sum()))
-    assert ev.sign_flip_p_value(values) == pytest.approx(by_hand)
-    assert ev.sign_flip_p_value([0, 0]) == 1.0
+    assert comparison.sign_flip_p_value(values) == pytest.approx(by_hand)
+    assert comparison.sign_flip_p_value([0, 0]) == 1.0
 
 
 def test_one_seed_is_exact_mcnemar() -> None:
     a = answers([False] * 5 + [True] * 35)
     b = answers([True] * 5 + [False] + [True] * 34)
-    found = ev.compare([a], [b])
+    found = comparison.compare([a], [b])
     assert found.p_value == pytest.approx(14 / 64) == found.mcnemar[0].p_value
     assert (found.mcnemar[0].only_a_right, found.mcnemar[0].only_b_right) == (1, 5)
     assert found.accuracy_delta_points == pytest.approx(10.0)
@@ -172,7 +173,10 @@ def test_one_seed_is_exact_mcnemar() -> None:
 
 def test_better_and_worse_mirror_each_other() -> None:
     a, b = answers([False] * 12 + [True] * 28), answers([True] * 40)
-    better, worse = ev.compare([a], [b]), ev.compare([b], [a], names=("dendritic", "baseline"))
+    better, worse = (
+        comparison.compare([a], [b]),
+        comparison.compare([b], [a], names=("dendritic", "baseline")),
+    )
     assert better.outcome == "better"
     assert better.verdict.startswith("dendritic is better: dendritic +30.0 points")
     assert "McNemar p < 0.001" in better.verdict
@@ -188,7 +192,7 @@ def test_better_and_worse_mirror_each_other() -> None:
 def test_interval_of_the_errors_removed() -> None:
     a = answers([False] * 20 + [True] * 80)
     b = answers([True] * 10 + [False] * 10 + [True] * 80)
-    found = ev.compare([a], [b])
+    found = comparison.compare([a], [b])
     assert found.errors_removed_pct == pytest.approx(50.0)
     assert found.errors_removed_ci_pct is not None
     # Half of twenty, give or take two binomial standard deviations.
@@ -198,17 +202,19 @@ def test_interval_of_the_errors_removed() -> None:
 def test_repeated_sentences_do_not_count_twice() -> None:
     """Three seeds that test the same sentences are no more evidence than one."""
     a, b = answers([False] * 6 + [True] * 30), answers([True] * 36)
-    one, three = ev.compare([a], [b]), ev.compare([a] * 3, [b] * 3)
+    one, three = comparison.compare([a], [b]), comparison.compare([a] * 3, [b] * 3)
     assert three.p_value == pytest.approx(one.p_value)
     assert three.accuracy_ci_points == pytest.approx(one.accuracy_ci_points)
-    apart = ev.compare([a, answers([False] * 6 + [True] * 30, "f")], [b, answers([True] * 36, "f")])
+    apart = comparison.compare(
+        [a, answers([False] * 6 + [True] * 30, "f")], [b, answers([True] * 36, "f")]
+    )
     assert apart.p_value < one.p_value
 
 
 def test_order_of_rows_does_not_matter() -> None:
     a, b = answers([False, True, True, False]), answers([True, True, False, True])
     turned = Predictions(b.ids[::-1], b.labels[::-1], b.probabilities[::-1], b.label_names)
-    assert ev.compare([a], [b]) == ev.compare([a], [turned])
+    assert comparison.compare([a], [b]) == comparison.compare([a], [turned])
 
 
 @pytest.mark.parametrize(
@@ -217,7 +223,7 @@ def test_order_of_rows_does_not_matter() -> None:
 )
 def test_missing_dendrites_are_said_loudly(without: tuple[int, ...], note: str) -> None:
     a = answers([True, False])
-    found = ev.compare([a, a], [a, a], seeds_without_dendrites=without)
+    found = comparison.compare([a, a], [a, a], seeds_without_dendrites=without)
     assert note in found.verdict
     assert "-0.0" not in found.verdict
     assert found.to_dict()["seeds_without_dendrites"] == list(without)
@@ -225,7 +231,7 @@ def test_missing_dendrites_are_said_loudly(without: tuple[int, ...], note: str) 
 
 def test_seeds_of_different_size() -> None:
     a, b = answers([True, False]), answers([True, False, True])
-    assert ev.compare([a, b], [a, b]).verdict.endswith("n = 5 over 2 seeds")
+    assert comparison.compare([a, b], [a, b]).verdict.endswith("n = 5 over 2 seeds")
 
 
 def test_runs_that_do_not_pair() -> None:
@@ -240,7 +246,7 @@ def test_runs_that_do_not_pair() -> None:
         ([a], [relabelled], "true labels"),
     ):
         with pytest.raises(ev.EvaluationError, match=fault):
-            ev.compare(left, right)
+            comparison.compare(left, right)
     with pytest.raises(ev.EvaluationError, match="no runs"):
         ev.pooled_intervals([])
     with pytest.raises(ev.EvaluationError, match="different label names"):
@@ -249,8 +255,8 @@ def test_runs_that_do_not_pair() -> None:
 
 def test_the_verdict_names_its_test() -> None:
     a, b = answers([False] * 5 + [True] * 35), answers([True] * 5 + [False] + [True] * 34)
-    assert ", McNemar p = 0.22, n = 40 x 1 seed" in ev.compare([a], [b]).verdict
-    several = ev.compare([a, a], [b, b])
+    assert ", McNemar p = 0.22, n = 40 x 1 seed" in comparison.compare([a], [b]).verdict
+    several = comparison.compare([a, a], [b, b])
     # A sentence answered alike in both seeds is one piece of evidence, not two.
     assert several.p_value == pytest.approx(14 / 64)
     assert ", sign-flip p = 0.22, n = 40 x 2 seeds" in several.verdict

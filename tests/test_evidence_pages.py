@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from finsent import citations
 from finsent.config import ARMS
-from finsent.exports import arms_csv
-from finsent.runs import ArtifactError
-from finsent.ui import about, curves, differ, leaderboard, markup, state
-from finsent.ui.leaderboard import PER_RUN, Filters
+from finsent.results import catalog as state
+from finsent.results import downloads
+from finsent.results.downloads import arms_csv
+from finsent.results.schema import ArtifactError
+from finsent.ui.parts import markup
+from finsent.ui.tabs import about, curves, differ, differ_html, leaderboard_html
+from finsent.ui.tabs.leaderboard_html import PER_RUN, Filters
 from tests.app_fixtures import app_artifacts as app_artifacts
 
 
@@ -48,14 +50,14 @@ def test_a_board_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_tied_arms_share_a_rank_on_screen(board: dict[str, Any]) -> None:
     tied = {**board, "arms": [{**arm, "rank": 1, "tie_group": 1} for arm in board["arms"]]}
-    assert leaderboard.board_html(tied, ALLAGREE).count("1&#8239;=") == len(ARMS)
+    assert leaderboard_html.board_html(tied, ALLAGREE).count("1&#8239;=") == len(ARMS)
     apart = [{**arm, "rank": n, "tie_group": n} for n, arm in enumerate(board["arms"], 1)]
-    assert "&#8239;=" not in leaderboard.board_html({**board, "arms": apart}, ALLAGREE)
+    assert "&#8239;=" not in leaderboard_html.board_html({**board, "arms": apart}, ALLAGREE)
 
 
 def test_filters_search_and_protocol_choose_rows(board: dict[str, Any]) -> None:
     def shown(filters: Filters, level: str = "arm") -> list[str]:
-        return arms_in(leaderboard.board_html(board, filters, level=level))
+        return arms_in(leaderboard_html.board_html(board, filters, level=level))
 
     assert sorted(shown(ALLAGREE)) == sorted(ARMS)
     assert shown(Filters("allagree", arms=("matched",))) == ["matched"]
@@ -68,19 +70,19 @@ def test_filters_search_and_protocol_choose_rows(board: dict[str, Any]) -> None:
         Filters("allagree", backbone="phi-2"),
         Filters("allagree", search="nothing like it"),
     ):
-        assert "Nothing of this project here." in leaderboard.board_html(board, empty)
+        assert "Nothing of this project here." in leaderboard_html.board_html(board, empty)
 
 
-@pytest.mark.parametrize("column", leaderboard.COLUMNS, ids=lambda column: column.key)
+@pytest.mark.parametrize("column", leaderboard_html.COLUMNS, ids=lambda column: column.key)
 def test_every_column_can_be_shown_and_sorted_by(board: dict[str, Any], column: Any) -> None:
-    runs = leaderboard.entries(board, PER_RUN)
-    values = [column.value(e) for e in leaderboard.arranged(runs, column.key)]
+    runs = leaderboard_html.entries(board, PER_RUN)
+    values = [column.value(e) for e in leaderboard_html.arranged(runs, column.key)]
     assert values == sorted(values, reverse=column.highest_first)
-    worst = [column.value(e) for e in leaderboard.arranged(runs, column.key, reverse=True)]
+    worst = [column.value(e) for e in leaderboard_html.arranged(runs, column.key, reverse=True)]
     assert worst == values[::-1]
-    html = leaderboard.board_html(board, ALLAGREE, sort=column.key, columns=[column.key])
+    html = leaderboard_html.board_html(board, ALLAGREE, sort=column.key, columns=[column.key])
     assert f"Sort by {column.title}, sorted, best first" in html
-    others = [c for c in leaderboard.COLUMNS if c is not column]
+    others = [c for c in leaderboard_html.COLUMNS if c is not column]
     assert not [c.title for c in others if f'data-send="{c.key}"' in html]
 
 
@@ -88,17 +90,19 @@ def test_what_was_not_recorded_is_said_and_sorts_last(board: dict[str, Any]) -> 
     first, *rest = (arm for arm in board["arms"] if arm["dataset"] == "allagree")
     gap = {**first, "mean": {**first["mean"], "peak_memory_mb": None}}
     some = {**board, "arms": [gap, *rest]}
-    html = leaderboard.board_html(some, ALLAGREE, sort="peak_memory_mb", columns=["peak_memory_mb"])
+    html = leaderboard_html.board_html(
+        some, ALLAGREE, sort="peak_memory_mb", columns=["peak_memory_mb"]
+    )
     assert arms_in(html)[-1] == gap["arm"]
     assert html.count("not recorded") == 1
 
 
 def test_run_without_dendrites_is_flagged(board: dict[str, Any]) -> None:
-    assert "none kept: seed 2" in leaderboard.board_html(board, ALLAGREE)
+    assert "none kept: seed 2" in leaderboard_html.board_html(board, ALLAGREE)
 
 
 def test_verdicts_name_interval_test_and_remaining_errors(board: dict[str, Any]) -> None:
-    html = leaderboard.verdicts_html(board, ALLAGREE)
+    html = leaderboard_html.verdicts_html(board, ALLAGREE)
     pairs = [pair for pair in board["comparisons"] if pair["dataset"] == "allagree"]
     assert html.count("<h3>") == len(pairs) == 3
     for pair in pairs:
@@ -108,20 +112,22 @@ def test_verdicts_name_interval_test_and_remaining_errors(board: dict[str, Any])
         low, high = pair["errors_removed_ci_pct"]
         assert low <= pair["errors_removed_pct"] <= high
     assert "Dendritic against baseline" in html.split("</h3>")[0]
-    assert leaderboard.verdicts_html(board, Filters("allagree", arms=("baseline",))) == ""
+    assert leaderboard_html.verdicts_html(board, Filters("allagree", arms=("baseline",))) == ""
     none = {**pairs[0], "errors_removed_pct": None, "errors_removed_ci_pct": None}
-    assert "makes no error" in leaderboard.verdicts_html({**board, "comparisons": [none]}, ALLAGREE)
+    assert "makes no error" in leaderboard_html.verdicts_html(
+        {**board, "comparisons": [none]}, ALLAGREE
+    )
 
 
 def test_references_stand_apart_with_their_protocol(board: dict[str, Any]) -> None:
-    html = leaderboard.references_html(board, Filters("50agree"))
+    html = leaderboard_html.references_html(board, Filters("50agree"))
     shown = [r for r in board["references"] if r["dataset"] == "50agree"]
     assert shown
     for reference in shown:
         assert markup.escape(reference["model"]) in html
         assert markup.escape(reference["protocol"]) in html
     assert "FinBERT, fine-tuned" not in html
-    only = leaderboard.references_html(board, Filters("allagree", protocol="80/20"))
+    only = leaderboard_html.references_html(board, Filters("allagree", protocol="80/20"))
     assert "RoBERTa-base" in only
     assert "TF-IDF" not in only
 
@@ -136,16 +142,16 @@ def test_csv_holds_the_boards_numbers(board: dict[str, Any]) -> None:
         assert [float(line["macro_f1_low"]), float(line["macro_f1_high"])] == arm["ci"]["macro_f1"]
         assert line["seeds"] == "0 1 2"
         assert int(line["rank"]) == arm["rank"]
-    runs = [e for e in leaderboard.entries(board, PER_RUN) if ALLAGREE.own(e)]
+    runs = [e for e in leaderboard_html.entries(board, PER_RUN) if ALLAGREE.own(e)]
     per_run = list(csv.DictReader(io.StringIO(arms_csv(runs))))
     assert [line["accuracy_sd"] for line in per_run] == [""] * 9
 
 
 def test_bibtex_is_well_formed() -> None:
-    text = citations.bibtex()
+    text = downloads.bibtex()
     assert text.count("{") == text.count("}")
     keys = re.findall(r"@\w+\{(\w+),", text)
-    assert len(keys) == len(set(keys)) == len(citations.CITATIONS)
+    assert len(keys) == len(set(keys)) == len(downloads.CITATIONS)
     assert {"finsent", "malo2014good", "brenner2025perforated"} <= set(keys)
 
 
@@ -160,47 +166,47 @@ def test_ids_stand_for_sentences_that_are_not_here(
     catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
-    differ.texts_of.cache_clear()
+    differ_html.texts_of.cache_clear()
     found = differ.choose(cases(catalog), differ.DISAGREE)
-    html = differ.cases_html(found, 1020, 3, differ.DISAGREE, "allagree")
+    html = differ_html.cases_html(found, 1020, 3, differ.DISAGREE, "allagree")
     assert html.count("<li ") == 3
     assert all(case.id in html for case in found[:3])
     assert "FINSENT_DATA_DIR" in html
     assert "Rerun live" not in html
     assert "Show 10 more" in html
     with pytest.raises(Exception, match="not part of this page"):
-        differ.case_of(differ.case_key(found[0]), "allagree")
+        differ_html.case_of(differ_html.case_key(found[0]), "allagree")
 
 
 def test_sentences_are_escaped(catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     found = differ.choose(cases(catalog), differ.CONFIDENTLY_WRONG)
     text = '<script>alert("x")</script>'
-    monkeypatch.setattr(differ, "texts_of", lambda dataset: ({c.id: text for c in found}, ""))
-    html = differ.cases_html(found, 1020, 1, differ.CONFIDENTLY_WRONG, "allagree")
+    monkeypatch.setattr(differ_html, "texts_of", lambda dataset: ({c.id: text for c in found}, ""))
+    html = differ_html.cases_html(found, 1020, 1, differ.CONFIDENTLY_WRONG, "allagree")
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
-    assert differ.case_of(differ.case_key(found[0]), "allagree") == (found[0].seed, text)
+    assert differ_html.case_of(differ_html.case_key(found[0]), "allagree") == (found[0].seed, text)
     for forged in ("0|unknown", "x|" + found[0].id, "nonsense"):
         with pytest.raises(Exception, match="no sentence"):
-            differ.case_of(forged, "allagree")
+            differ_html.case_of(forged, "allagree")
 
 
 def test_a_broken_copy_of_the_data_is_said(
     catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FINSENT_DATA_DIR", str(tmp_path / "gone"))
-    differ.texts_of.cache_clear()
-    texts, hint = differ.texts_of("allagree")
-    differ.texts_of.cache_clear()
+    differ_html.texts_of.cache_clear()
+    texts, hint = differ_html.texts_of("allagree")
+    differ_html.texts_of.cache_clear()
     assert texts is None
     assert "does not exist" in hint
 
 
 def test_scores_on_screen_are_the_boards(board: dict[str, Any]) -> None:
     arms = [arm for arm in board["arms"] if arm["dataset"] == "50agree"]
-    confusion = differ.confusions_html(arms, ("negative", "neutral", "positive"))
+    confusion = differ_html.confusions_html(arms, ("negative", "neutral", "positive"))
     names = ("negative", "neutral", "positive")
-    classes, bands = differ.per_class_html(arms, names), differ.by_agreement_html(arms)
+    classes, bands = differ_html.per_class_html(arms, names), differ_html.by_agreement_html(arms)
     for arm in arms:
         for row in arm["confusion"]:
             for cell in row:
@@ -212,7 +218,7 @@ def test_scores_on_screen_are_the_boards(board: dict[str, Any]) -> None:
             assert f"{markup.percent(entry['accuracy'])} " in bands
             assert markup.percent_interval(entry["ci"]["macro_f1"]) in bands
     without = [{**arm, "by_agreement": []} for arm in arms]
-    assert "does not say" in differ.by_agreement_html(without)
+    assert "does not say" in differ_html.by_agreement_html(without)
 
 
 # ------------------------------------------------------------------------------------ curves, about

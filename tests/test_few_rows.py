@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from transformers import PhiConfig, PhiModel
 
-from finsent.adapter_files import Adapter
-from finsent.backbones import load_backbone
-from finsent.fused import FusedDecoder
-from finsent.products import FusionError
+from finsent.models.adapter_files import Adapter
+from finsent.models.backbones import load_backbone
+from finsent.models.fused_decoder import FusedDecoder
+from finsent.models.products import FusionError
 from tests.test_serving import TARGETS, adapter_of, decoder_of, in_4_bit
 
 pytest.importorskip("triton", reason="triton is not there for this kind of machine")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before torch is imported", allow_module_level=True)
 
-from finsent import kernels
-from finsent.few_rows import FewRows, Launch, Tiles, require_phi
+from finsent.engines.few_rows import FewRows, Launch, Tiles, require_phi
+from finsent.kernels import few_rows_kernels
 
 SMALL = Launch(Tiles(128, 64, 4, 1), Tiles(64, 64, 4, 1, pieces=3))
 QV = ("self_attn.q_proj", "self_attn.v_proj")
@@ -115,7 +115,7 @@ def test_the_ptx_unpacks_every_byte() -> None:
     code = bnb.get_4bit_type("nf4", device="cpu").to(torch.bfloat16).view(torch.int16)
     bits = [value & 0xFFFF for value in code.tolist()]
     for start in range(0, 256, 4):
-        found = run_ptx(kernels.UNPACK_PTX.value, start * 0x01010101 + 0x03020100)
+        found = run_ptx(few_rows_kernels.UNPACK_PTX.value, start * 0x01010101 + 0x03020100)
         values = range(start, start + 4)
         assert found[:2] == words([bits[v >> 4] for v in values])
         assert found[2:] == words([bits[v & 15] for v in values])

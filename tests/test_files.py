@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finsent.files import published, write_bytes_atomically
+from finsent.machine.files import published, write_bytes_atomically
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

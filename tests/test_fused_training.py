@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finsent import adapted_model, training
-from finsent.adapted_model import AdaptedModel, build_model
-from finsent.backbones import Backbone, HiddenStates
 from finsent.config import DendriteConfig, LoraConfig, MatchedCapacity, TrainConfig
-from finsent.fused_training import FusedBlocks, can_fuse
-from finsent.products import FusionError, side_by_side
-from finsent.rotation import rotate_
+from finsent.kernels.attention import rotate_
+from finsent.models.backbones import Backbone, HiddenStates
+from finsent.models.products import FusionError, side_by_side
+from finsent.training import adapted_model, loop
+from finsent.training.adapted_model import AdaptedModel, build_model
+from finsent.training.fused_blocks import FusedBlocks, can_fuse
 from tests.test_serving import CPU, TARGETS, decoder_of, dendritic, in_4_bit
 
 LAST = (7, 3, 5, 7)
@@ -232,7 +232,7 @@ def test_a_whole_run_ends_where_the_plain_one_does(
     losses = []
     for fused in (False, True):
         monkeypatch.setattr(adapted_model, "can_fuse", lambda *_, fused=fused: fused)
-        result = training.train(
+        result = loop.train(
             config,
             backbone_of("phi"),
             states,

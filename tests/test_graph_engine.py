@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-import finsent.engines as engines
-import finsent.graphs as graphs
-from finsent.backbones import Backbone
-from finsent.engines import GraphEngine
-from finsent.fair_lock import FairLock
-from finsent.fused import FusedArm, FusedDecoder
-from finsent.graphs import GraphedForward
+from finsent.engines import cuda_graphs, graph_engine
+from finsent.engines.cuda_graphs import FairLock, GraphedForward
+from finsent.engines.graph_engine import GraphEngine
+from finsent.models.backbones import Backbone
+from finsent.models.fused_decoder import FusedArm, FusedDecoder
 from tests.test_serving import CPU, TEXTS, adapter_of, decoder_of, reference
 
 QV = ("self_attn.q_proj", "self_attn.v_proj")
@@ -60,7 +58,7 @@ class Recorder:
         self.before(self.recorded)
         with torch.inference_mode():
             compute()
-            with graphs.DEVICE:
+            with cuda_graphs.DEVICE:
                 result = compute().clone()
         self.recorded += 1
 
@@ -91,14 +89,18 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[Few]:
         made.append(Few(decoder, arm))
         return made[-1], "kernels for few rows"
 
-    monkeypatch.setattr(engines, "few_rows_forward", forward)
-    monkeypatch.setattr(engines, "compiled", lambda decoder: decoder)
+    monkeypatch.setattr(graph_engine, "few_rows_forward", forward)
+    monkeypatch.setattr(graph_engine, "compiled", lambda decoder: decoder)
     return made
 
 
 def recordings(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, int, int]]:
     """What was recorded, for whom, texts and tokens, in order."""
-    return [r.args[:4] for r in caplog.records if r.name == "finsent.engines" and len(r.args) == 5]
+    return [
+        r.args[:4]
+        for r in caplog.records
+        if r.name == "finsent.engines.graph_engine" and len(r.args) == 5
+    ]
 
 
 def test_short_single_texts_are_fast_first(
@@ -180,7 +182,7 @@ def broken(*_: object) -> None:
 def test_an_error_ends_its_stage_only(
     part: str, known: list[Few], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, part, broken)
+    monkeypatch.setattr(graph_engine, part, broken)
     engine, expected = engine_of(Recorder())
     engine.warm_up()
     title = {"few_rows_forward": "kernels for few rows", "compiled": "compiling"}[part]
@@ -342,11 +344,11 @@ def test_recordings_share_memory_and_keep_to_their_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (cuda := FakeCuda()).install(monkeypatch)
-    record = graphs.CudaGraphs()
+    record = cuda_graphs.CudaGraphs()
     runs: list[tuple[str, bool, bool]] = []
 
     def compute() -> Tensor:
-        runs.append((cuda.current[-1], graphs.DEVICE._held, gc.isenabled()))
+        runs.append((cuda.current[-1], cuda_graphs.DEVICE._held, gc.isenabled()))
         return torch.zeros(1)
 
     first = record(compute)
@@ -387,10 +389,10 @@ def test_a_recording_that_fails_leaves_the_device_free(monkeypatch: pytest.Monke
 
     for entry in ("stream 1 done", (None, "stream 2", "thread_local")):
         with pytest.raises(RuntimeError, match="out of memory"):
-            graphs.CudaGraphs()(compute)
+            cuda_graphs.CudaGraphs()(compute)
         assert cuda.log[-1] == entry
         cuda.streams = 0
-    assert not graphs.DEVICE._held
+    assert not cuda_graphs.DEVICE._held
     assert gc.isenabled()
     assert cuda.current == ["default"]
 
@@ -427,7 +429,7 @@ def test_a_fair_lock_forgets_who_gave_up(monkeypatch: pytest.MonkeyPatch) -> Non
             self.asked = True
 
     with lock:
-        monkeypatch.setattr("finsent.fair_lock.threading.Lock", Interrupted)
+        monkeypatch.setattr("finsent.engines.cuda_graphs.threading.Lock", Interrupted)
         with pytest.raises(TimeoutError), lock:
             pass
         monkeypatch.undo()

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from finsent import runs, scheduling, training
 from finsent.config import ConfigError, DendriteConfig, Restarts, TrainConfig, arm_config
-from finsent.optimizers import carry_over, new_optimizer
-from finsent.progress import UNINTERRUPTED
-from finsent.study.lora_stack import LoraStack
-from finsent.study.lora_training import Row, RowResult, train_rows
+from finsent.results import runs
+from finsent.study.lora.rows import Row, RowResult
+from finsent.study.lora.stack import LoraStack
+from finsent.study.lora.training import train_rows
+from finsent.training import loop, scheduling
+from finsent.training.optimizers import carry_over, new_optimizer
+from finsent.training.progress import UNINTERRUPTED
 from tests.test_lora_stack import CONFIG, CPU, Trainer, ground_for, initial_of, row
 from tests.test_study_lora import HereChild, plan_of
 from tests.test_study_lora import here as here
@@ -55,7 +57,7 @@ def silent_dendrites(monkeypatch: pytest.MonkeyPatch) -> None:
 
     grow = LoraStack.grow
     monkeypatch.setattr(LoraStack, "grow", grown)
-    monkeypatch.setattr(training, "carry_over", carried)
+    monkeypatch.setattr(loop, "carry_over", carried)
 
 
 def test_an_optimizer_takes_over_what_the_one_before_knew_and_starts_afresh_with_the_rest() -> None:
@@ -91,7 +93,7 @@ def test_an_optimizer_takes_over_what_the_one_before_knew_and_starts_afresh_with
 
 def losses_of(
     folder: Path, dendrites: DendriteConfig | None, monkeypatch: pytest.MonkeyPatch
-) -> training.TrainResult:
+) -> loop.TrainResult:
     ground = ground_for(CONFIG)
     config = replace(CONFIG, seed=7, treatment=dendrites)
     return Trainer(config, 3, folder).run(initial_of(ground, row(ground, 3, 7)), monkeypatch)
@@ -119,10 +121,10 @@ def test_a_silent_dendrite_changes_nothing_where_growth_does_not_restart(
 def test_a_run_that_has_stalled_is_restarted_all_the_same(
     tmp_path: Path, tiny_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = training.learning_rate_at
+    original = loop.learning_rate_at
     # The second epoch wrecks what the first one learned.
     monkeypatch.setattr(
-        training,
+        loop,
         "learning_rate_at",
         lambda step, total, c: original(step, total, c) * (100 if 13 <= step < 26 else 1),
     )

@@ -19,22 +19,29 @@ from openpyxl import Workbook
 from playwright.sync_api import expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS
-from finsent import batch, figures, fomc, jobs, numclaim
-from finsent import leaderboard as leaderboard_file
 from finsent.__main__ import main
-from finsent.calibration import calibration_of
 from finsent.classifier import Classifier
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, arm_config
-from finsent.data import DATASETS
-from finsent.examples import CLAIMS, STANCES
-from finsent.live_charts import distribution_figure
-from finsent.runs import read_run, write_manifest
-from finsent.ui import about, differ, leaderboard, state
-from finsent.ui import batch as batch_tab
-from finsent.ui.cards import banner_html, cards_html, result_dict
-from finsent.ui.compare import CHIPS, _chips
-from finsent.ui.markup import label_mark
-from finsent.ui.words import explain_words, words_html
+from finsent.data.registry import DATASETS
+from finsent.data.sets import fomc, numclaim
+from finsent.data.sets.examples import CLAIMS, STANCES
+from finsent.plots import png_figures
+from finsent.plots.live import distribution_figure
+from finsent.results import catalog as state
+from finsent.results import leaderboard as leaderboard_file
+from finsent.results.calibration import calibration_of
+from finsent.results.manifest import write_manifest
+from finsent.results.runs import read_run
+from finsent.serving import many_texts
+from finsent.serving import service as service_module
+from finsent.training import child_main
+from finsent.training import run as run_module
+from finsent.ui.parts.cards import banner_html, cards_html, result_dict
+from finsent.ui.parts.markup import label_mark
+from finsent.ui.parts.words import explain_words, words_html
+from finsent.ui.tabs import about, differ, differ_html, leaderboard_html
+from finsent.ui.tabs import batch as batch_tab
+from finsent.ui.tabs.compare import CHIPS, _chips
 from finsent.verification import verify
 from tests.app_fixtures import FakeComparer, running_app
 from tests.artifact_factory import make_artifacts
@@ -49,9 +56,9 @@ TEXT = "Members judged that a split of 5 views would remain"
 @pytest.fixture(autouse=True)
 def no_copy_of_the_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
-    differ.texts_of.cache_clear()
+    differ_html.texts_of.cache_clear()
     yield
-    differ.texts_of.cache_clear()
+    differ_html.texts_of.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +73,24 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(artifacts: Path) -> state.ModelService:
+def service(artifacts: Path) -> service_module.ModelService:
     def load(
-        folder: Path, seed: int, arms: Sequence[str], progress: state.Progress
-    ) -> state.Comparer:
+        folder: Path, seed: int, arms: Sequence[str], progress: service_module.Progress
+    ) -> service_module.Comparer:
         return FakeComparer(folder, seed, arms)
 
-    made = state.ModelService(state.Catalog.read(artifacts), load, probe_cuda=lambda: False)
+    made = service_module.ModelService(
+        state.Catalog.read(artifacts), load, probe_cuda=lambda: False
+    )
     made.start()
     assert made.wait(20).phase == "ready"
     return made
 
 
 @pytest.fixture(params=NAMES)
-def selection(request: pytest.FixtureRequest, service: state.ModelService) -> state.Selection:
+def selection(
+    request: pytest.FixtureRequest, service: service_module.ModelService
+) -> state.Selection:
     return service.catalog.select("smollm2-135m", request.param, 0)
 
 
@@ -87,7 +98,7 @@ def test_the_artifacts_verify(artifacts: Path) -> None:
     assert verify(artifacts) == []
 
 
-def test_every_registered_title_and_mark_is_shown(service: state.ModelService) -> None:
+def test_every_registered_title_and_mark_is_shown(service: service_module.ModelService) -> None:
     assert service.catalog.all_datasets() == ["fomc", "numclaim"]
     assert [state.dataset_title(name) for name in NAMES] == ["FOMC stance", "Numerical claims"]
     assert state.dataset_title("unheard of") == "unheard of"
@@ -101,7 +112,7 @@ def test_every_registered_title_and_mark_is_shown(service: state.ModelService) -
 
 
 def test_the_cards_name_the_classes(
-    service: state.ModelService, selection: state.Selection
+    service: service_module.ModelService, selection: state.Selection
 ) -> None:
     catalog, names = service.catalog, NAMES[selection.dataset]
     outcome = service.compare(TEXT, selection)
@@ -118,7 +129,9 @@ def test_the_cards_name_the_classes(
         assert set(answer["label_set"]) <= set(names)
 
 
-def test_the_words_are_explained(service: state.ModelService, selection: state.Selection) -> None:
+def test_the_words_are_explained(
+    service: service_module.ModelService, selection: state.Selection
+) -> None:
     found, labels = explain_words(TEXT, selection, service.catalog, service)
     assert labels == NAMES[selection.dataset]
     html = words_html(found, labels)
@@ -127,59 +140,61 @@ def test_the_words_are_explained(service: state.ModelService, selection: state.S
 
 
 def test_a_batch_counts_the_classes(
-    service: state.ModelService, selection: state.Selection
+    service: service_module.ModelService, selection: state.Selection
 ) -> None:
     names = NAMES[selection.dataset]
-    items = batch.pasted("\n".join(f"text {i} split" for i in range(20)), batch_tab.row_problem)
-    (scored,) = batch.score(
+    items = many_texts.pasted(
+        "\n".join(f"text {i} split" for i in range(20)), batch_tab.row_problem
+    )
+    (scored,) = many_texts.score(
         items,
         lambda texts: service.scores(texts, selection)[0],
         names,
         service.catalog.calibrations(selection),
     )
-    counts = batch.label_counts(scored)
+    counts = many_texts.label_counts(scored)
     assert all(tuple(by_label) == names for by_label in counts.values())
     assert [tuple(bar.x) for bar in distribution_figure(counts).data] == [names, names]
     for row, cells in zip(scored, batch_tab.result_rows(scored, selection.arms), strict=True):
         label = row.answers[0].label
         assert cells[3].startswith(f"{label_mark(label)} {label} ")
-    header = batch.results_csv(scored, selection.arms, names).decode().splitlines()[0]
+    header = many_texts.results_csv(scored, selection.arms, names).decode().splitlines()[0]
     assert f"baseline_{names[0]}_" in header
 
 
 def test_the_evidence_pages_name_the_classes(
-    service: state.ModelService, selection: state.Selection
+    service: service_module.ModelService, selection: state.Selection
 ) -> None:
     catalog, names = service.catalog, NAMES[selection.dataset]
     assert catalog.leaderboard is not None
     arms = [a for a in catalog.leaderboard["arms"] if a["dataset"] == selection.dataset]
-    matrices = differ.confusions_html(arms, names)
+    matrices = differ_html.confusions_html(arms, names)
     for name in names:
         marked = f'<span aria-hidden="true">{label_mark(name)}</span> {name}</th>'
         assert matrices.count(marked) == 2 * len(arms)
-    classes = differ.per_class_html(arms, names)
+    classes = differ_html.per_class_html(arms, names)
     places = [classes.index(f"{name}</th>") for name in names]
     assert places == sorted(places)
-    assert "does not say how far its annotators agreed" in differ.by_agreement_html(arms)
+    assert "does not say how far its annotators agreed" in differ_html.by_agreement_html(arms)
     cases = differ.read_cases(catalog.of("smollm2-135m", selection.dataset))
-    html = differ.cases_html(cases[:5], len(cases), 5, "wrong", selection.dataset)
+    html = differ_html.cases_html(cases[:5], len(cases), 5, "wrong", selection.dataset)
     assert f" {cases[0].label}</b>" in html
-    filters = leaderboard.Filters(selection.dataset)
-    assert "Macro-F1" in leaderboard.board_html(dict(catalog.leaderboard), filters)
-    assert leaderboard.references_html(dict(catalog.leaderboard), filters) == ""
+    filters = leaderboard_html.Filters(selection.dataset)
+    assert "Macro-F1" in leaderboard_html.board_html(dict(catalog.leaderboard), filters)
+    assert leaderboard_html.references_html(dict(catalog.leaderboard), filters) == ""
     assert escape(DATASETS[selection.dataset].title) in about.about_html(catalog)
 
 
 def test_ids_stand_for_sentences_and_the_hint_names_the_right_files() -> None:
     for name in ("fomc", "allagree"):
-        texts, hint = differ.texts_of(name)
+        texts, hint = differ_html.texts_of(name)
         assert texts is None
         assert f"Download {DATASETS[name].files} from {DATASETS[name].url}" in hint
 
 
 def test_the_figures_are_drawn(artifacts: Path, tmp_path: Path) -> None:
     root = shutil.copytree(artifacts, tmp_path / "artifacts")
-    assert all(path.stat().st_size > 10_000 for path in figures.make_figures(root))
+    assert all(path.stat().st_size > 10_000 for path in png_figures.make_figures(root))
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -223,8 +238,10 @@ def trained(
         patch.setattr(module, "FILES", dataclasses.replace(module.FILES, sha256=sums))
         for arm, treatment in (("baseline", None), ("dendritic", DendriteConfig(grow_by=0))):
             config = arm_config(base, arm, treatment)
-            job = jobs.Job(config, root / "artifacts", root / "shared", "cpu", "test", None, root)
-            jobs.run_job(job)
+            job = child_main.Job(
+                config, root / "artifacts", root / "shared", "cpu", "test", None, root
+            )
+            run_module.run_job(job)
     return root / "artifacts" / "tiny-phi" / name
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from finsent.latency import LatencyStats, RollingWindow, summarize, time_interleaved
+from finsent.machine.timing import LatencyStats, RollingWindow, summarize, time_interleaved
 
 
 def test_rounds_are_complete_shuffled_and_repeatable() -> None:

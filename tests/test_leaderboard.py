@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from finsent import leaderboard, runs
-from finsent.evaluation import Comparison
-from finsent.references import REFERENCES
+from finsent.results import leaderboard, runs
+from finsent.results.comparison import Comparison
+from finsent.results.references import REFERENCES
 from tests.artifact_factory import make_artifacts
 
 

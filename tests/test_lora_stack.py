@@ -11,10 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from finsent import refinement, training
-from finsent.adapted_model import AdaptedModel, build_model
-from finsent.adapters import linear_shapes, lora_ranks
-from finsent.backbones import Backbone, entering_hidden_states, load_backbone, upper_blocks
 from finsent.config import (
     DendriteConfig,
     LoraConfig,
@@ -23,13 +19,19 @@ from finsent.config import (
     TrainConfig,
     arm_config,
 )
-from finsent.data import Split, load_dataset
-from finsent.dendrites import DendriteGrower
-from finsent.folds import part_examples
-from finsent.fused_training import FusedBlocks
-from finsent.study.lora_stack import HEAD, LoraStack
-from finsent.study.lora_training import Ground, GrowthRule, Row, RowResult, train_rows
-from finsent.study.results import StudyError
+from finsent.data.folds import part_examples
+from finsent.data.registry import Split, load_dataset
+from finsent.growth import refinement
+from finsent.growth.grower import DendriteGrower
+from finsent.models.adapters import linear_shapes, lora_ranks
+from finsent.models.backbones import Backbone, entering_hidden_states, load_backbone, upper_blocks
+from finsent.study.lora.rows import Ground, GrowthRule, Row, RowResult
+from finsent.study.lora.stack import HEAD, LoraStack
+from finsent.study.lora.training import train_rows
+from finsent.study.rows import StudyError
+from finsent.training import loop
+from finsent.training.adapted_model import AdaptedModel, build_model
+from finsent.training.fused_blocks import FusedBlocks
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
@@ -107,14 +109,14 @@ class Trainer:
 
     def run(
         self, initial: Mapping[str, Tensor], monkeypatch: pytest.MonkeyPatch
-    ) -> training.TrainResult:
+    ) -> loop.TrainResult:
         def started(config: TrainConfig, backbone: Backbone, n_classes: int) -> AdaptedModel:
             model = build_model(config, backbone, n_classes)
             model.copy_in(initial)
             return model
 
-        monkeypatch.setattr(training, "build_model", started)
-        return training.train(
+        monkeypatch.setattr(loop, "build_model", started)
+        return loop.train(
             self.config,
             self.backbone,
             self.states,
@@ -145,7 +147,7 @@ def stack_of(ground: Ground, rows: Sequence[Row], *, dendrites: bool = False) ->
     )
 
 
-def same_history(found: RowResult, expected: training.TrainResult, since: int = 0) -> None:
+def same_history(found: RowResult, expected: loop.TrainResult, since: int = 0) -> None:
     losses = [record.val_loss for record in expected.history[since:]]
     assert found.validation_nlls == pytest.approx(losses, rel=2e-5)
     assert found.selected.epoch == expected.selected.epoch
@@ -171,7 +173,7 @@ def test_a_stacked_run_is_the_trainers_and_knows_nothing_of_its_neighbours(
     trained = renamed(together[0].tensors)
     for name, tensor in expected.model.tensors().items():
         assert torch.allclose(trained[name], tensor, atol=2e-3), name
-    logits = training.class_logits(
+    logits = loop.class_logits(
         expected.model, trainer.states, trainer.split.test, trainer.states.lengths.tolist()
     )
     assert torch.allclose(together[0].said.test, logits, atol=2e-2)
@@ -252,9 +254,7 @@ def test_growth_is_decided_as_perforatedai_decides_it(tmp_path: Path, seed: int)
         for epoch in range(epochs):
             nll = float(generator.uniform(0.2, 1.0))
             optimizer = torch.optim.SGD(grower.parameters(), lr=0.1)
-            event = grower.epoch_end(
-                training.growth_score(nll), optimizer, may_grow=epoch < epochs - 1
-            )
+            event = grower.epoch_end(loop.growth_score(nll), optimizer, may_grow=epoch < epochs - 1)
             assert rule.observe(epoch, nll) == (event is not None), f"epoch {epoch}"
     assert rule.grown
 

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from finsent import owner_training, runs
-from finsent.owner_training import (
+from finsent.results import manifest
+from finsent.results.catalog import Catalog
+from finsent.serving import owner_training
+from finsent.serving.owner_training import (
     OwnerTraining,
     OwnerTrainingError,
     Recipe,
     _end_group,
     running_in_group,
 )
-from finsent.ui.owner import Owner, OwnerError, owner_from_environment
-from finsent.ui.state import Catalog
+from finsent.ui.tabs.owner import Owner, OwnerError, owner_from_environment
 from finsent.verification import verify
 from tests.app_fixtures import OWNER_TOKEN, FakeHub
 from tests.artifact_factory import make_artifacts
@@ -60,7 +61,7 @@ def training(artifacts: Path, tiny_environment: None) -> Iterator[OwnerTraining]
 
 def snapshot(root: Path) -> dict[str, str]:
     return {
-        path.relative_to(root).as_posix(): runs.sha256_file(path)
+        path.relative_to(root).as_posix(): manifest.sha256_file(path)
         for path in root.rglob("*")
         if path.is_file()
     }
@@ -192,10 +193,10 @@ def test_the_owner_comes_from_the_settings_of_the_space(
     # A name alone proves nothing: only with the login switched on does anybody carry it.
     assert owner_from_environment(tmp_path, {"SPACE_AUTHOR_NAME": "author"}) is None
     space = {"SPACE_AUTHOR_NAME": "author", "OAUTH_CLIENT_ID": "x"}
-    monkeypatch.setattr("finsent.ui.owner.find_spec", lambda name: None)
+    monkeypatch.setattr("finsent.ui.tabs.owner.find_spec", lambda name: None)
     with pytest.raises(OwnerError, match=r"needs authlib and itsdangerous; install gradio\[oauth"):
         owner_from_environment(tmp_path, space)
-    monkeypatch.setattr("finsent.ui.owner.find_spec", lambda name: "here")
+    monkeypatch.setattr("finsent.ui.tabs.owner.find_spec", lambda name: "here")
     found = owner_from_environment(tmp_path, space)
     assert found is not None
     assert (found.token, found.username) == (None, "author")

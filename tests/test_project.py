@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from finsent import readme
-from finsent.runs import find_runs, read_json
+from finsent.reports import readme
+from finsent.results.runs import find_runs, read_json
 from finsent.verification import verify
 
 START = 32
@@ -46,22 +46,91 @@ def test_few_modules_name_the_heavy_libraries() -> None:
         package: {p.relative_to(ROOT).as_posix() for p in SOURCES if uses(p, package)}
         for package in ("perforatedai", "peft", "gradio", "bitsandbytes", "openvino", "ray")
     }
-    assert names["ray"] == {"finsent/workers.py"}
-    assert names["perforatedai"] == {"finsent/dendrites.py"}
-    assert names["peft"] == {"finsent/adapters.py"}
-    assert names["openvino"] == {"finsent/openvino_engine.py", "finsent/openvino_graph.py"}
+    assert names["ray"] == {"finsent/machine/workers.py"}
+    assert names["perforatedai"] == {"finsent/growth/grower.py"}
+    assert names["peft"] == {"finsent/models/adapters.py"}
+    assert names["openvino"] == {
+        "finsent/engines/openvino_engine.py",
+        "finsent/engines/openvino_graph.py",
+    }
     # One packs weights into 4 bits, the other unpacks them.
-    assert names["bitsandbytes"] == {"finsent/backbones.py", "finsent/products.py"}
+    assert names["bitsandbytes"] == {"finsent/models/backbones.py", "finsent/models/products.py"}
     assert all(n == "app.py" or n.startswith("finsent/ui/") for n in names["gradio"])
 
 
+LAYERS = (
+    {"config", "machine", "kernels"},
+    {"data"},
+    {"models", "results"},
+    {"growth", "engines"},
+    {"training", "serving"},
+    {"plots", "classifier"},
+    {"study"},
+    {"reports", "verification", "ui"},
+    {"__main__", ""},
+)
+"""Parts of finsent from the lowest up; each imports only parts below, or its own modules."""
+
+
+def parts_of(module: str) -> list[str]:
+    return module.removeprefix("finsent").lstrip(".").split(".")
+
+
+def test_packages_import_only_what_lies_below_them() -> None:
+    level = {part: i for i, layer in enumerate(LAYERS) for part in layer}
+    upwards = []
+    for path in sorted((ROOT / "finsent").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        own = parts_of(module)[0]
+        for name in imports_of(path):
+            if not name.startswith("finsent.") or name == "finsent.classifier.Classifier":
+                continue
+            part = parts_of(name)[0]
+            if part == own:
+                continue
+            if level[part] >= level[own] and not {part, own} <= LAYERS[0]:
+                upwards.append(f"{module} imports {name}")
+    assert upwards == []
+
+
+def modules_below(folder: Path) -> list[Path]:
+    return [p for p in folder.glob("*.py") if p.name != "__init__.py"]
+
+
+def test_modules_folders_and_functions_stay_small() -> None:
+    sources = [p for d in ("finsent", "bench", "tests") for p in (ROOT / d).rglob("*.py")]
+    sources += [ROOT / "app.py", ROOT / "train_models.py"]
+    long = {
+        p.relative_to(ROOT).as_posix(): n
+        for p in sources
+        if (n := len(p.read_text(encoding="utf-8").splitlines())) > 500
+    }
+    assert long == {}
+    full = {
+        d.relative_to(ROOT).as_posix(): n
+        for d in {p.parent for p in (ROOT / "finsent").rglob("*.py")}
+        if (n := len(modules_below(d))) > 12
+    }
+    assert full == {}
+    functions = {
+        f"{p.relative_to(ROOT).as_posix()}:{node.name}": node.end_lineno - node.lineno + 1
+        for p in sources
+        for node in ast.walk(ast.parse(p.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno
+    }
+    assert {name: n for name, n in functions.items() if n > 100} == {}
+
+
 def test_results_are_read_without_torch_or_gradio() -> None:
-    modules = """
-        runs evaluation leaderboard charts board_charts verification figures data agreement
-        disagreements exports citations latency readme
-        study.summary study.selection study.views study.report study_charts
-    """.split()  # noqa: SIM905
-    code = "import sys\n" + "".join(f"import finsent.{name}\n" for name in modules)
+    packages = ("data", "results", "plots", "reports")
+    paths = [p for name in packages for p in (ROOT / "finsent" / name).rglob("*.py")]
+    paths += [
+        ROOT / "finsent" / f"{name}.py"
+        for name in ("verification", "machine/timing", "study/charts")
+    ]
+    paths += [ROOT / "finsent/study" / f"{name}.py" for name in ("summary", "selection", "views")]
+    modules = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths)
+    code = "import sys\n" + "".join(f"import {name}\n" for name in modules)
     code += "print(sorted({'torch', 'gradio', 'transformers', 'peft'} & set(sys.modules)))"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -90,12 +159,7 @@ def test_requirements_are_what_the_code_imports_and_nothing_else() -> None:
     known = {modules.get(name, name) for name in required}
     for path in SOURCES:
         external = {name.split(".")[0] for name in imports_of(path)} - standard
-        if path.name in (
-            "kernels.py",
-            "rotation_kernel.py",
-            "dendrite_kernels.py",
-            "block_kernels.py",
-        ):
+        if path.name.endswith("_kernels.py"):
             external -= {"triton"}  # comes with PyTorch for CUDA, and only GPUs have a use for it
         assert external <= known, f"{path.name} imports {external - known}"
 
@@ -137,7 +201,7 @@ def test_the_committed_artifacts_verify_and_are_complete() -> None:
 
 
 def test_no_sentence_of_a_data_set_is_in_the_repository(real_data: Path) -> None:
-    from finsent.data import DATASETS
+    from finsent.data.registry import DATASETS
 
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False

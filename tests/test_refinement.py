@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finsent import lora_refinement
-from finsent.adapter_files import DendriticMap
-from finsent.backbones import default_device, entering_hidden_states, load_backbone
 from finsent.config import ConfigError, DendriteConfig, LoraConfig, TrainConfig
-from finsent.data import load_dataset, make_split
-from finsent.dendritic_linear import DendriticLinear
-from finsent.lora_refinement import refine_new_dendrites
-from finsent.refinement import Signal, Target, correlation, refine
-from finsent.training import train
+from finsent.data.registry import load_dataset, make_split
+from finsent.growth import lora_refinement
+from finsent.growth.lora_refinement import refine_new_dendrites
+from finsent.growth.refinement import Signal, Target, correlation, refine
+from finsent.models.adapter_files import DendriticMap
+from finsent.models.backbones import default_device, entering_hidden_states, load_backbone
+from finsent.models.dendritic_linear import DendriticLinear
+from finsent.training.loop import train
 
 
 def grown(inner: int, out: int, activation: str = "relu", *, bias: bool = False) -> DendriticLinear:

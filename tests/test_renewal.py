@@ -10,7 +10,7 @@ from gradio_client import Client
 from playwright.sync_api import Browser, Page, expect
 
 from bench.screenshots import open_tab
-from finsent import leaderboard, runs
+from finsent.results import leaderboard, manifest
 from finsent.ui.renewal import fingerprint
 from tests.app_fixtures import SEEDS, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts
@@ -24,7 +24,7 @@ NEW = max(SEEDS) + 5
 
 def publish(root: Path) -> None:
     leaderboard.write(root)
-    runs.write_manifest(root)
+    manifest.write_manifest(root)
 
 
 def offered(page: Page) -> list[str]:

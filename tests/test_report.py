@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
-from finsent.figures import FigureError
-from finsent.runs import ArtifactError, read_json
-from finsent.study import report, report_figures, views
-from finsent.study.results import RESULTS, StudyError, append_runs, read_runs
+from finsent.plots.png_figures import FigureError
+from finsent.reports import evidence as evidence_module
+from finsent.reports import report, report_figures
+from finsent.reports.submission import submission_markdown
+from finsent.results.runs import read_json
+from finsent.results.schema import ArtifactError
+from finsent.study import views
+from finsent.study.rows import RESULTS, StudyError, append_runs, read_runs
 from finsent.study.selection import (
     CHOSEN,
     SELECTION,
@@ -22,7 +26,6 @@ from finsent.study.selection import (
     grid_sizes,
     variants,
 )
-from finsent.study.submission import submission_markdown
 from finsent.study.summary import read_summaries, write_summary
 from tests.artifact_factory import make_artifacts
 from tests.study_factory import make_classical, make_study
@@ -209,7 +212,7 @@ def test_what_ensembles_chose_from_is_listed_best_first(artifacts: Path, tmp_pat
     ]
     (folder / SELECTION).unlink()
     append_selection(folder / SELECTION, rows)
-    page = report.report_markdown(report.Evidence.read(root), tmp_path)
+    page = report.report_markdown(evidence_module.Evidence.read(root), tmp_path)
     part = section(page, "## Ways of fine-tuning, on validation only: study `heads`")
     assert part.index("| twice | `whole-last` | 86.00 | 0.5000") < part.index("| plain |")
     assert "python train_models.py study heads --select" in page
@@ -229,12 +232,12 @@ def test_a_variant_under_other_settings_is_refused(artifacts: Path, tmp_path: Pa
 
 def test_unequal_budgets_are_told(artifacts: Path, tmp_path: Path) -> None:
     root = shutil.copytree(artifacts, tmp_path / "artifacts")
-    page = report.report_markdown(report.Evidence.read(root), tmp_path)
+    page = report.report_markdown(evidence_module.Evidence.read(root), tmp_path)
     assert "every arm of a regime takes the same number of optimizer steps" in page
     path = root / "studies" / "heads" / RESULTS
     path.write_text(re.sub(r"(,refined-3,.*),400,", r"\1,450,", path.read_text()))
     write_summary(path.parent)
-    page = report.report_markdown(report.Evidence.read(root), tmp_path)
+    page = report.report_markdown(evidence_module.Evidence.read(root), tmp_path)
     assert "all arms of `refined-3` take 12 % more than the baseline" in page
 
 
@@ -325,7 +328,7 @@ def test_the_committed_pages_are_what_the_artifacts_give() -> None:
     if not views.study_names(read_summaries(committed)):
         pytest.skip("no finished study is committed yet")
     docs = ROOT / "docs"
-    evidence = report.Evidence.read(committed)
+    evidence = evidence_module.Evidence.read(committed)
     assert (docs / "report.md").read_text() == report.report_markdown(evidence, docs)
     page = submission_markdown(evidence.summaries, evidence.board, committed, docs)
     assert (docs / "submission.md").read_text() == page

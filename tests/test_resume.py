@@ -17,11 +17,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from finsent import checkpoints, jobs, runs, training
-from finsent.checkpoints import CHECKPOINT, CheckpointError
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, arm_config
-from finsent.jobs import Bases, Job, JobError
-from finsent.progress import UNINTERRUPTED
+from finsent.results import runs
+from finsent.training import checkpoints, child_main, loop, run
+from finsent.training.checkpoints import CHECKPOINT, CheckpointError
+from finsent.training.child import Job
+from finsent.training.progress import UNINTERRUPTED
+from finsent.training.run import Bases, JobError
 
 BASE = TrainConfig(
     backbone="tiny-phi",
@@ -74,7 +76,7 @@ def kill_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if len(checkpoint.facts["history"]) == epoch + 1:
             raise Killed
 
-    monkeypatch.setattr(training, "save_checkpoint", dying)
+    monkeypatch.setattr(loop, "save_checkpoint", dying)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def uninterrupted(
     def get(config: TrainConfig) -> dict[str, Any]:
         if config not in made:
             root = tmp_path_factory.mktemp(config.arm)
-            made[config] = contents(jobs.run_job(job_for(config, root)))
+            made[config] = contents(run.run_job(job_for(config, root)))
         return made[config]
 
     return get
@@ -122,10 +124,10 @@ def test_a_killed_run_ends_bitwise_as_if_it_had_not_been(
         with monkeypatch.context() as patch:
             kill_after(epoch, patch)
             with pytest.raises(Killed):
-                jobs.run_job(job)
+                run.run_job(job)
         assert (job.work_folder / CHECKPOINT).is_file()
         assert not job.folder.exists()
-    found = contents(jobs.run_job(job))
+    found = contents(run.run_job(job))
     assert found == expected
     assert not (job.folder / CHECKPOINT).exists()
 
@@ -137,16 +139,16 @@ def test_a_checkpoint_of_other_settings_is_kept_and_said(
     with monkeypatch.context() as patch:
         kill_after(0, patch)
         with pytest.raises(Killed):
-            jobs.run_job(job)
+            run.run_job(job)
     kept = (job.work_folder / CHECKPOINT).read_bytes()
     other = replace(job, config=replace(BASE, learning_rate=1e-3))
     with pytest.raises(CheckpointError, match="other settings.*--overwrite"):
-        jobs.run_job(other)
+        run.run_job(other)
     assert (job.work_folder / CHECKPOINT).read_bytes() == kept
     (job.work_folder / CHECKPOINT).write_bytes(kept[: len(kept) // 2])
     with pytest.raises(CheckpointError, match="cannot read the checkpoint.*--overwrite"):
-        jobs.run_job(job)
-    jobs.run_job(replace(job, overwrite=True))
+        run.run_job(job)
+    run.run_job(replace(job, overwrite=True))
     assert runs.is_finished(job.folder)
 
 
@@ -165,7 +167,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
     monkeypatch.setattr(checkpoints, "write_bytes_atomically", full)
     with pytest.raises(CheckpointError, match=r"No space left.*start the same command again"):
-        jobs.run_job(job)
+        run.run_job(job)
     assert (job.work_folder / CHECKPOINT).read_bytes() == written[-1]
 
 
@@ -177,7 +179,7 @@ def test_two_processes_never_make_the_same_run(tmp_path: Path, tiny_environment:
         FileLock(job.work_folder.with_name(f"{job.work_folder.name}.lock")),
         pytest.raises(JobError, match="another process is making this run"),
     ):
-        jobs.run_job(job)
+        run.run_job(job)
     assert (job.work_folder / "kept").exists()
 
 
@@ -186,7 +188,7 @@ def test_a_run_after_another_on_the_same_base_is_the_run_alone(
 ) -> None:
     bases = Bases()
     for config in (BASE, GROWING):
-        found = contents(jobs.run_job(job_for(config, tmp_path), bases))
+        found = contents(run.run_job(job_for(config, tmp_path), bases))
         assert found == uninterrupted(config)
 
 
@@ -221,7 +223,7 @@ def test_a_trainer_killed_in_the_middle_goes_on(
 
 def test_an_exhausted_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1_000_000_000, 16_000_000_000))
-    said = jobs._plain(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."))
+    said = child_main._plain(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."))
     assert "1.0 of 16.0 GB are free" in said
     assert "--precision nf4" in said
     assert "\n" not in said

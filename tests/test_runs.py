@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from finsent import runs
-from finsent.runs import ArtifactError, Predictions
+from finsent.results import manifest, runs, schema
+from finsent.results.runs import Predictions
+from finsent.results.schema import ArtifactError
 from tests.artifact_factory import make_artifacts, make_run
 
 LABELS = ("negative", "neutral", "positive")
@@ -104,7 +105,7 @@ def test_damaged_json(folder: Path, name: str, text: bytes, fault: str) -> None:
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
 def test_every_key_is_required(folder: Path, name: str) -> None:
     content = json.loads((folder / name).read_text())
-    keys = runs.CONFIG_KEYS if name == "config.json" else runs.METRIC_KEYS
+    keys = schema.CONFIG_KEYS if name == "config.json" else schema.METRIC_KEYS
     for key in keys:
         (folder / name).write_text(json.dumps({k: v for k, v in content.items() if k != key}))
         with pytest.raises(ArtifactError, match=rf"{name}.*'{key}' is missing"):
@@ -205,7 +206,7 @@ def test_json_error_names_the_file(tmp_path: Path) -> None:
 
 def test_tensor_shapes(folder: Path) -> None:
     path = folder / "adapter.safetensors"
-    assert runs.read_tensor_shapes(path)["score.weight"] == (3, 16)
+    assert manifest.read_tensor_shapes(path)["score.weight"] == (3, 16)
     content = path.read_bytes()
     for damaged, fault in (
         (content[:-1], "announces"),
@@ -216,28 +217,28 @@ def test_tensor_shapes(folder: Path) -> None:
     ):
         path.write_bytes(damaged)
         with pytest.raises(ArtifactError, match=fault):
-            runs.read_tensor_shapes(path)
+            manifest.read_tensor_shapes(path)
     path.unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
-        runs.read_tensor_shapes(path)
+        manifest.read_tensor_shapes(path)
 
 
 def test_manifest_is_what_sha256sum_reads(folder: Path) -> None:
     root = folder.parents[3]
-    runs.write_manifest(root)
-    check = ["sha256sum", "--check", "--strict", "--quiet", runs.MANIFEST]
+    manifest.write_manifest(root)
+    check = ["sha256sum", "--check", "--strict", "--quiet", manifest.MANIFEST]
     assert subprocess.run(check, cwd=root).returncode == 0
-    assert list(runs.read_manifest(root)) == runs.files_below(root)
-    assert len(runs.files_below(root)) == len(ALL_FILES)
+    assert list(manifest.read_manifest(root)) == manifest.files_below(root)
+    assert len(manifest.files_below(root)) == len(ALL_FILES)
 
 
 def test_damaged_manifest(folder: Path) -> None:
     root = folder.parents[3]
     with pytest.raises(ArtifactError, match="SHA256SUMS: missing"):
-        runs.read_manifest(root)
-    (root / runs.MANIFEST).write_text("abc  file\n")
+        manifest.read_manifest(root)
+    (root / manifest.MANIFEST).write_text("abc  file\n")
     with pytest.raises(ArtifactError, match="line 1"):
-        runs.read_manifest(root)
+        manifest.read_manifest(root)
     (root / "bad\nname").touch()
     with pytest.raises(ArtifactError, match="rename"):
-        runs.write_manifest(root)
+        manifest.write_manifest(root)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from finsent.__main__ import main
-from finsent.scoring import PredictAll, ScoringError, score_csv
-from finsent.spreadsheet import neutralize
+from finsent.serving.scoring import PredictAll, ScoringError, score_csv
+from finsent.serving.spreadsheet import neutralize
 
 LABELS = ("negative", "neutral", "positive")
 

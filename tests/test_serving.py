@@ -17,19 +17,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel, PhiConfig, PhiModel
 
-from finsent.adapter_files import Adapter, AdapterError, DendriticMap
-from finsent.adapters import AdapterBank
-from finsent.backbones import Backbone, pool
-from finsent.batching import BatchQueue, BusyError
-from finsent.dendritic_linear import DendriticLinear
-from finsent.engine_rule import choose_engine
-from finsent.engines import TorchEngine
-from finsent.fused import FusedDecoder
-from finsent.graphs import GraphedForward
-from finsent.openvino_engine import OpenVinoEngine
-from finsent.openvino_graph import unsupported
-from finsent.products import FusionError, join
-from finsent.tokenization import FileTokenizer
+from finsent.engines.cuda_graphs import GraphedForward
+from finsent.engines.openvino_engine import OpenVinoEngine
+from finsent.engines.openvino_graph import unsupported
+from finsent.engines.rule import choose_engine
+from finsent.engines.torch_engine import TorchEngine
+from finsent.models.adapter_files import Adapter, AdapterError, DendriticMap
+from finsent.models.adapters import AdapterBank
+from finsent.models.backbones import Backbone, pool
+from finsent.models.dendritic_linear import DendriticLinear
+from finsent.models.fused_decoder import FusedDecoder
+from finsent.models.products import FusionError, join
+from finsent.models.tokenization import FileTokenizer
+from finsent.serving.batching import BatchQueue, BusyError
 
 CPU = torch.device("cpu")
 WIDTHS = {
@@ -363,7 +363,7 @@ def test_an_arm_costs_its_adapter_and_no_second_base(kind: str, llama_folder: Pa
 def test_the_light_tokenizer_is_the_models(llama_folder: Path, tiny_cache: Path) -> None:
     from transformers import AutoTokenizer
 
-    from finsent.data import load_dataset
+    from finsent.data.registry import load_dataset
 
     texts = [e.text for e in load_dataset("sample").examples]
     folder = tiny_cache / "tiny-phi"

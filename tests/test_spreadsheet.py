@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from finsent import spreadsheet
-from finsent.spreadsheet import TableError, neutralize, read_csv, write_csv
+from finsent.serving import spreadsheet
+from finsent.serving.spreadsheet import TableError, neutralize, read_csv, write_csv
 
 
 @pytest.mark.parametrize(

@@ -13,23 +13,20 @@ import torch
 from scipy.stats import ttest_1samp
 
 import train_models
-from finsent.data import DataError, Dataset, load_dataset
-from finsent.folds import FOLDS, FRACTIONS, grouped_folds, smaller
-from finsent.runs import read_json, write_manifest
-from finsent.study import classical, head_runner
-from finsent.study.features import Features, frozen_features
-from finsent.study.head_runner import CHOSEN, SELECTION, HeadStudyRunner
-from finsent.study.head_training import HeadRecipe
+from finsent.data.folds import FOLDS, FRACTIONS, grouped_folds, smaller
+from finsent.data.records import DataError
+from finsent.data.registry import Dataset, load_dataset
+from finsent.results.manifest import write_manifest
+from finsent.results.runs import read_json
+from finsent.study.fold_tests import corrected_paired_test, errors_removed_pct, holm
+from finsent.study.head_recipe import HeadRecipe
+from finsent.study.heads import classical
+from finsent.study.heads import runner as head_runner
+from finsent.study.heads.features import Features, frozen_features
+from finsent.study.heads.runner import HeadStudyRunner
 from finsent.study.plans import HEADS, STUDIES, HeadStudy, Regime
-from finsent.study.results import (
-    COLUMNS,
-    RESULTS,
-    StudyError,
-    StudyRun,
-    append_runs,
-    read_runs,
-)
-from finsent.study.statistics import corrected_paired_test, errors_removed_pct, holm
+from finsent.study.rows import COLUMNS, RESULTS, StudyError, StudyRun, append_runs, read_runs
+from finsent.study.selection import CHOSEN, SELECTION
 from finsent.study.summary import read_summaries, summarize, write_summary
 from finsent.verification import verify
 
@@ -333,7 +330,7 @@ def test_features_are_computed_once(tiny_environment: None, tmp_path: Path) -> N
         "last-2": (6, 64),
         "mean-2": (6, 64),
     }
-    from finsent.backbones import load_backbone
+    from finsent.models.backbones import load_backbone
 
     backbone = load_backbone("tiny-phi", "fp32", torch.device("cpu"))
     ids = backbone.tokenize([few.examples[3].text], 128)

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from finsent import study_charts
-from finsent.charts import ARM_STYLES, ChartError
-from finsent.runs import ArtifactError
-from finsent.study import views
-from finsent.ui import studies
-from finsent.ui.renewal import fingerprint
-from finsent.ui.state import Catalog
+from finsent.plots.style import ARM_STYLES, ChartError
+from finsent.results.catalog import Catalog
+from finsent.results.schema import ArtifactError
+from finsent.study import charts, views
+from finsent.ui.renewal import fingerprint, read_catalog
+from finsent.ui.tabs import studies
 from tests.study_factory import RECIPES, REGIMES, make_classical, make_study
 
 PLACE = ("allagree", "allagree")
@@ -31,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def catalog(root: Path) -> Catalog:
-    return Catalog.read(root)
+    return read_catalog(root)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def rows(catalog: Catalog) -> list[views.Entry]:
 def test_the_forest_draws_every_comparison_with_its_interval(
     comparisons: list[views.Entry],
 ) -> None:
-    figure = study_charts.forest_figure(comparisons)
+    figure = charts.forest_figure(comparisons)
     seen: set[float] = set()
     for trace in figure.data:
         arm = trace.name.removeprefix("minus ")
@@ -67,14 +66,14 @@ def test_the_forest_draws_every_comparison_with_its_interval(
     assert named == [f"<b>{regime}</b> {recipe}" for regime in REGIMES for recipe in RECIPES]
     assert not seen & {note.y for note in figure.layout.annotations}
     with pytest.raises(ChartError, match="No comparison"):
-        study_charts.forest_figure([])
+        charts.forest_figure([])
 
 
 def test_the_frontier_draws_every_arm_and_the_classifiers_it_has_room_for(
     catalog: Catalog, rows: list[views.Entry]
 ) -> None:
     others = views.classical_rows(catalog.studies, "heads", PLACE)
-    figure = study_charts.frontier_figure(rows, [*others, {**others[0], "trainable_params": 0}])
+    figure = charts.frontier_figure(rows, [*others, {**others[0], "trainable_params": 0}])
     traces = {trace.name: trace for trace in figure.data}
     for arm in ("baseline", "restart", "matched", "dendritic"):
         mine = [row for row in rows if row["arm"] == arm]
@@ -89,13 +88,13 @@ def test_the_frontier_draws_every_arm_and_the_classifiers_it_has_room_for(
     assert list(front.y) == sorted(front.y)
     assert list(front.x) == sorted(front.x)
     with pytest.raises(ChartError, match="No row"):
-        study_charts.frontier_figure([])
+        charts.frontier_figure([])
 
 
 def test_charts_have_no_background_of_their_own(
     comparisons: list[views.Entry], rows: list[views.Entry]
 ) -> None:
-    for figure in (study_charts.forest_figure(comparisons), study_charts.frontier_figure(rows)):
+    for figure in (charts.forest_figure(comparisons), charts.frontier_figure(rows)):
         layout = json.loads(figure.to_json())["layout"]
         assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
 
@@ -155,7 +154,7 @@ def test_each_study_gets_the_context_of_its_protocol(tmp_path: Path, catalog: Ca
     assert "ProsusAI" not in page
     make_study(tmp_path, "finbert-split", datasets=("50agree",), regimes=("default",), folds=1)
     make_classical(tmp_path)
-    alone = Catalog.read(tmp_path).studies
+    alone = read_catalog(tmp_path).studies
     page = studies.context_html(alone, "finbert-split", place)
     assert "tfidf-logistic" not in page, "classical ones were tested on other sentences"
     assert "ModernBERT" not in page
@@ -163,14 +162,14 @@ def test_each_study_gets_the_context_of_its_protocol(tmp_path: Path, catalog: Ca
 
 
 def test_a_damaged_study_is_named_and_a_new_one_is_noticed(tmp_path: Path) -> None:
-    assert Catalog.read(tmp_path).studies == {}
+    assert read_catalog(tmp_path).studies == {}
     before = fingerprint(tmp_path)
     folder = make_study(tmp_path, datasets=("allagree",), regimes=("full",))
     assert fingerprint(tmp_path) != before
     path = folder / "summary.json"
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ArtifactError, match="heads/summary.json"):
-        Catalog.read(tmp_path)
+        read_catalog(tmp_path)
 
 
 def test_a_study_without_dendrites_still_shows_its_rows(tmp_path: Path) -> None:
@@ -180,7 +179,7 @@ def test_a_study_without_dendrites_still_shows_its_rows(tmp_path: Path) -> None:
     summary["rows"] = [row for row in summary["rows"] if row["arm"] == "baseline"]
     summary["comparisons"] = []
     path.write_text(json.dumps(summary))
-    found = studies.Studies(Catalog.read(tmp_path).studies)
+    found = studies.Studies(read_catalog(tmp_path).studies)
     said, verdicts, _, forest, _, frontier, table, _ = studies.contents(
         found, found.nearest("", "", "", "")
     )
@@ -197,7 +196,7 @@ def test_heads_tested_elsewhere_have_a_place_of_their_own(tmp_path: Path) -> Non
     for kind in ("rows", "comparisons"):
         summary[kind] += [{**entry, "test_dataset": "fiqa"} for entry in summary[kind]]
     path.write_text(json.dumps(summary))
-    found = studies.Studies(Catalog.read(tmp_path).studies)
+    found = studies.Studies(read_catalog(tmp_path).studies)
     assert found.tested("heads", "allagree") == ["allagree", "fiqa"]
     shown = found.nearest("heads", "allagree", "fiqa", "full")
     assert {row["test_dataset"] for row in found.rows(shown)} == {"fiqa"}

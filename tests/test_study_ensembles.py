@@ -11,12 +11,14 @@ import pytest
 
 import train_models
 from finsent.config import LoraConfig, TrainConfig
-from finsent.data import Dataset, load_dataset
-from finsent.folds import grouped_folds
-from finsent.study import ensembles, lora_runner
-from finsent.study.ensembles import RECIPES, EnsembleRunner
-from finsent.study.lora_runner import Resources
-from finsent.study.lora_training import Ground, Row, RowResult
+from finsent.data.folds import grouped_folds
+from finsent.data.registry import Dataset, load_dataset
+from finsent.machine.workers import Workers
+from finsent.study.lora import ensembles
+from finsent.study.lora import runner as lora_runner
+from finsent.study.lora.ensembles import RECIPES, EnsembleRunner
+from finsent.study.lora.rows import Ground, Row, RowResult
+from finsent.study.lora.runner import Resources
 from finsent.study.plans import (
     ENSEMBLES,
     SELECTION_SEED,
@@ -25,11 +27,10 @@ from finsent.study.plans import (
     LoraStudy,
     Source,
 )
-from finsent.study.results import RESULTS, StudyError, StudyRun, read_runs
+from finsent.study.rows import RESULTS, StudyError, StudyRun, read_runs
 from finsent.study.selection import best_regime, read_selection
 from finsent.study.summary import summarize
 from finsent.study.views import chosen
-from finsent.workers import Workers
 
 BASE = TrainConfig(
     backbone="tiny-phi", dataset="sample", epochs=3, lora=LoraConfig(r=2), autocast=False

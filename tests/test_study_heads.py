@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from finsent.adapter_files import DendriticMap
 from finsent.config import ACTIVATIONS
-from finsent.dendritic_linear import DendriticLinear
-from finsent.folds import Fold
-from finsent.study.candidates import (
+from finsent.data.folds import Fold
+from finsent.models.adapter_files import DendriticMap
+from finsent.models.dendritic_linear import DendriticLinear
+from finsent.study.head_recipe import HEAD_ARMS, HeadRecipe
+from finsent.study.heads.candidates import (
     Part,
     held_out,
     nll,
@@ -18,9 +19,9 @@ from finsent.study.candidates import (
     refined_candidate,
     residuals,
 )
-from finsent.study.head_training import HEAD_ARMS, HeadRecipe, View, parts, train_heads
-from finsent.study.heads import HeadStack, matching_hidden_units
-from finsent.study.results import StudyError
+from finsent.study.heads.stack import HeadStack, matching_hidden_units
+from finsent.study.heads.training import View, parts, train_heads
+from finsent.study.rows import StudyError
 
 CLASSES, WIDTH = 3, 6
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import train_models
-from finsent import leaderboard, runs, scheduling
 from finsent.config import (
     STUDY_ARMS,
     ConfigError,
@@ -25,17 +24,21 @@ from finsent.config import (
     TrainConfig,
     arm_config,
 )
-from finsent.data import DataError, load_dataset, make_split
-from finsent.folds import grouped_folds, part_examples
-from finsent.jobs import Bases, Job, JobError, run_job
-from finsent.retiming import retime
-from finsent.study import lora_runner, lora_training
-from finsent.study.lora_runner import Cell, CellTrainer, LoraStudyRunner, Made, Resources
-from finsent.study.lora_training import Ground, Row, RowResult
+from finsent.data.folds import grouped_folds, part_examples
+from finsent.data.records import DataError
+from finsent.data.registry import load_dataset, make_split
+from finsent.machine.workers import Workers
+from finsent.results import leaderboard, runs
+from finsent.serving.retiming import retime
+from finsent.study.lora import runner, training
+from finsent.study.lora.rows import Ground, Row, RowResult
+from finsent.study.lora.runner import Cell, CellTrainer, LoraStudyRunner, Made, Resources
 from finsent.study.plans import LORA, LoraRegime, LoraStudy
-from finsent.study.results import RESULTS, StudyError, read_runs
-from finsent.training import RESTARTED
-from finsent.workers import Workers
+from finsent.study.rows import RESULTS, StudyError, read_runs
+from finsent.training import scheduling
+from finsent.training.child import Job
+from finsent.training.loop import RESTARTED
+from finsent.training.run import Bases, JobError, run_job
 
 BASE = TrainConfig(
     backbone="tiny-phi", dataset="sample", epochs=4, lora=LoraConfig(r=2), autocast=False
@@ -203,13 +206,13 @@ def test_a_run_that_ends_in_no_numbers_is_named_and_costs_no_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def spoilt(ground: Ground, rows: Sequence[Row], **options: Any) -> list[RowResult]:
-        found = lora_training.train_rows(ground, rows, **options)
+        found = training.train_rows(ground, rows, **options)
         for row, result in zip(rows, found, strict=True):
             if row.candidates == "refined":
                 result.said.test.fill_(float("nan"))
         return found
 
-    monkeypatch.setattr(lora_runner, "train_rows", spoilt)
+    monkeypatch.setattr(runner, "train_rows", spoilt)
     study = replace(STUDY, splits=("fold-0",))
     name = "sample r1-data-25 grown-refined dendritic fold-0 seed 0"
     assert LoraStudyRunner(study, tmp_path, RESOURCES).run() == [name]
@@ -251,7 +254,7 @@ def test_folds_and_published_splits_are_named_in_the_configuration() -> None:
 
 
 def test_the_finbert_split_is_the_published_one(real_data: Path) -> None:
-    from finsent.phrasebank import clean, parse_phrasebank, read_level, record_id
+    from finsent.data.sets.phrasebank import clean, parse_phrasebank, read_level, record_id
 
     dataset = load_dataset("50agree", real_data)
     split = part_examples(dataset, "finbert", 0, data_dir=real_data)
@@ -295,7 +298,7 @@ def test_a_study_can_be_cut_down_on_the_command_line(
         asked.append((self.study, self.resources))
         raise JobError("stopped here")
 
-    monkeypatch.setattr(lora_runner.LoraStudyRunner, "run", noted)
+    monkeypatch.setattr(runner.LoraStudyRunner, "run", noted)
     command = ["study", "lora", "--artifacts", str(tmp_path), "--device", "cpu", "--workers", "2"]
     command += ["--regimes", "r1-last1", "--datasets", "50agree", "--seeds", "3", "3"]
     assert train_models.main(command) == 1

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from openpyxl import Workbook
 
-from finsent import datasheet, fiqa, fomc, numclaim, tweets
-from finsent.data import DATASETS, DataError, Dataset, Example, load_dataset, make_split
-from finsent.records import Row, clean, merge, repair_encoding
-from finsent.splits import join_kin
+from finsent.data.records import DataError, Row, clean, merge, repair_encoding
+from finsent.data.registry import DATASETS, Dataset, Example, load_dataset, make_split
+from finsent.data.sets import fiqa, fomc, numclaim, tweets
+from finsent.data.splits import join_kin
+from finsent.reports import datasheet
 
 MODULES = {"fiqa": fiqa, "twitter": tweets, "fomc": fomc, "numclaim": numclaim}
 REAL = os.environ.get("FINSENT_DATA_DIR")

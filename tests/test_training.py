@@ -17,25 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finsent import jobs, runs, training
-from finsent.adapted_model import (
-    AdaptedModel,
-    adopt_grown_modules,
-    build_model,
-    growable_maps,
-)
-from finsent.adapter_files import AdapterError, load_adapter
-from finsent.adapters import AdapterBank, linear_shapes, lora_ranks, save_adapter, trainable_count
-from finsent.backbones import (
-    Backbone,
-    HiddenStates,
-    check_decomposition,
-    entering_hidden_states,
-    load_backbone,
-    pool,
-    upper_blocks,
-)
-from finsent.classifier import Classifier, Comparer, InputError
+from finsent.classifier import Classifier
 from finsent.config import (
     ConfigError,
     DendriteConfig,
@@ -44,13 +26,40 @@ from finsent.config import (
     TrainConfig,
     arm_config,
 )
-from finsent.data import load_dataset, make_split
-from finsent.dendrites import DendriteGrower
-from finsent.engines import TorchEngine
-from finsent.presets import BackboneError
-from finsent.progress import Validation
-from finsent.tokenization import FileTokenizer, token_batches
-from finsent.weights import ensure_tiny_phi
+from finsent.data.registry import load_dataset, make_split
+from finsent.engines.torch_engine import TorchEngine
+from finsent.growth.grower import DendriteGrower
+from finsent.models.adapter_files import AdapterError, load_adapter
+from finsent.models.adapters import (
+    AdapterBank,
+    linear_shapes,
+    lora_ranks,
+    save_adapter,
+    trainable_count,
+)
+from finsent.models.backbones import (
+    Backbone,
+    HiddenStates,
+    check_decomposition,
+    entering_hidden_states,
+    load_backbone,
+    pool,
+    upper_blocks,
+)
+from finsent.models.presets import BackboneError
+from finsent.models.tokenization import FileTokenizer, token_batches
+from finsent.models.weights import ensure_tiny_phi
+from finsent.results import runs
+from finsent.serving.comparer import Comparer, InputError
+from finsent.training import child_main, loop
+from finsent.training import run as run_module
+from finsent.training.adapted_model import (
+    AdaptedModel,
+    adopt_grown_modules,
+    build_model,
+    growable_maps,
+)
+from finsent.training.progress import Validation
 
 CPU = torch.device("cpu")
 BASE = TrainConfig(
@@ -71,8 +80,8 @@ def tiny(tiny_environment: None) -> Backbone:
 
 
 def make_run(config: TrainConfig, root: Path, **changes: Any) -> Path:
-    job = jobs.Job(config, root, root.parent / "shared", "cpu", "test", None)
-    return jobs.run_job(replace(job, **changes))
+    job = child_main.Job(config, root, root.parent / "shared", "cpu", "test", None)
+    return run_module.run_job(replace(job, **changes))
 
 
 def run_arms(root: Path, base: TrainConfig, dendrites: DendriteConfig) -> dict[str, runs.Run]:
@@ -133,9 +142,9 @@ def test_growth_starts_from_one_whole_epoch(
     states = entering_hidden_states(tiny, ids, 0)
     # The epochs before are fine; this one wrecks the model, and growth follows it. What the library
     # goes back to is never the first epoch.
-    original = training.learning_rate_at
+    original = loop.learning_rate_at
     monkeypatch.setattr(
-        training,
+        loop,
         "learning_rate_at",
         lambda step, total, c: (
             original(step, total, c) * (100 if 13 * wrecked <= step < 13 * wrecked + 13 else 1)
@@ -143,9 +152,9 @@ def test_growth_starts_from_one_whole_epoch(
     )
     validations: list[Validation] = []
     kept: list[dict[str, torch.Tensor]] = []
-    validate = training.validate
+    validate = loop.validate
     monkeypatch.setattr(
-        training,
+        loop,
         "validate",
         lambda *given: (validations.append(validate(*given)), validations[-1])[1],
     )
@@ -158,7 +167,7 @@ def test_growth_starts_from_one_whole_epoch(
 
     monkeypatch.setattr(AdaptedModel, "go_back", spy)
     config = replace(BASE, epochs=5, treatment=DendriteConfig(patience=1, grow_by=wrecked))
-    training.train(
+    loop.train(
         config,
         tiny,
         states,
@@ -268,14 +277,14 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_state(
     split = make_split(data, 0)
     ids = tiny.tokenize([e.text for e in data.examples], 64)
     states = entering_hidden_states(tiny, ids, 0)
-    original = training.learning_rate_at
+    original = loop.learning_rate_at
     monkeypatch.setattr(
-        training,
+        loop,
         "learning_rate_at",
         lambda step, total, c: original(step, total, c) * (1.0 if step < 20 else 1e30),
     )
-    with pytest.raises(training.TrainingDiverged, match=r"epoch 1 .*after epoch 0 is kept in"):
-        training.train(
+    with pytest.raises(loop.TrainingDiverged, match=r"epoch 1 .*after epoch 0 is kept in"):
+        loop.train(
             BASE,
             tiny,
             states,
@@ -294,28 +303,28 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_state(
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     config = replace(BASE, learning_rate=1.0, warmup_fraction=0.1)
-    rates = [training.learning_rate_at(step, 100, config) for step in range(100)]
+    rates = [loop.learning_rate_at(step, 100, config) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert training.learning_rate_at(100, 100, config) == 0.0
+    assert loop.learning_rate_at(100, 100, config) == 0.0
 
 
 def test_class_weights_balance_and_survive_an_absent_class() -> None:
-    weights = training.class_weights([0, 1, 1, 1, 2, 2], 3)
+    weights = loop.class_weights([0, 1, 1, 1, 2, 2], 3)
     assert weights.tolist() == pytest.approx([2.0, 2 / 3, 1.0])
-    assert training.class_weights([0, 0], 2).tolist() == [0.5, 0.0]
+    assert loop.class_weights([0, 0], 2).tolist() == [0.5, 0.0]
 
 
 def test_batches_cover_every_example_once_and_keep_lengths_together() -> None:
     lengths = np.random.default_rng(0).integers(5, 100, 500).tolist()
-    batches = training.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
+    batches = loop.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
     assert sorted(i for b in batches for i in b) == list(range(100, 500))
     assert len(batches) == math.ceil(400 / 16)
     padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
     assert padded < 1.15 * sum(lengths[100:])
-    again = training.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
-    later = training.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=1)
+    again = loop.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
+    later = loop.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=1)
     assert batches == again != later
 
 
@@ -561,12 +570,12 @@ def test_hidden_states_are_shared_between_runs(tiny: Backbone, tmp_path: Path) -
 
     def status(what: str, done: float) -> None: ...
 
-    first = jobs._shared_states(path, tiny, ids, 1, status)
+    first = run_module._shared_states(path, tiny, ids, 1, status)
     path.rename(tmp_path / "moved")
     (tmp_path / "moved").rename(path)
     assert isinstance(first, HiddenStates)
     tiny.decoder = None  # a second computation would fail
-    second = jobs._shared_states(path, tiny, ids, 1, status)
+    second = run_module._shared_states(path, tiny, ids, 1, status)
     torch.testing.assert_close(first.values, second.values, atol=0, rtol=0)
 
 
@@ -651,7 +660,7 @@ def test_the_loss_is_torchs_weighted_smoothed_cross_entropy(smoothing: float) ->
     logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.tensor([0, 1, 2, 2] * 3)
     weights = torch.tensor([0.5, 2.0, 1.3])
-    ours = training.weighted_loss(logits, labels, weights, smoothing)
+    ours = loop.weighted_loss(logits, labels, weights, smoothing)
     theirs = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
@@ -663,7 +672,7 @@ def test_the_loss_aims_for_distributions_where_they_are_given() -> None:
     weights = torch.tensor([[[0.5, 2.0, 1.3]], [[1.0, 1.0, 1.0]]])
     targets = torch.rand(2, 6, 3, generator=generator).softmax(dim=2)
     real = torch.ones(2, 6)
-    ours = training.weighted_loss(logits, labels, weights, 0.1, real, targets)
+    ours = loop.weighted_loss(logits, labels, weights, 0.1, real, targets)
     for run in range(2):
         # torch divides by the number of examples where targets are distributions.
         summed = F.cross_entropy(
@@ -676,8 +685,8 @@ def test_the_loss_aims_for_distributions_where_they_are_given() -> None:
         shares = weights[run, 0][labels[run]].sum()
         torch.testing.assert_close(ours[run], summed / shares)
     one_hot = F.one_hot(labels, 3).float()
-    same = training.weighted_loss(logits, labels, weights, 0.1, real, one_hot)
-    torch.testing.assert_close(same, training.weighted_loss(logits, labels, weights, 0.1, real))
+    same = loop.weighted_loss(logits, labels, weights, 0.1, real, one_hot)
+    torch.testing.assert_close(same, loop.weighted_loss(logits, labels, weights, 0.1, real))
 
 
 def test_copies_of_a_text_stand_in_lines_of_their_own(tiny: Backbone) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from finsent import figures, leaderboard, runs
+from finsent.plots import png_figures
+from finsent.results import leaderboard, manifest, runs
 from finsent.verification import count_dendrites, count_parameters, verify
 from tests.artifact_factory import make_artifacts, make_run
 
@@ -24,8 +25,8 @@ EVERY_FILE = [*RUN_PATHS, *FIGURES, "leaderboard.json", "SHA256SUMS"]
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tree") / "artifacts"
     make_artifacts(root, backbones=("tiny-phi",), datasets=("sample",), seeds=(0,), n_test=24)
-    figures.make_figures(root)
-    runs.write_manifest(root)
+    png_figures.make_figures(root)
+    manifest.write_manifest(root)
     return root
 
 
@@ -37,7 +38,7 @@ def root(pristine: Path, tmp_path: Path) -> Path:
 def republish(root: Path) -> None:
     """What a forger would do: make the hashes and the leaderboard fit again."""
     leaderboard.write(root)
-    runs.write_manifest(root)
+    manifest.write_manifest(root)
 
 
 def edit(path: Path, change: dict[str, object], inner: str | None = None) -> None:
@@ -150,7 +151,7 @@ def test_dendrites_in_the_baseline(root: Path) -> None:
 
 def test_stale_leaderboard(root: Path) -> None:
     edit(root / "leaderboard.json", {"rows": []})
-    runs.write_manifest(root)
+    manifest.write_manifest(root)
     assert verify(root) == [
         f"{root / 'leaderboard.json'}: not what the runs give; write the leaderboard again"
     ]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from finsent import weights
-from finsent.weights import WeightsError, ensure_embedded, tensors_sha256
+from finsent.models import weights
+from finsent.models.weights import WeightsError, ensure_embedded, tensors_sha256
 
 CONTENT = b"GGUF" + bytes(range(256)) * 400
 

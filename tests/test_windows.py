@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finsent import classifier, jobs
 from finsent.__main__ import main
-from finsent.classifier import Classifier, Comparer, InputError
+from finsent.classifier import Classifier
 from finsent.config import LoraConfig, TrainConfig
-from finsent.windows import sentence_spans, window_spans
+from finsent.serving import comparer
+from finsent.serving.comparer import Comparer, InputError
+from finsent.serving.windows import sentence_spans, window_spans
+from finsent.training import child_main, run
 
 MAX_LENGTH = 24
 LONG = (
@@ -109,7 +111,7 @@ def folder(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
-        jobs.run_job(jobs.Job(config, root, root.parent / "shared", "cpu", "test", None))
+        run.run_job(child_main.Job(config, root, root.parent / "shared", "cpu", "test", None))
     return root / "tiny-phi" / "sample"
 
 
@@ -188,7 +190,7 @@ def test_few_windows_are_in_memory_at_a_time(
         return ask(texts, arm)
 
     monkeypatch.setattr(model, "predict_proba", counting)
-    monkeypatch.setattr(classifier, "WINDOWS_AT_ONCE", 2)
+    monkeypatch.setattr(comparer, "WINDOWS_AT_ONCE", 2)
     found = model.predict_document_proba([LONG, LONG, "Up."], "baseline")
     assert len(sizes) > 2
     assert max(sizes) == 2

@@ -20,14 +20,8 @@ from typing import Any
 import pytest
 
 import finsent.__main__
-from finsent import jobs, runs, scheduling
-from finsent.children import Child
 from finsent.config import STUDY_ARMS, DendriteConfig, LoraConfig, TrainConfig
-from finsent.jobs import Job
-from finsent.study.lora_runner import LoraStudyRunner, Resources
-from finsent.study.plans import LoraRegime, LoraStudy
-from finsent.study.results import RESULTS, read_runs
-from finsent.workers import (
+from finsent.machine.workers import (
     INTERRUPTS,
     Pool,
     Workers,
@@ -39,6 +33,13 @@ from finsent.workers import (
     with_settings,
     workers_from_options,
 )
+from finsent.results import runs
+from finsent.study.lora.runner import LoraStudyRunner, Resources
+from finsent.study.plans import LoraRegime, LoraStudy
+from finsent.study.rows import RESULTS, read_runs
+from finsent.training import child_main, progress_lines, scheduling
+from finsent.training import run as run_module
+from finsent.training.child import Child, Job
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -84,7 +85,11 @@ def children() -> list[int]:
             process = all_of_them[process][0]
         return process == os.getpid()
 
-    return [p for p, (_, command) in all_of_them.items() if b"finsent.jobs" in command and ours(p)]
+    return [
+        p
+        for p, (_, command) in all_of_them.items()
+        if b"finsent.training.child_main" in command and ours(p)
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,7 +272,7 @@ def test_sigterm_leaves_neither_files_nor_processes() -> None:
     """Not in pytest's own folder: the names of Ray's sockets have to be short."""
     program = """
 import time
-from finsent.workers import Workers, connected
+from finsent.machine.workers import Workers, connected
 with connected(Workers(2)) as pool:
     print("connected", flush=True)
     list(pool.run(lambda seconds: time.sleep(seconds), [("a", 600), ("b", 600)]))
@@ -385,9 +390,9 @@ def test_a_bug_in_a_run_is_told_with_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(jobs, "run_job", broken)
+    monkeypatch.setattr(run_module, "run_job", broken)
     job = Job(BASE, tmp_path, tmp_path, "cpu", "test", None)
-    error = jobs._error_of(job, jobs.Bases(), jobs._Lines)
+    error = child_main._error_of(job, run_module.Bases(), progress_lines.ProgressLines)
     assert error is not None
     assert "Traceback" in error
     assert json.loads(json.dumps({"error": error}))["error"] == error

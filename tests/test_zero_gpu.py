@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from finsent import zero_gpu
-from finsent.ui import state
+from finsent.machine import devices
+from finsent.results import catalog as state
+from finsent.serving import service as service_module
 from tests.app_fixtures import FakeComparer
 from tests.app_fixtures import app_artifacts as app_artifacts
 
@@ -43,11 +44,11 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_elsewhere_a_function_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert zero_gpu.on_gpu(len, seconds=lambda texts: 3) is len
+    assert devices.on_gpu(len, seconds=lambda texts: 3) is len
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     monkeypatch.setitem(sys.modules, "spaces", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert not zero_gpu.zero_gpu()
+    assert not devices.zero_gpu()
 
 
 def test_the_model_is_placed_by_the_importing_thread_and_questions_borrow(
@@ -60,7 +61,7 @@ def test_the_model_is_placed_by_the_importing_thread_and_questions_borrow(
         return FakeComparer(folder, seed, arms)
 
     catalog = state.Catalog.read(app_artifacts)
-    service = state.ModelService(catalog, load, probe_cuda=lambda: True)
+    service = service_module.ModelService(catalog, load, probe_cuda=lambda: True)
     service.start()
     assert threads == [threading.current_thread().name]
     assert service.status.phase == "ready"
@@ -68,11 +69,11 @@ def test_the_model_is_placed_by_the_importing_thread_and_questions_borrow(
     assert service.compare("profit rose", chosen).result.text == "profit rose"
     scores, _ = service.scores(["profit", "loss"], chosen)
     assert {values.shape for values in scores.values()} == {(2, 3)}
-    times, _ = service.measure(state.Benchmark({"a": ["x"]}, 2, 0), chosen)
+    times, _ = service.measure(service_module.Benchmark({"a": ["x"]}, 2, 0), chosen)
     assert {len(values) for values in times.values()} == {2}
     assert lent == [("_answer", 5), ("_answer", 10), ("_answer", 20)]
     # Other runs are loaded on the lent GPU, and a process that is lent again knows what it holds.
     other = catalog.select("smollm2-135m", "50agree", 1)
     answers = [service.compare("profit rose", s).result for s in (other, chosen, other, chosen)]
-    assert lent[3] == ("_answer", 5 + state.GPU_SECONDS_TO_LOAD)
+    assert lent[3] == ("_answer", 5 + service_module.GPU_SECONDS_TO_LOAD)
     assert answers[0] == answers[2] != answers[1] == answers[3]

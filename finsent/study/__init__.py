@@ -1,1 +1,1 @@
-"""Studies: many runs over folds, seeds, regimes and recipes, and the statistics over them."""
+"""Cross-validated studies: plans, rows, tests and summaries."""

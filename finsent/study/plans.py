@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from finsent.config import DendriteConfig
-from finsent.folds import FOLDS, FRACTIONS
-from finsent.study.head_training import HeadRecipe
-from finsent.study.results import StudyError
+from finsent.data.folds import FOLDS, FRACTIONS
+from finsent.study.head_recipe import HeadRecipe
+from finsent.study.rows import StudyError
 
 SELECTION_SEED = 1000
 """The repetition of the folds on whose validation parts settings are chosen; it is never tested."""
@@ -130,7 +130,7 @@ HEADS = HeadStudy(
 
 
 TARGETS = ("labels", "agreement")
-"""The label alone, or the share of annotators who chose it (finsent.agreement)."""
+"""The label alone, or the share of annotators who chose it (finsent.data.agreement)."""
 
 
 @dataclass(frozen=True)

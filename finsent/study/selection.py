@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finsent.runs import read_json
-from finsent.study.results import StudyError
+from finsent.results.runs import read_json
+from finsent.study.rows import StudyError
 
 SELECTION = "selection.csv"
 CHOSEN = "chosen.json"

@@ -13,23 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from finsent.folds import FOLDS
-from finsent.runs import ArtifactError, read_json, rounded, write_json
-from finsent.study.results import (
-    ENSEMBLE,
-    RESULTS,
-    SUMMARY,
-    StudyError,
-    StudyRun,
-    mean,
-    read_runs,
-)
-from finsent.study.statistics import (
+from finsent.data.folds import FOLDS
+from finsent.results.runs import read_json, rounded, write_json
+from finsent.results.schema import ArtifactError
+from finsent.study.fold_tests import (
     PairedDifference,
     corrected_paired_test,
     errors_removed_pct,
     holm,
 )
+from finsent.study.rows import ENSEMBLE, RESULTS, SUMMARY, StudyError, StudyRun, mean, read_runs
 
 METRICS = ("accuracy", "macro_f1", "nll")
 """Metrics that are compared; lower is better for the last."""

@@ -9,11 +9,11 @@ import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
-from finsent.folds import FOLDS
-from finsent.references import REFERENCES as PUBLISHED
-from finsent.references import Reference
+from finsent.data.folds import FOLDS
+from finsent.results.references import REFERENCES as PUBLISHED
+from finsent.results.references import Reference
 from finsent.study.markdown import percent
-from finsent.study.results import CLASSICAL, ENSEMBLE
+from finsent.study.rows import CLASSICAL, ENSEMBLE
 from finsent.study.selection import recipe_key, validates
 from finsent.study.summary import REFERENCES, SIGNIFICANCE
 

@@ -12,33 +12,32 @@ from typing import Any
 
 import gradio as gr
 
-from finsent import zero_gpu
-from finsent.devices import cuda_available
-from finsent.runs import ArtifactError
-from finsent.ui.about import add_about_tab
-from finsent.ui.batch import add_batch_tab
-from finsent.ui.compare import VISITORS_AT_ONCE, CompareTab, add_compare_tab
-from finsent.ui.curves import add_curves_tab
-from finsent.ui.differ import DifferTab
-from finsent.ui.endpoints import add_endpoints
-from finsent.ui.latency import BENCH_RESULTS, add_latency_tab
-from finsent.ui.leaderboard import add_leaderboard_tab
-from finsent.ui.markup import notice
-from finsent.ui.owner import Owner, add_owner_tab
-from finsent.ui.renewal import LivePage, RenewalMiddleware, fingerprint
-from finsent.ui.selectors import QUICK, RunSelectors, run_updates
-from finsent.ui.share import ASK_LINKED, PAGE_OPENED_JS, keep_tab_in_address, read_link
-from finsent.ui.state import (
-    Catalog,
+from finsent.machine import devices
+from finsent.machine.devices import cuda_available
+from finsent.results.catalog import Catalog, ServiceError
+from finsent.results.schema import ArtifactError
+from finsent.serving.service import (
     Choice,
     Comparer,
     ComparerFactory,
     ModelService,
     Progress,
-    ServiceError,
     Status,
 )
-from finsent.ui.studies import add_studies_tab
+from finsent.ui.endpoints import add_endpoints
+from finsent.ui.parts.markup import notice
+from finsent.ui.parts.selectors import QUICK, RunSelectors, run_updates
+from finsent.ui.parts.share import ASK_LINKED, PAGE_OPENED_JS, keep_tab_in_address, read_link
+from finsent.ui.renewal import LivePage, RenewalMiddleware, fingerprint, read_catalog
+from finsent.ui.tabs.about import add_about_tab
+from finsent.ui.tabs.batch import add_batch_tab
+from finsent.ui.tabs.compare import VISITORS_AT_ONCE, CompareTab, add_compare_tab
+from finsent.ui.tabs.curves import add_curves_tab
+from finsent.ui.tabs.differ import DifferTab
+from finsent.ui.tabs.latency import BENCH_RESULTS, add_latency_tab
+from finsent.ui.tabs.leaderboard import add_leaderboard_tab
+from finsent.ui.tabs.owner import Owner, add_owner_tab
+from finsent.ui.tabs.studies import add_studies_tab
 from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
 
 TITLE = "finsent: do dendrites help?"
@@ -78,8 +77,8 @@ _PHASES = {
 
 def load_comparer(folder: Path, seed: int, arms: Sequence[str], progress: Progress) -> Comparer:
     """The real model. Imports torch, so it is called in the background only."""
-    from finsent.classifier import Comparer as Model
-    from finsent.weights import terminal_bar
+    from finsent.models.weights import terminal_bar
+    from finsent.serving.comparer import Comparer as Model
 
     with terminal_bar() as bar:
 
@@ -123,10 +122,10 @@ def build_demo(
     """The whole page over one artifacts folder. Loading the model begins at once, in a thread.
 
     owner: who may train the large backbone from the page; None draws no such tab.
-    Raises finsent.runs.ArtifactError when a finished run or the leaderboard is damaged.
+    Raises finsent.results.schema.ArtifactError when a finished run or the leaderboard is damaged.
     """
-    zero_gpu.prepare()
-    service = ModelService(Catalog.read(artifacts_root), comparer_factory, probe_cuda)
+    devices.prepare()
+    service = ModelService(read_catalog(artifacts_root), comparer_factory, probe_cuda)
     service.start()
 
     def build(catalog: Catalog, problem: str) -> gr.Blocks:
@@ -226,7 +225,7 @@ def _await_runs(root: Path, status: gr.HTML, service: ModelService, problem: str
         if fingerprint(root) == seen:
             return gr.skip(), False, gr.skip()
         try:
-            found = bool(Catalog.read(root).runs)
+            found = bool(read_catalog(root).runs)
         except ArtifactError as error:
             return status_html(service.status, None, str(error)), False, gr.skip()
         return (RUNS_HERE, True, gr.Timer(active=False)) if found else (gr.skip(), False, gr.skip())

@@ -7,11 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from finsent.answers import answers
-from finsent.ui.cards import result_dict
-from finsent.ui.compare import MODEL_QUEUE
-from finsent.ui.headline import text_problem
-from finsent.ui.state import ModelService, Selection, ServiceError
+from finsent.results.catalog import Selection, ServiceError
+from finsent.serving.answers import answers
+from finsent.serving.service import ModelService
+from finsent.ui.parts.cards import result_dict
+from finsent.ui.parts.headline import text_problem
+from finsent.ui.tabs.compare import MODEL_QUEUE
 
 MAX_SCORED = 64
 """Texts per call of /score: about as many as the model reads in a few seconds."""

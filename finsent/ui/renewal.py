@@ -17,9 +17,10 @@ from typing import Any
 
 import gradio as gr
 
-from finsent.runs import MANIFEST
-from finsent.study.results import SUMMARY
-from finsent.ui.state import Catalog
+from finsent.results.catalog import Catalog
+from finsent.results.manifest import MANIFEST
+from finsent.study.rows import SUMMARY
+from finsent.study.summary import read_summaries
 
 Build = Callable[[Catalog, str], gr.Blocks]
 """The page over a catalog; the text is what to say in the status line, if anything."""
@@ -32,6 +33,14 @@ PAGE_PATHS = ("", "/config")
 _log = logging.getLogger(__name__)
 
 
+def read_catalog(root: Path | str) -> Catalog:
+    """The runs, the board and the studies below `root`.
+
+    Raises ArtifactError when a finished run, the leaderboard or a study is damaged.
+    """
+    return Catalog.read(root, read_summaries(Path(root)))
+
+
 class LivePage:
     """A page that follows its artifacts folder. Safe to use from many threads."""
 
@@ -41,7 +50,7 @@ class LivePage:
         self._build = build
         self._lock = threading.Lock()
         self._seen = fingerprint(self._root)
-        self._catalog = Catalog.read(self._root)
+        self._catalog = read_catalog(self._root)
         self.demo = build(self._catalog, "")
 
     def renew(self) -> None:
@@ -53,7 +62,7 @@ class LivePage:
                 return
             self._seen = found
             try:
-                catalog = Catalog.read(self._root)
+                catalog = read_catalog(self._root)
                 fresh = self._build(catalog, "")
             except Exception as error:
                 # Whatever is wrong with new files, the page stays up.

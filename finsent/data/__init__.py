@@ -1,0 +1,1 @@
+"""Labelled sentences: sources, splits without leaks, folds."""

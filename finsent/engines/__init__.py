@@ -1,0 +1,1 @@
+"""Ways to run a forward pass: PyTorch, CUDA graphs, OpenVINO."""

@@ -1,0 +1,291 @@
+"""SmolLM2 and other Llama-shaped decoders on a CPU, through OpenVINO.
+
+The decoder is written down once in OpenVINO's operators and compiled twice: with 8-bit weights
+(groups of 32, scale and zero point; the embedded weights were 4-bit in such groups to begin with)
+and 8-bit activations quantised as they come, and in fp32, which is what the app uses. Where the
+quick one is asked for, it answers unless its two best classes are closer than CLOSE_CALL; then fp32
+does, so that labels do not depend on the rounding. Adapters are inputs of the compiled graph, never
+constants in it: every arm, seed and data set runs on the same compiled base and costs its own size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from finsent.engines import openvino_graph
+from finsent.engines.openvino_graph import (
+    ROUNDED_GROUP,
+    Array,
+    Geometry,
+    Graph,
+    Product,
+    Structure,
+    read_weights,
+)
+from finsent.engines.openvino_inputs import adapter_inputs
+from finsent.engines.rule import BATCH_TOKENS
+from finsent.machine.files import write_bytes_atomically
+from finsent.machine.timing import Conditions
+from finsent.models.adapter_files import Adapter
+
+CLOSE_CALL = 2.0
+"""Nats between the two best classes below which fp32 answers. Above the largest error of a score
+difference seen so far with every product in 8 bits (1.8); bench/serve_cpu.py accuracy checks it."""
+
+
+@dataclass
+class _Compiled:
+    model: Any
+    stored_bytes: int
+    requests: dict[str, Any] = field(default_factory=dict)
+
+
+class OpenVinoEngine:
+    """The base compiled, adapters as its inputs; see `finsent.engines.rule.Engine`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        weights_sha256: str,
+        *,
+        pooling: str,
+        max_length: int,
+        depth: int | None = None,
+        cache: Path | None = None,
+        threads: int | None = None,
+        quick: bool = True,
+    ) -> None:
+        """folder: config.json and one safetensors file, whose checksum is given.
+
+        cache: folder where compiled graphs are kept (None: nowhere). quick: 8-bit first, fp32 for
+        close calls; else everything in fp32. Raises OpenVinoError for a decoder of another shape.
+        """
+        self.geometry = Geometry.read(folder, depth)
+        self._folder, self._weights_sha256, self._cache = folder, weights_sha256, cache
+        self._pooling, self._max_length, self._quick = pooling, max_length, quick
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._core = ov.Core()
+        self._arms: dict[str, dict[str, Array]] = {}
+        """Inputs of the graphs."""
+        self._structure: Structure | None = None
+        self._products: list[Product] = []
+        self._compiled: dict[bool, _Compiled] = {}
+        self._lock = threading.Lock()
+        self._compiling = threading.RLock()
+        self.close_call = CLOSE_CALL
+        self.close_calls = 0
+        """Texts that fp32 answered because the quick answer was close."""
+
+    @property
+    def description(self) -> str:
+        """Library and precision."""
+        return "OpenVINO int8, close calls fp32" if self._quick else "OpenVINO fp32"
+
+    @property
+    def conditions(self) -> Conditions:
+        """Where and how it computes."""
+        return Conditions("CPU", self.threads, self.description)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Arms that are loaded."""
+        return tuple(self._arms)
+
+    def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
+        """Exchange all arms. The compiled base stays unless it cannot take their form."""
+        wanted = Structure.of(list(adapters.values()))
+        # Always in this order: a close call compiles while it holds the first.
+        with self._lock, self._compiling:
+            if self._structure is None or not self._structure.holds(wanted):
+                self._structure = wanted
+                self._compiled = {}
+            self._ready(self._quick)
+            arms = {name: self._lay_out(adapter) for name, adapter in adapters.items()}
+            for compiled in self._compiled.values():
+                compiled.requests = {}
+            self._arms = arms
+
+    @property
+    def warm(self) -> bool:
+        """Whether the fp32 graph is ready."""
+        return False in self._compiled
+
+    def warm_up(self) -> None:
+        """Make the fp32 graph ready for close calls; the first one waits for it otherwise."""
+        self._ready(False)
+
+    def close(self) -> None:
+        """What still compiles in the background ends by itself."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """What two cores are fastest with."""
+        return BATCH_TOKENS["cpu"]
+
+    def scores(self, name: str, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Class scores (n, classes) of one arm. KeyError when no such arm is loaded."""
+        with self._lock:
+            inputs = self._arms[name]
+            ids, last = pad(token_ids)
+            found = self._run(name, inputs, ids, last, self._quick)
+            if not self._quick:
+                return found
+            top = np.sort(found, axis=1)
+            close = np.flatnonzero(top[:, -1] - top[:, -2] < self.close_call)
+            if len(close):
+                self.close_calls += len(close)
+                longest = int(last[close].max()) + 1
+                found[close] = self._run(name, inputs, ids[close, :longest], last[close], False)
+            return found
+
+    def scores_in(
+        self, name: str, token_ids: Sequence[Sequence[int]], *, quick: bool
+    ) -> NDArray[np.float32]:
+        """Class scores of one of the two graphs, whatever the rule says: to measure their error."""
+        with self._lock:
+            return self._run(name, self._arms[name], *pad(token_ids), quick)
+
+    def parameter_bytes(self) -> tuple[int, dict[str, int]]:
+        """Bytes of the compiled bases, as they are stored, and of each arm."""
+        base = sum(compiled.stored_bytes for compiled in self._compiled.values())
+        arms = {
+            name: sum(value.nbytes for value in inputs.values())
+            for name, inputs in self._arms.items()
+        }
+        return base, arms
+
+    def _run(
+        self, name: str, inputs: Mapping[str, Array], ids: Array, last: Array, quick: bool
+    ) -> Array:
+        compiled = self._ready(quick)
+        request = compiled.requests.get(name)
+        if request is None:
+            request = compiled.model.create_infer_request()
+            for key, value in inputs.items():
+                request.set_tensor(key, ov.Tensor(value, shared_memory=True))
+            compiled.requests[name] = request
+        request.set_tensor("input_ids", ov.Tensor(ids, shared_memory=True))
+        request.set_tensor("last", ov.Tensor(last, shared_memory=True))
+        request.infer()
+        # The request writes its next answer to the same place.
+        return np.array(request.get_output_tensor(0).data)
+
+    def _ready(self, quick: bool) -> _Compiled:
+        """The compiled graph, from memory, the cache folder, or the weights."""
+        found = self._compiled.get(quick)
+        if found is not None:
+            return found  # without waiting for the other one, which may be under way
+        with self._compiling:
+            if quick not in self._compiled:
+                self._compiled[quick] = self._load(quick)
+            return self._compiled[quick]
+
+    def _options(self, quick: bool) -> dict[str, Any]:
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(ROUNDED_GROUP if quick else 0),
+        }
+
+    def _load(self, quick: bool) -> _Compiled:
+        options = self._options(quick)
+        store = None
+        if self._cache is not None:
+            store = _Stored(self._cache, self._key(quick, options))
+            found = store.read()
+            if found is not None:
+                self._products, blob = found
+                model = self._core.import_model(io.BytesIO(blob), "CPU", options)
+                return _Compiled(model, len(blob))
+        model = self._core.compile_model(self._write_down(quick), "CPU", options)
+        stream = io.BytesIO()
+        model.export_model(stream)
+        blob = stream.getvalue()
+        if store is not None:
+            store.write(self._products, blob)
+        return _Compiled(model, len(blob))
+
+    def _key(self, quick: bool, options: Mapping[str, Any]) -> str:
+        """Digest over everything that the compiled graph depends on."""
+        assert self._structure is not None
+        about = {
+            "weights": self._weights_sha256,
+            "code": hashlib.sha256(Path(openvino_graph.__file__).read_bytes()).hexdigest(),
+            "openvino": ov.get_version(),
+            "cpu": [
+                self._core.get_property("CPU", "FULL_DEVICE_NAME"),
+                self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+            ],
+            "geometry": asdict(self.geometry),
+            "structure": asdict(self._structure),
+            "graph": [self._pooling, self._max_length, quick],
+            "options": dict(options),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _write_down(self, quick: bool) -> ov.Model:
+        assert self._structure is not None
+        graph = Graph(self.geometry, self._structure, self._pooling, self._max_length, quick)
+        model = graph.build(read_weights(self._folder))
+        self._products = graph.products
+        return model
+
+    def _lay_out(self, adapter: Adapter) -> dict[str, Array]:
+        assert self._structure is not None
+        return adapter_inputs(
+            adapter, self._products, self._structure.dendrites, self.geometry.hidden
+        )
+
+
+class _Stored:
+    """A compiled graph in a folder: its bytes, their checksum, and the products of the graph."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._blob, self._about = folder / f"{key}.blob", folder / f"{key}.json"
+
+    def read(self) -> tuple[list[Product], bytes] | None:
+        """None when it is not there or its bytes are not those that were written."""
+        if not (self._blob.is_file() and self._about.is_file()):
+            return None
+        about = json.loads(self._about.read_text(encoding="utf-8"))
+        blob = self._blob.read_bytes()
+        if hashlib.sha256(blob).hexdigest() != about["sha256"]:
+            return None
+        products = [
+            Product(
+                p["name"], tuple((path, n) for path, n in p["layers"]), p["adapted"], p["inner"]
+            )
+            for p in about["products"]
+        ]
+        return products, blob
+
+    def write(self, products: Sequence[Product], blob: bytes) -> None:
+        """Both files whole or not at all; the one that is looked for last comes last."""
+        about = {
+            "sha256": hashlib.sha256(blob).hexdigest(),
+            "products": [asdict(product) for product in products],
+        }
+        write_bytes_atomically(self._blob, blob)
+        write_bytes_atomically(self._about, json.dumps(about).encode())
+
+
+def pad(token_ids: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """Right-padded ids (n, longest) and the positions of the last tokens (n,), int64."""
+    longest = max(len(ids) for ids in token_ids)
+    rows = np.zeros((len(token_ids), longest), np.int64)
+    for row, ids in zip(rows, token_ids, strict=True):
+        row[: len(ids)] = ids
+    return rows, np.array([len(ids) - 1 for ids in token_ids], np.int64)

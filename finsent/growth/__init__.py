@@ -1,0 +1,1 @@
+"""Dendrites grown by PerforatedAI while a model trains."""

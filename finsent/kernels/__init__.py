@@ -1,0 +1,1 @@
+"""Triton kernels for GPUs, each beside the PyTorch code that says what it computes."""

@@ -1,0 +1,41 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout that this package is part of: artifacts/, bench/ and docs/ lie there."""
+
+
+@contextlib.contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to. It takes the place of `path` when the block ends, so that
+    readers see the old file or the new, never half; it is gone when the block fails.
+
+    Several processes may publish the same file at once: the last one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        # mkstemp makes files private to the user; results are meant to be read by others.
+        partial.chmod(0o644)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Publishes a file that is on the disk for good when this returns."""
+    with published(path) as partial, partial.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,1 @@
+"""Backbones, their weights and tokenizers, adapters, and dendritic layers for inference."""

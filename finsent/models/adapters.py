@@ -1,0 +1,270 @@
+"""LoRA adapters and score heads: attach for training (peft), save, attach for serving.
+
+peft takes ten seconds to import, so only `attach_lora` imports it; serving uses `AdaptedLinear`,
+which computes the same sum.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from finsent.config import ConfigError, LoraConfig, MatchedCapacity
+from finsent.models.adapter_files import FORMAT, Adapter, AdapterError
+from finsent.models.dendritic_linear import DendriticLinear, FusedDendriticLinear
+
+_PEFT_NAME = "default"
+
+STORED_DTYPE = torch.float16
+"""Of adapter files; half the size of fp32. The trainer rounds to it before it evaluates, so what
+is reported is what the file holds."""
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The two trainable maps of one adapted linear layer."""
+
+    a: nn.Linear
+    """in -> r"""
+    b: nn.Linear
+    """r -> out"""
+
+
+def linear_shapes(upper: Any, target_modules: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """(in, out) of every targeted linear layer, by its path below the decoder, in model order.
+
+    Raises ConfigError when a target names no layer.
+    """
+    linear = {
+        name: (module.in_features, module.out_features)
+        for name, module in upper.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith("layers.")
+    }
+    known = {name.rsplit(".", 1)[-1] for name in linear}
+    unknown = set(target_modules) - known
+    if unknown:
+        raise ConfigError(
+            f"no linear layer is called {', '.join(sorted(unknown))}; "
+            f"this backbone has {', '.join(sorted(known))}"
+        )
+    return {n: shape for n, shape in linear.items() if n.rsplit(".", 1)[-1] in target_modules}
+
+
+def lora_ranks(
+    shapes: Mapping[str, tuple[int, int]],
+    r: int,
+    head_params: int,
+    matched: MatchedCapacity | None,
+) -> dict[str, int]:
+    """Rank of each adapted layer: `r`, or as much more as spends the matched arm's parameters.
+
+    One more rank on a layer costs in + out parameters. Whole rounds go to all layers, what is left
+    to single layers from the top block down, so the total is within half a rank of the target.
+    """
+    ranks = dict.fromkeys(shapes, r)
+    if matched is None:
+        return ranks
+    costs = {name: i + o for name, (i, o) in shapes.items()}
+    left = matched.trainable_params - head_params - sum(ranks[n] * costs[n] for n in ranks)
+    if left < 0:
+        raise ConfigError(
+            f"cannot match {matched.trainable_params} trainable parameters: rank {r} alone has "
+            f"{matched.trainable_params - left}"
+        )
+    rounds, left = divmod(left, sum(costs.values()))
+    for name in reversed(list(ranks)):
+        ranks[name] += rounds
+        if left >= costs[name] / 2:
+            ranks[name] += 1
+            left -= costs[name]
+    return ranks
+
+
+def attach_lora(
+    upper: Any, lora: LoraConfig, ranks: Mapping[str, int], dtype: torch.dtype = torch.float32
+) -> dict[str, LoraPair]:
+    """Put peft's LoRA layers into the model in place; returns the trainable pairs by layer path.
+
+    The scaling alpha / r is the same for every layer, whatever its rank.
+    """
+    import peft
+
+    scaling = lora.alpha / lora.r
+    other = {name: rank for name, rank in ranks.items() if rank != lora.r}
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=0.0,
+            target_modules=list(ranks),
+            rank_pattern={f"^{name}": rank for name, rank in other.items()},
+            alpha_pattern={f"^{name}": rank * scaling for name, rank in other.items()},
+        ),
+        upper,
+        adapter_name=_PEFT_NAME,
+    )
+    pairs = {}
+    for name, rank in ranks.items():
+        layer = upper.get_submodule(name)
+        pair = LoraPair(layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME])
+        pair.a.to(dtype)
+        pair.b.to(dtype)
+        if pair.a.out_features != rank or layer.scaling[_PEFT_NAME] != scaling:
+            raise AdapterError(
+                f"{name} got rank {pair.a.out_features} and scaling {layer.scaling[_PEFT_NAME]}, "
+                f"expected {rank} and {scaling}"
+            )
+        # peft would copy every input to the adapters' precision; ours, without dendrites the plain
+        # map, computes in the input's: the maps are smaller by far.
+        layer.cast_input_dtype_enabled = False
+        for maps, linear in ((layer.lora_A, pair.a), (layer.lora_B, pair.b)):
+            maps[_PEFT_NAME] = DendriticLinear(cast(nn.Parameter, linear.weight), None, "relu")
+        pairs[name] = pair
+    return pairs
+
+
+def detach_lora(upper: Any, names: Iterable[str]) -> None:
+    """Undo `attach_lora`: the layers of these paths are the frozen ones again."""
+    for name in names:
+        upper.set_submodule(name, upper.get_submodule(name).base_layer)
+
+
+def replace_b(upper: Any, name: str, module: nn.Module) -> None:
+    """Let `module` stand in for the B map of the adapted layer `name`."""
+    upper.get_submodule(name).lora_B[_PEFT_NAME] = module
+
+
+def save_adapter(
+    path: Path, tensors: Mapping[str, Tensor], scaling: float, activation: str
+) -> None:
+    """Write every trainable tensor to a safetensors file, on the CPU in STORED_DTYPE.
+
+    `activation` is the dendrites' ("none" without dendrites): it is part of the function, and a
+    file that leaves it out would be served under whatever the reader happens to use.
+    """
+    # One entry, because safetensors writes several in an order that differs from run to run.
+    about = {"activation": activation, "format": FORMAT, "scaling": scaling}
+    metadata = {"finsent": json.dumps(about, sort_keys=True)}
+    plain = {name: t.detach().cpu().to(STORED_DTYPE).contiguous() for name, t in tensors.items()}
+    for name, tensor in plain.items():
+        if not bool(tensor.isfinite().all()):
+            raise AdapterError(f"{path}: {name} holds values that {STORED_DTYPE} cannot")
+    save_file(plain, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors makes files private; results are meant to be read
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer with any number of adapters, one of them (or none) switched on.
+
+    Input (..., in), output (..., out): base(x) + scaling * B(A x); the scaling is part of `up`.
+    """
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.ParameterDict()
+        self.up = nn.ModuleDict()
+        self.active: str | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Base plus the active adapter; adapters compute in their own dtype, as in training."""
+        y = self.base(x)
+        if self.active is None or self.active not in self.up:
+            return y
+        a = self.down[self.active]
+        z = nn.functional.linear(x.to(a.dtype), a)
+        return (y + self.up[self.active](z)).to(y.dtype)
+
+
+class AdapterBank:
+    """Adapters of one decoder, by name: load, switch, drop, without touching the frozen base."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+        self._layers: dict[str, AdaptedLinear] = {}
+        self._heads: dict[str, FusedDendriticLinear] = {}
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Attach an adapter. AdapterError when its layers or shapes do not fit the decoder."""
+        device = next(self._decoder.parameters()).device
+        for path, (a, b) in adapter.layers.items():
+            layer = self._layers.get(path) or self._wrap(path)
+            base: Any = layer.base
+            expected = (base.in_features, base.out_features)
+            if (a.shape[1], b.out_features) != expected:
+                raise AdapterError(
+                    f"the adapter maps {a.shape[1]} -> {b.out_features} at {path}, "
+                    f"the backbone {expected[0]} -> {expected[1]}: it was trained on another one"
+                )
+            layer.down[name] = nn.Parameter(torch.as_tensor(a).to(device), requires_grad=False)
+            trained = DendriticLinear.of(b, adapter.activation)
+            layer.up[name] = trained.fused(adapter.scaling).to(device)
+        head = DendriticLinear.of(adapter.head, adapter.activation)
+        self._heads[name] = head.fused().to(device)
+
+    def remove(self, name: str) -> None:
+        """Drop an adapter's tensors. KeyError when there is none of that name."""
+        del self._heads[name]
+        for layer in self._layers.values():
+            if name in layer.up:
+                del layer.down[name], layer.up[name]
+
+    def activate(self, name: str) -> FusedDendriticLinear:
+        """Switch every adapted layer to one adapter and return its score head."""
+        for layer in self._layers.values():
+            layer.active = name
+        return self._heads[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Adapters that are loaded."""
+        return tuple(self._heads)
+
+    def _wrap(self, path: str) -> AdaptedLinear:
+        try:
+            base = self._decoder.get_submodule(path)
+        except AttributeError as error:
+            raise AdapterError(
+                f"the backbone has no layer {path}: the adapter was trained on another one"
+            ) from error
+        wrapped = AdaptedLinear(base)
+        self._decoder.set_submodule(path, wrapped)
+        self._layers[path] = wrapped
+        return wrapped
+
+
+def trainable_count(tensors: Mapping[str, Tensor]) -> int:
+    """Number of scalars in what `save_adapter` would write."""
+    return sum(t.numel() for t in tensors.values())
+
+
+def trainable_tensors(
+    pairs: Mapping[str, LoraPair],
+    b_maps: Mapping[str, nn.Module],
+    head: nn.Module,
+    first_block: int,
+) -> dict[str, Tensor]:
+    """Every trainable tensor by the name it has in an adapter file (block numbers of the whole
+    model, not of the adapted part)."""
+    tensors: dict[str, Tensor] = {}
+    for name, pair in pairs.items():
+        whole = whole_model_name(name, first_block)
+        tensors[f"{whole}.lora_A.weight"] = pair.a.weight
+        for rest, tensor in b_maps[name].named_parameters():
+            tensors[f"{whole}.lora_B.{rest}"] = tensor
+    for rest, tensor in head.named_parameters():
+        tensors[f"score.{rest}"] = tensor
+    return tensors
+
+
+def whole_model_name(name: str, first_block: int) -> str:
+    """`layers.0.…` of the upper blocks -> `layers.<first_block>.…`."""
+    _, number, rest = name.split(".", 2)
+    return f"layers.{int(number) + first_block}.{rest}"

@@ -1,0 +1,111 @@
+"""The backbones that have a name here, and the settings that suit each on a kind of device.
+
+Free of torch (see finsent.engines.rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finsent.config import Precision
+from finsent.data.registry import DATASETS
+from finsent.models.weights import Progress, ensure_embedded, ensure_tiny_phi
+
+
+class BackboneError(RuntimeError):
+    """A backbone that cannot be found, loaded, or used by this project."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that suit a backbone on a kind of device; LOG.md says where they come from.
+
+    The names are TrainConfig's and LoraConfig's, but for `cued`.
+    """
+
+    precision: Precision
+    last_layers: int | None = None
+    depth: int | None = None
+    pooling: str = "last"
+    learning_rate: float = 5e-4
+    batch_size: int = 16
+    epochs: int = 8
+    label_smoothing: float = 0.0
+    cued: bool = False
+    """Whether texts end with their data set's cue (DatasetEntry.cue)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named backbone."""
+
+    name: str
+    title: str
+    licence: str
+    source: Callable[[Progress | None], str]
+    """Returns a local folder or a Hub id."""
+    cuda: Recipe
+    cpu: Recipe
+    """Adapts few blocks: all of a large model would take days."""
+
+    def recipe(self, device: str) -> Recipe:
+        """What suits a type of device, "cpu" or "cuda"."""
+        return self.cpu if device == "cpu" else self.cuda
+
+
+def cue(recipe: Recipe, dataset: str) -> str:
+    """What ends every text of a data set under a recipe; nothing for one that has no entry."""
+    return DATASETS[dataset].cue if recipe.cued and dataset in DATASETS else ""
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="phi-2",
+            title="Phi-2 (2.7 B)",
+            licence="MIT",
+            source=lambda progress: "microsoft/phi-2",
+            cuda=Recipe("nf4"),
+            cpu=Recipe("bf16", last_layers=2),
+        ),
+        Preset(
+            name="smollm2-135m",
+            title="SmolLM2-135M-Instruct",
+            licence="Apache-2.0",
+            source=lambda progress: str(ensure_embedded(progress=progress)),
+            cuda=Recipe("fp32", epochs=6, cued=True),
+            cpu=Recipe(
+                "fp32",
+                last_layers=6,
+                depth=24,
+                learning_rate=1e-3,
+                batch_size=32,
+                cued=True,
+            ),
+        ),
+        Preset(
+            name="tiny-phi",
+            title="a random 2-layer Phi (tests only)",
+            licence="none: random weights",
+            source=lambda progress: str(ensure_tiny_phi()),
+            cuda=Recipe("fp32"),
+            cpu=Recipe("fp32"),
+        ),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name, or one made up on the spot for any other Hub id or folder."""
+    if name in PRESETS:
+        return PRESETS[name]
+    return Preset(
+        name=name,
+        title=name,
+        licence="see the model's own page",
+        source=lambda progress: name,
+        cuda=Recipe("bf16"),
+        cpu=Recipe("fp32", last_layers=4),
+    )

@@ -1,0 +1,1 @@
+"""Figures from results: Plotly for the page, Matplotlib for files."""

@@ -1,0 +1,200 @@
+"""Plotly figures of what is measured while the page is open. No torch, no gradio.
+
+Colours and symbols are those of finsent.plots.style; backgrounds are left to the page.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+
+from finsent.plots.style import ARM_STYLES, CHART_HEIGHT, GROWTH_SYMBOL
+from finsent.serving.benchmarks import UNITS
+
+LABEL_CHARACTERS = 22
+_GREY = "#888888"
+_GRID = "rgba(128,128,128,0.22)"
+_PATTERNS = {"baseline": "", "dendritic": "/", "matched": "."}
+"""Bars have no symbol: hatching tells the arms apart without colour."""
+
+
+def distribution_figure(counts: Mapping[str, Mapping[str, int]]) -> go.Figure:
+    """Number of texts per label, a bar for each arm. counts: arm -> label -> n."""
+    figure = go.Figure()
+    for arm, by_label in counts.items():
+        style = ARM_STYLES[arm]
+        figure.add_bar(
+            x=list(by_label),
+            y=list(by_label.values()),
+            name=style.title,
+            text=[str(n) for n in by_label.values()],
+            textposition="outside",
+            cliponaxis=False,
+            marker={
+                "color": style.colour,
+                "pattern": {
+                    "shape": _PATTERNS[arm],
+                    "fillmode": "overlay",
+                    "fgcolor": "rgba(255,255,255,0.6)",
+                    "size": 7,
+                    "solidity": 0.25,
+                },
+            },
+            hovertemplate=f"{style.title}: %{{y}} %{{x}}<extra></extra>",
+        )
+    _style(figure)
+    most = max((max(c.values()) for c in counts.values()), default=1)
+    figure.update_yaxes(title_text="texts", range=[0, 1.15 * most], rangemode="tozero")
+    if most < 5:
+        figure.update_yaxes(dtick=1)  # there are no half texts
+    figure.update_layout(barmode="group", bargap=0.28)
+    return figure
+
+
+def times_figure(times_ms: Mapping[tuple[str, str], Sequence[float]]) -> go.Figure:
+    """Every measured call as a point beside its box. times_ms: (arm, batch) -> milliseconds."""
+    figure = go.Figure()
+    for arm in dict.fromkeys(arm for arm, _ in times_ms):
+        style = ARM_STYLES[arm]
+        of_arm = {batch: values for (name, batch), values in times_ms.items() if name == arm}
+        figure.add_box(
+            x=[batch for batch, values in of_arm.items() for _ in values],
+            y=[value for values in of_arm.values() for value in values],
+            name=style.title,
+            boxpoints="all",
+            jitter=0.5,
+            pointpos=0,
+            marker={"color": style.colour, "symbol": style.symbol, "size": 5, "opacity": 0.55},
+            line={"width": 1.4},
+            fillcolor="rgba(128,128,128,0.10)",
+            hovertemplate=f"{style.title}, %{{x}}: %{{y:.1f}} ms<extra></extra>",
+        )
+    _style(figure)
+    figure.update_layout(boxmode="group")
+    figure.update_yaxes(title_text="milliseconds a call", rangemode="tozero")
+    return figure
+
+
+def figures_bar(values: Mapping[str, float], unit: str) -> go.Figure:
+    """Named numbers of one unit as bars from zero, by name from the top."""
+    figure = go.Figure()
+    names = sorted(values, key=natural, reverse=True)
+    figure.add_bar(
+        x=[values[name] for name in names],
+        y=names,
+        orientation="h",
+        marker={"color": [_colour(name) for name in names]},
+        width=0.55,
+        text=[figure_text(values[name]) for name in names],
+        textposition="outside",
+        cliponaxis=False,
+        hovertemplate="%{y}: %{text} " + unit + "<extra></extra>",
+    )
+    _style(figure)
+    figure.update_layout(
+        height=70 + 34 * len(names), margin={"l": 8, "r": 60, "t": 6, "b": 40}, showlegend=False
+    )
+    figure.update_xaxes(title_text=unit, rangemode="tozero", showgrid=True, gridcolor=_GRID)
+    figure.update_yaxes(
+        automargin=True,
+        showgrid=False,
+        tickvals=names,
+        ticktext=figure_labels(names),
+        ticklabelstandoff=6,
+    )
+    return figure
+
+
+def figure_text(value: float) -> str:
+    """Four figures, without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key: numbers in a name by size, so that 8 users stand before 64."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def figure_labels(names: Sequence[str]) -> list[str]:
+    """Names of figures as a person would write them, in lines of a phone's width: without the units
+    and without the parts that all of them begin with."""
+    parts = [name.split("/") for name in names]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
+        shared += 1
+    labels = []
+    for of_name in parts:
+        text = ", ".join(
+            " ".join(word for word in part.split("_") if word not in UNITS) or part
+            for part in of_name[shared:]
+        )
+        labels.append("<br>".join(textwrap.wrap(escape(text), LABEL_CHARACTERS)))
+    return labels
+
+
+def _colour(name: str) -> str:
+    """An arm's own colour when the figure's name says whose it is."""
+    parts = name.replace("_", "/").split("/")
+    return next((ARM_STYLES[part].colour for part in parts if part in ARM_STYLES), _GREY)
+
+
+def training_figure(
+    histories: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]], column: str, title: str
+) -> go.Figure:
+    """One column of the histories so far, a line for each (arm, seed), with growth as stars."""
+    figure = go.Figure()
+    for (arm, seed), lines in histories.items():
+        style = ARM_STYLES[arm]
+        figure.add_scatter(
+            x=[line["epoch"] for line in lines],
+            y=[line[column] for line in lines],
+            mode="lines+markers",
+            name=f"{style.title}, seed {seed}",
+            line={"color": style.colour, "width": style.width},
+            marker={"symbol": style.symbol, "size": 7, "color": style.colour},
+            hovertemplate=f"{style.title}, seed {seed}: %{{y:.4g}}<extra></extra>",
+        )
+        grown = [line for line in lines if (line["event"] or "").startswith("grew")]
+        if grown:
+            figure.add_scatter(
+                x=[line["epoch"] for line in grown],
+                y=[line[column] for line in grown],
+                mode="markers",
+                name=f"{style.title}, growth",
+                marker={"symbol": GROWTH_SYMBOL, "size": 13, "color": style.colour},
+                text=[line["event"] for line in grown],
+                hovertemplate="%{text}<extra></extra>",
+            )
+    _style(figure)
+    last = max((line["epoch"] for lines in histories.values() for line in lines), default=0)
+    figure.update_xaxes(title_text="epoch, counted from 0", dtick=max(1, -(-last // 10)))
+    figure.update_yaxes(title_text=title)
+    return figure
+
+
+def _style(figure: go.Figure) -> None:
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": _GREY, "size": 12, "family": "IBM Plex Sans, system-ui, sans-serif"},
+        height=CHART_HEIGHT,
+        margin={"l": 56, "r": 14, "t": 34, "b": 46},
+        legend={"orientation": "h", "x": 0, "y": 1.14, "yanchor": "bottom"},
+        showlegend=True,
+        dragmode=False,
+    )
+    axis: dict[str, Any] = {
+        "zeroline": False,
+        "showline": False,
+        "ticks": "",
+        "fixedrange": True,
+        "title": {"font": {"size": 12}, "standoff": 8},
+    }
+    figure.update_xaxes(**axis, showgrid=False)
+    figure.update_yaxes(**axis, gridcolor=_GRID, nticks=6)

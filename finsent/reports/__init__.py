@@ -1,0 +1,1 @@
+"""Pages generated from artifacts: report, submission, the README's table."""

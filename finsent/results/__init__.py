@@ -1,0 +1,1 @@
+"""What runs left on disk, read strictly, and the numbers made from it. No torch, no gradio."""

@@ -1,0 +1,172 @@
+"""Probabilities that mean what they say, and sets that hold the true label 90 % of the time.
+
+Both are fitted on a run's validation predictions and judged on its test predictions:
+
+- temperature scaling (Guo et al. 2017): one number that sharpens or softens every prediction and
+  never changes which label comes first;
+- split conformal sets (Vovk et al. 2005) of the least ambiguous kind (Sadinle et al. 2019): a set
+  holds every label whose calibrated probability reaches a threshold, the finite-sample quantile of
+  what the true labels of the validation part got. It may be empty: where the model is right more
+  often than the coverage asked for, sets that are never empty would hold the true label as often as
+  the model is right, whatever was asked. An empty set says that no label is as probable as true
+  ones usually are.
+
+The state of a run was selected on the same validation part, so the guarantee holds only nearly;
+that is why the coverage on test is measured and shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from finsent.results.runs import VALIDATION_FILE, Predictions, Run
+from finsent.results.schema import ArtifactError
+
+COVERAGE = 0.9
+NOT_CALIBRATED = "not calibrated: this run kept no validation predictions"
+
+_SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
+_TEMPERATURES = (0.05, 20.0)
+
+Floats = NDArray[np.float64]
+
+
+class CalibrationError(ValueError):
+    """Predictions that no calibration can be fitted on."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one run's validation predictions say about its probabilities."""
+
+    temperature: float
+    """Above 1 the model was overconfident."""
+    threshold: float
+    """Calibrated probability from which a label is in the set, in [0, 1]."""
+    coverage_asked: float
+    coverage_measured: float
+    """Share of test examples whose set holds the true label."""
+    mean_set_size: float
+    """Labels per set, over the test examples."""
+    empty_share: float
+    """Share of test examples whose set is empty."""
+    nll_raw: float
+    nll_calibrated: float
+    """Mean negative log-likelihood on test, before and after, in nats."""
+    n_validation: int
+    n_test: int
+
+    def calibrate(self, probabilities: ArrayLike) -> Floats:
+        """Calibrated probabilities of the same shape, (classes,) or (n, classes)."""
+        return scale(probabilities, self.temperature)
+
+    def label_set(self, calibrated: Sequence[float]) -> tuple[int, ...]:
+        """Positions of the labels in the set of one calibrated prediction, likeliest first."""
+        likeliest_first = sorted(range(len(calibrated)), key=lambda i: -calibrated[i])
+        return tuple(i for i in likeliest_first if calibrated[i] >= self.threshold)
+
+
+def calibration_of(run: Run) -> Calibration | None:
+    """The calibration of a finished run; None when it kept no validation predictions.
+
+    Raises ArtifactError when a file is damaged or both parts share an example.
+    """
+    validation = run.read_validation()
+    if validation is None:
+        return None
+    test = run.read_predictions()
+    shared = set(validation.ids) & set(test.ids)
+    if shared:
+        raise ArtifactError(
+            f"{run.folder / VALIDATION_FILE}: {len(shared)} examples are in the test part too, "
+            f"{min(shared)!r} among them; train the run again"
+        )
+    return fit(validation, test)
+
+
+def fit(validation: Predictions, test: Predictions, coverage: float = COVERAGE) -> Calibration:
+    """Fits on validation, measures on test.
+
+    Raises CalibrationError when coverage is not in (0, 1) or the label names differ.
+    """
+    if not 0 < coverage < 1:
+        raise CalibrationError(f"coverage must lie between 0 and 1, got {coverage}")
+    if validation.label_names != test.label_names:
+        raise CalibrationError(
+            f"validation names the labels {validation.label_names}, test {test.label_names}"
+        )
+    temperature = fit_temperature(validation.probabilities, validation.label_indices)
+    scaled = scale(validation.probabilities, temperature)
+    threshold = conformal_threshold(scaled, validation.label_indices, coverage)
+    labels = test.label_indices
+    calibrated = scale(test.probabilities, temperature)
+    in_set = calibrated >= threshold
+    sizes = in_set.sum(axis=1)
+    return Calibration(
+        temperature=temperature,
+        threshold=threshold,
+        coverage_asked=coverage,
+        coverage_measured=float(in_set[np.arange(len(labels)), list(labels)].mean()),
+        mean_set_size=float(sizes.mean()),
+        empty_share=float((sizes == 0).mean()),
+        nll_raw=_nll(np.asarray(test.probabilities), labels),
+        nll_calibrated=_nll(calibrated, labels),
+        n_validation=len(validation),
+        n_test=len(test),
+    )
+
+
+def scale(probabilities: ArrayLike, temperature: float) -> Floats:
+    """softmax(log p / temperature) along the last axis; the logits' own constant cancels."""
+    logits = _log(probabilities) / temperature
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def fit_temperature(probabilities: ArrayLike, labels: Sequence[int]) -> float:
+    """The temperature with the lowest NLL, in [0.05, 20]. probabilities (n, classes)."""
+    # Here, because the page that shows calibrations need not wait for it to come up.
+    from scipy.optimize import minimize_scalar
+
+    low, high = (math.log(bound) for bound in _TEMPERATURES)
+
+    def loss(log_temperature: float) -> float:
+        return _nll(scale(probabilities, math.exp(log_temperature)), labels)
+
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return math.exp(float(found.x))
+
+
+def conformal_threshold(probabilities: ArrayLike, labels: Sequence[int], coverage: float) -> float:
+    """The ceil((n + 1) coverage)-th largest probability of a true label; 0, which every label
+    reaches, when n is too small for that many."""
+    p = np.asarray(probabilities, dtype=np.float64)
+    own = np.sort(p[np.arange(len(labels)), list(labels)])[::-1]
+    rank = math.ceil((len(own) + 1) * coverage)
+    return 0.0 if rank > len(own) else float(own[rank - 1])
+
+
+def set_in_words(names: Sequence[str], classes: int) -> str:
+    """The labels of a set, likeliest first, as a person would say it. classes: how many there are
+    to choose from; a set of all of them tells nothing."""
+    if not names:
+        return "none: no label is probable enough"
+    if len(names) == 1:
+        return names[0]
+    listed = f"{', '.join(names[:-1])} or {names[-1]}"
+    return f"{listed}: unsure" if len(names) < classes else f"{listed}: cannot tell"
+
+
+def _nll(probabilities: Floats, labels: Sequence[int]) -> float:
+    return float(-_log(probabilities)[np.arange(len(labels)), list(labels)].mean())
+
+
+def _log(probabilities: ArrayLike) -> Floats:
+    # Nine stored digits may round a probability to 0, of which there is no logarithm.
+    p = np.asarray(probabilities, dtype=np.float64)
+    return np.asarray(np.log(np.maximum(p, _SMALLEST_PROBABILITY)), dtype=np.float64)

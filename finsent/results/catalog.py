@@ -1,0 +1,206 @@
+"""What the page knows: the runs on disk, which of them is selected, and the model in memory.
+
+Nothing here draws. `Catalog` reads the artifacts once; `ModelService` loads the model in a
+background thread so that the page is up at once, and answers when the model is ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finsent.config import ARMS
+from finsent.data.registry import DATASETS
+from finsent.data.sets.examples import HEADLINES, Headline
+from finsent.results.calibration import Calibration, calibration_of
+from finsent.results.runs import Run, find_runs, read_json, slug
+from finsent.results.schema import ArtifactError
+
+LARGE_BACKBONE = "phi-2"
+DEFAULT_BACKBONE = "smollm2-135m"
+FIRST_DATASETS = ("allagree", "50agree", "75agree", "66agree")
+
+
+_BACKBONE_TITLES = {
+    "phi-2": "Phi-2",
+    "smollm2-135m": "SmolLM2-135M",
+    "tiny-phi": "Tiny Phi (random weights, for tests)",
+}
+
+
+class ServiceError(RuntimeError):
+    """The model cannot answer: nothing to load, or loading failed."""
+
+
+# ------------------------------------------------------------------------------------------ catalog
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which runs answer: the arms of one backbone, data set and seed."""
+
+    backbone: str
+    dataset: str
+    seed: int
+    arms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Every finished run below an artifacts root, indexed once."""
+
+    root: Path
+    runs: tuple[Run, ...]
+    leaderboard: Mapping[str, Any] | None
+    """leaderboard.json as written by finsent.results.leaderboard; None when it has not been
+    made."""
+    studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Study name -> content of its summary.json."""
+    _calibrations: dict[Path, Calibration | None] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def read(
+        cls, root: Path | str, studies: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Catalog:
+        """The runs and the board below `root`, beside the studies read by whoever knows them.
+
+        Raises ArtifactError when a finished run or the leaderboard is damaged."""
+        root = Path(root)
+        board = root / "leaderboard.json"
+        return cls(
+            root,
+            tuple(find_runs(root)),
+            _read_board(board) if board.is_file() else None,
+            studies or {},
+        )
+
+    def backbones(self) -> list[str]:
+        """Folder names, the embedded default first."""
+        names = sorted({slug(run.backbone) for run in self.runs})
+        return sorted(names, key=lambda name: (name != DEFAULT_BACKBONE, name == "tiny-phi"))
+
+    def datasets(self, backbone: str) -> list[str]:
+        """Names of the data sets with runs of this backbone, the benchmark's main ones first."""
+        names = sorted({run.dataset for run in self.runs if slug(run.backbone) == backbone})
+        return sorted(names, key=dataset_order)
+
+    def all_datasets(self) -> list[str]:
+        """Names of the data sets with runs of any backbone, the benchmark's main ones first."""
+        return sorted({run.dataset for run in self.runs}, key=dataset_order)
+
+    def seeds(self, backbone: str, dataset: str) -> list[int]:
+        """Seeds with at least one arm."""
+        return sorted({run.seed for run in self.of(backbone, dataset)})
+
+    def arms(self, backbone: str, dataset: str, seed: int) -> list[str]:
+        """Arms with a finished run, in the order baseline, dendritic, matched."""
+        found = {run.arm for run in self.of(backbone, dataset) if run.seed == seed}
+        return [arm for arm in ARMS if arm in found]
+
+    def of(self, backbone: str, dataset: str) -> list[Run]:
+        """All arms and seeds of one backbone on one data set."""
+        return [r for r in self.runs if slug(r.backbone) == backbone and r.dataset == dataset]
+
+    def run(self, backbone: str, dataset: str, arm: str, seed: int) -> Run:
+        """One run. Raises ArtifactError when it is not there."""
+        for run in self.of(backbone, dataset):
+            if run.arm == arm and run.seed == seed:
+                return run
+        raise ArtifactError(
+            f"no finished {arm} run of seed {seed} for {backbone} on {dataset} below {self.root}; "
+            "choose another or train it"
+        )
+
+    def select(
+        self,
+        backbone: str,
+        dataset: str | None = None,
+        seed: int | None = None,
+        *,
+        matched: bool = False,
+    ) -> Selection:
+        """The nearest selection that exists: what is not here gives way to the first that is."""
+        datasets = self.datasets(backbone)
+        if not datasets:
+            raise ServiceError(f"no finished run of {backbone} below {self.root}")
+        dataset = dataset if dataset in datasets else datasets[0]
+        seeds = self.seeds(backbone, dataset)
+        seed = seed if seed in seeds else seeds[0]
+        found = self.arms(backbone, dataset, seed)
+        return Selection(
+            backbone, dataset, seed, tuple(arm for arm in found if matched or arm != "matched")
+        )
+
+    def calibrations(self, selection: Selection) -> dict[str, Calibration | None]:
+        """Arm -> calibration. None for all arms when one has none: raw and calibrated
+        probabilities must not be compared.
+
+        Raises ArtifactError when a file they are fitted on is damaged.
+        """
+        found = {}
+        for arm in selection.arms:
+            run = self.run(selection.backbone, selection.dataset, arm, selection.seed)
+            if run.folder not in self._calibrations:
+                self._calibrations[run.folder] = calibration_of(run)
+            found[arm] = self._calibrations[run.folder]
+        return found if all(found.values()) else dict.fromkeys(found)
+
+    def label_names(self, selection: Selection) -> tuple[str, ...]:
+        """Classes of a selection, in the order of every row of probabilities."""
+        return self.of(selection.backbone, selection.dataset)[0].label_names
+
+    def folder(self, selection: Selection) -> Path:
+        """Folder that holds the arms of a selection."""
+        return self.root / selection.backbone / selection.dataset
+
+
+_BOARD_ARM_KEYS = {"protocol", "per_class", "confusion", "reliability", "by_agreement"}
+"""What the newest additions to leaderboard.json put into an arm."""
+
+
+def _read_board(path: Path) -> dict[str, Any]:
+    """leaderboard.json. Raises ArtifactError when it is damaged or of an earlier format."""
+    board = read_json(path)
+    missing = {key for arm in board.get("arms", [{}]) for key in _BOARD_ARM_KEYS - set(arm)}
+    if missing:
+        raise ArtifactError(
+            f"{path}: its arms lack {', '.join(sorted(missing))}, so it was made by another "
+            "version; make it again with `python train_models.py leaderboard --artifacts "
+            f"{path.parent}`"
+        )
+    return board
+
+
+def dataset_order(name: str) -> int:
+    """Sort key: the data sets that the project is about come first, then the registry's order."""
+    order = list(dict.fromkeys([*FIRST_DATASETS, *DATASETS]))
+    return order.index(name) if name in order else len(order)
+
+
+def backbone_title(name: str) -> str:
+    """A backbone's name for people; folder names of Hub models get their slash back."""
+    return _BACKBONE_TITLES.get(name, name.replace("--", "/"))
+
+
+def dataset_title(name: str) -> str:
+    """A data set's short name for people."""
+    return (DATASETS[name].short_title or name) if name in DATASETS else name
+
+
+def dataset_description(name: str) -> str:
+    """A data set's full title, or its name when the registry does not know it."""
+    return DATASETS[name].title if name in DATASETS else name
+
+
+def dataset_examples(name: str) -> tuple[Headline, ...]:
+    """Texts to try on models of a data set."""
+    return DATASETS[name].examples if name in DATASETS else HEADLINES
+
+
+# -------------------------------------------------------------------------------------------- model
+
+
+# Questions to a Comparer. Plain functions with plain arguments: a lent GPU answers them in another
+# process, to which they must travel.

@@ -1,0 +1,129 @@
+"""Test examples on which arms disagree or are confidently wrong, from the saved predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from finsent.data.agreement import agreement_levels
+from finsent.results.runs import Run
+from finsent.results.schema import ArtifactError
+
+CONFIDENT = 0.9
+"""From this probability on an answer counts as confident."""
+
+DISAGREE = "disagree"
+CONFIDENTLY_WRONG = "wrong"
+KINDS = (DISAGREE, CONFIDENTLY_WRONG)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test example of one seed, as the arms answered it."""
+
+    id: str
+    seed: int
+    label: str
+    level: str | None
+    """Strictest agreement level; None for a data set without annotators' agreement."""
+    label_names: tuple[str, ...]
+    probabilities: Mapping[str, tuple[float, ...]]
+    """By arm, in the order of label_names."""
+
+    def answer(self, arm: str) -> str:
+        """The arm's most probable label, the first of them when tied."""
+        row = self.probabilities[arm]
+        return self.label_names[row.index(max(row))]
+
+    @property
+    def disagreement(self) -> float:
+        """Largest difference between two arms' probabilities of one label."""
+        columns = zip(*self.probabilities.values(), strict=True)
+        return max(max(column) - min(column) for column in columns)
+
+    @property
+    def wrong_confidence(self) -> float:
+        """Highest probability that an arm gave to a wrong answer; 0 when all are right."""
+        wrong = (arm for arm in self.probabilities if self.answer(arm) != self.label)
+        return max((max(self.probabilities[arm]) for arm in wrong), default=0.0)
+
+    @property
+    def arms_disagree(self) -> bool:
+        """Whether two arms name different labels."""
+        return len({self.answer(arm) for arm in self.probabilities}) > 1
+
+
+def read_cases(runs: Iterable[Run]) -> list[Case]:
+    """Every test example of every seed that has all the arms given, by seed.
+
+    runs: of one backbone and data set. Raises ArtifactError when a file of predictions is damaged
+    or the arms of a seed were tested on different examples or labels.
+    """
+    runs = list(runs)
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    cases: list[Case] = []
+    for seed in sorted({run.seed for run in runs}):
+        of_seed = {run.arm: run for run in runs if run.seed == seed}
+        if set(of_seed) == set(arms):
+            cases += _cases_of_seed(of_seed)
+    return cases
+
+
+def _cases_of_seed(runs: Mapping[str, Run]) -> list[Case]:
+    levels = agreement_levels()
+    tables = {arm: run.read_predictions() for arm, run in runs.items()}
+    answers = {
+        arm: {
+            example: (label, row)
+            for example, label, row in zip(t.ids, t.labels, t.probabilities, strict=True)
+        }
+        for arm, t in tables.items()
+    }
+    first = next(iter(tables.values()))
+    cases = []
+    for example, label in zip(first.ids, first.labels, strict=True):
+        found = {arm: rows.get(example) for arm, rows in answers.items()}
+        if any(answer is None or answer[0] != label for answer in found.values()):
+            run = next(iter(runs.values()))
+            raise ArtifactError(
+                f"{run.folder.parent.parent}, seed {run.seed}: the arms do not share test example "
+                f"{example} with the label {label}; train them again on one data set and split"
+            )
+        cases.append(
+            Case(
+                id=example,
+                seed=next(iter(runs.values())).seed,
+                label=label,
+                level=levels.get(example),
+                label_names=first.label_names,
+                probabilities={arm: answer[1] for arm, answer in found.items() if answer},
+            )
+        )
+    return cases
+
+
+def choose(
+    cases: Sequence[Case],
+    kind: str,
+    *,
+    seed: int | None = None,
+    label: str | None = None,
+    level: str | None = None,
+) -> list[Case]:
+    """Cases of a kind, biggest first; seed, label and level None: all.
+
+    `disagree`: the arms name different labels, ordered by `Case.disagreement`. `wrong`: some arm is
+    wrong with at least CONFIDENT, ordered by `Case.wrong_confidence`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {KINDS}")
+    wanted = (
+        case
+        for case in cases
+        if seed in (None, case.seed) and label in (None, case.label) and level in (None, case.level)
+    )
+    if kind == DISAGREE:
+        found = [case for case in wanted if case.arms_disagree]
+        return sorted(found, key=lambda case: (-case.disagreement, case.id, case.seed))
+    found = [case for case in wanted if case.wrong_confidence >= CONFIDENT]
+    return sorted(found, key=lambda case: (-case.wrong_confidence, case.id, case.seed))

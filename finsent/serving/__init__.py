@@ -1,0 +1,1 @@
+"""Answering texts: one, many, or a file of them."""

@@ -1,0 +1,1 @@
+"""Finished research: heads on frozen features."""

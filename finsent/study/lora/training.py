@@ -1,0 +1,344 @@
+"""Fine-tuning many runs at once: one loop, read top to bottom, the same lines for every arm.
+
+Runs that share a frozen base and a recipe go side by side (finsent.study.lora.stack): a step is one
+forward and backward pass over a batch of each. What a run becomes does not depend on its
+neighbours. The rules are the trainer's (finsent.training.loop): the same batches, loss, schedule,
+clipping, AdamW, growth and selection; tests hold the two together, PerforatedAI's decisions
+included. Up to the moment it grows, a dendritic run is the baseline: it is trained once, and the
+arms go on from there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from finsent.growth.lora_refinement import BATCHES, CHOOSING_BATCHES
+from finsent.models.adapters import STORED_DTYPE
+from finsent.models.tokenization import token_batches
+from finsent.study.lora.optimizer import StackedAdamW
+from finsent.study.lora.refinement import refine_stack
+from finsent.study.lora.rows import (
+    NEVER,
+    Ground,
+    GrowthRule,
+    Row,
+    RowResult,
+    Said,
+    Start,
+    interrupts,
+)
+from finsent.study.lora.stack import LoraStack
+from finsent.study.rows import StudyError
+from finsent.training.loop import (
+    batch_order,
+    class_weights,
+    epoch_batches,
+    learning_rate_at,
+    validate,
+    weighted_loss,
+)
+from finsent.training.progress import Validation
+from finsent.training.stepping import StepRunner
+
+EVALUATION_TOKENS = 65536
+"""Padded tokens of an evaluation batch, all runs together."""
+
+
+def train_rows(
+    ground: Ground,
+    rows: Sequence[Row],
+    *,
+    last_state: bool = False,
+    step_done: Callable[[int], None] = lambda steps: None,
+) -> list[RowResult]:
+    """Train runs side by side to the end of the recipe's epochs; one result for each.
+
+    `last_state` asks for RowResult.said_last too. `step_done` is told of every step and how many
+    runs took it. Raises StudyError when a loss is no longer finite.
+    """
+    started = time.perf_counter()
+    config = ground.config
+    with_dendrites = any(row.candidates is not None for row in rows)
+    stack = LoraStack(
+        ground.blocks,
+        ground.adapted,
+        [row.ranks for row in rows],
+        [row.seed for row in rows],
+        hidden_size=ground.hidden_size,
+        n_classes=ground.n_classes,
+        scaling=config.lora.alpha / config.lora.r,
+        dtype=ground.states.values.dtype,
+        device=ground.device,
+        placement=ground.dendrites.placement,
+        activation=ground.dendrites.activation,
+        dendrites=with_dendrites,
+    )
+    trainer = _Trainer(ground, stack, rows)
+    refined = [i for i, row in enumerate(rows) if row.candidates == "refined"]
+    if refined:
+        refine_stack(stack, refined, trainer.loss_of, *trainer.refining_batches())
+    first = min(row.first_epoch for row in rows)
+    for epoch in range(first, config.epochs):
+        trainer.epoch(epoch, step_done)
+    return trainer.results(started, last_state=last_state)
+
+
+class _Trainer:
+    """The loop's state: what is best so far, and where every run stands."""
+
+    def __init__(self, ground: Ground, stack: LoraStack, rows: Sequence[Row]) -> None:
+        self._ground, self._stack, self._rows = ground, stack, list(rows)
+        config, device = ground.config, ground.device
+        self._lengths: list[int] = ground.states.lengths.tolist()
+        self._labels = ground.labels.cpu()
+        weights = [
+            class_weights(self._labels[list(row.train)].tolist(), ground.n_classes)
+            if config.class_weighted
+            else torch.ones(ground.n_classes)
+            for row in rows
+        ]
+        self._weights = torch.stack(weights)[:, None, :].to(device)
+        self._per_epoch = [math.ceil(len(row.train) / config.batch_size) for row in rows]
+        self._steps = [n * row.first_epoch for n, row in zip(self._per_epoch, rows, strict=True)]
+        self._factors = [1.0] * len(rows)
+        self._optimizer = StackedAdamW(stack, config)
+        self._loss_sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
+        self._run_step = StepRunner(self._step, device)
+        self._rules = [GrowthRule(ground.dendrites, config.epochs) for _ in rows]
+        self._forks = {i: row.start for i, row in enumerate(rows) if row.start is not None}
+        self._best_of_all, self._best = _Best(stack), _Best(stack)
+        self._nlls: list[list[float]] = [[] for _ in rows]
+        for index, row in enumerate(rows):
+            if row.start is not None:
+                self._go_on(index, row, row.start)
+            elif row.initial is not None:
+                stack.load(index, row.initial)
+
+    def _go_on(self, index: int, row: Row, start: Start) -> None:
+        """Bring a run to where it starts, grown if it is to have dendrites."""
+        stack, dendrites = self._stack, self._ground.dendrites
+
+        def load(tensors: Mapping[str, Tensor]) -> None:
+            stack.load(index, tensors)
+            if row.candidates is not None:
+                stack.grow(index, row.seed, dendrites.init_scale)
+
+        load(start.tensors)
+        if dendrites.prune:
+            self._best.observe(index, start.validation)
+        if interrupts(dendrites, start) or start.ongoing is None:
+            self._factors[index] = dendrites.learning_rate_factor
+        else:
+            load(start.ongoing.tensors)
+            self._optimizer.go_on(index, start.ongoing)
+
+    def loss_of(self, where: Tensor, longest: int) -> Tensor:
+        """Mean weighted loss of each run (K,) for texts (K, B), -1 where a run has fewer."""
+        where = where.to(self._ground.device)
+        texts = where.clamp(min=0)
+        return weighted_loss(
+            self._logits(texts, longest),
+            self._ground.labels[texts],
+            self._weights,
+            self._ground.config.label_smoothing,
+            real=(where >= 0).float(),
+            targets=None if self._ground.targets is None else self._ground.targets[texts],
+        )
+
+    def _logits(self, texts: Tensor, longest: int) -> Tensor:
+        """(K, B) -> (K, B, classes)."""
+        self._stack.stage()
+        hidden, last = self._ground.states.batch(texts.flatten(), longest)
+        # What stands in for a missing text may be longer than the batch.
+        last = last.clamp(max=longest - 1)
+        return self._stack.logits(self._stack.pooled(hidden, last, self._ground.config.pooling))
+
+    def _step(self, where: Tensor, longest: int) -> None:
+        texts = where.unflatten(0, (self._stack.runs, -1))
+        losses = self.loss_of(texts, longest)
+        losses.sum().backward()
+        self._optimizer.step((texts >= 0).any(dim=1))
+        self._loss_sums.add_(losses.detach())
+
+    def epoch(self, epoch: int, step_done: Callable[[int], None]) -> None:
+        """Train and validate every run that has begun."""
+        config, rows = self._ground.config, self._rows
+        active = [row.first_epoch <= epoch for row in rows]
+        self._loss_sums.zero_()
+        plans = [
+            dict(zip(batch_order(n, epoch), self._batches(row.train, row.seed, epoch), strict=True))
+            if on
+            else {}
+            for row, n, on in zip(rows, self._per_epoch, active, strict=True)
+        ]
+        steps: list[list[list[int]]] = []
+        rates: list[list[list[float]]] = []
+        for place in batch_order(max(self._per_epoch), epoch):
+            batches = [plan.get(place, []) for plan in plans]
+            if not any(batches):
+                continue
+            steps.append(batches)
+            rates.append([])
+            for row, batch in enumerate(batches):
+                total = self._per_epoch[row] * config.epochs
+                scheduled = learning_rate_at(self._steps[row], total, config)
+                rates[-1].append([self._factors[row] * scheduled])
+                self._steps[row] += bool(batch)
+        # One transfer an epoch; a transfer a step would make every step wait for the host.
+        packed = [self._packed(batches, config.batch_size) for batches in steps]
+        where = torch.stack([texts for texts, _ in packed]).to(self._ground.device)
+        on_device = torch.tensor(rates).to(self._ground.device)
+        for index, (batches, (_, longest)) in enumerate(zip(steps, packed, strict=True)):
+            self._optimizer.rates.copy_(on_device[index])
+            self._run_step(where[index].flatten(), longest)
+            step_done(sum(map(bool, batches)))
+        self._validated(epoch, active)
+
+    def _batches(self, indices: Sequence[int], seed: int, epoch: int) -> list[list[int]]:
+        return epoch_batches(indices, self._lengths, self._ground.config.batch_size, seed, epoch)
+
+    def _packed(self, batches: Sequence[Sequence[int]], width: int) -> tuple[Tensor, int]:
+        """(K, width) texts, -1 where there are fewer, and the tokens of the longest."""
+        texts = torch.tensor([[*batch, *[-1] * (width - len(batch))] for batch in batches])
+        longest = max(self._lengths[i] for batch in batches for i in batch)
+        return texts, longest
+
+    def refining_batches(self) -> tuple[list[tuple[Tensor, int]], list[tuple[Tensor, int]]]:
+        """Batches for fitting candidates and for choosing, as the next epoch would make them."""
+        found = []
+        for part, count in (("train", BATCHES), ("validation", CHOOSING_BATCHES)):
+            of_rows = [
+                self._batches(getattr(row, part), row.seed, row.first_epoch) for row in self._rows
+            ]
+            width = self._ground.config.batch_size
+            places = range(min(count, max(map(len, of_rows))))
+            found.append(
+                [self._packed([b[p] if p < len(b) else [] for b in of_rows], width) for p in places]
+            )
+        return found[0], found[1]
+
+    @torch.no_grad()
+    def class_logits(self, indices: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Logits (n, classes) of each run for texts of its own, on the CPU, in their order."""
+        longest_list = max(map(len, indices))
+        # By length within each run; shorter lists are padded at the front, with the short texts.
+        order = [sorted(range(len(own)), key=lambda i: self._lengths[own[i]]) for own in indices]
+        padded = [
+            [*[-1] * (longest_list - len(own)), *(own[i] for i in by_length)]
+            for own, by_length in zip(indices, order, strict=True)
+        ]
+        widths = [
+            max(1, *(self._lengths[row[column]] for row in padded if row[column] >= 0))
+            for column in range(longest_list)
+        ]
+        parts = []
+        for columns in token_batches(widths, max(1, EVALUATION_TOKENS // len(indices))):
+            texts, longest = self._packed([[row[c] for c in columns] for row in padded], 0)
+            logits = self._logits(texts.clamp(min=0).to(self._ground.device), longest)
+            parts.append(logits.float().cpu())
+        joined = torch.cat(parts, dim=1)
+        found = []
+        for row, by_length in enumerate(order):
+            own = joined[row, longest_list - len(by_length) :]
+            found.append(own[torch.tensor(by_length).argsort()])
+        return found
+
+    def _validated(self, epoch: int, active: Sequence[bool]) -> None:
+        finite = self._loss_sums.isfinite().tolist()
+        found = self.class_logits([row.validation for row in self._rows])
+        for index, (row, logits, on) in enumerate(zip(self._rows, found, active, strict=True)):
+            if not on:
+                continue
+            if not (finite[index] and bool(logits.isfinite().all())):
+                raise StudyError(
+                    f"the loss of seed {row.seed} became NaN or infinite in epoch {epoch}; lower "
+                    "the learning rate"
+                )
+            validation = validate(logits, self._labels[list(row.validation)], epoch)
+            self._nlls[index].append(validation.nll)
+            self._best_of_all.observe(index, validation)
+            self._best.observe(index, validation)
+            if row.start is None and self._rules[index].observe(epoch, validation.nll):
+                best = self._best_of_all.validations[index]
+                goes_on = epoch - best.epoch < self._ground.dendrites.restart_age
+                self._forks[index] = Start(
+                    epoch,
+                    self._stack.tensors(index, self._best_of_all.values),
+                    best,
+                    self._optimizer.ongoing(index) if goes_on else None,
+                )
+            if row.restart_after == epoch:
+                self._stack.values[index] = self._best_of_all.values[index]
+                if not self._ground.dendrites.prune:
+                    self._best.forget(index)
+                self._optimizer.reset(index)
+                self._factors[index] = self._ground.dendrites.learning_rate_factor
+
+    def results(self, started: float, *, last_state: bool) -> list[RowResult]:
+        """Every run's, with the stack in the selected states. started: time the training began."""
+        seconds = (time.perf_counter() - started) / len(self._rows)
+        said_last: list[Said | None] = [None] * len(self._rows)
+        if last_state:
+            said_last = [*self._said(self._stack.values)]
+        said = self._said(self._best.values)
+        return [
+            self._result(index, said[index], said_last[index], seconds)
+            for index in range(len(self._rows))
+        ]
+
+    def _result(self, index: int, said: Said, said_last: Said | None, seconds: float) -> RowResult:
+        start, selected = self._rows[index].start, self._best.validations[index]
+        tensors, dendrites = self._stack.tensors(index), self._stack.dendrites_of(index)
+        if start is not None and selected.epoch <= start.epoch:
+            # Dendrites that did not pay are dropped; they were silent in that state.
+            tensors = {name: tensors[name] for name in start.tensors}
+            dendrites = 0
+        return RowResult(
+            tensors=tensors,
+            said=said,
+            said_last=said_last,
+            selected=selected,
+            validation_nlls=self._nlls[index],
+            fork=self._forks[index],
+            trainable_params=sum(tensor.numel() for tensor in tensors.values()),
+            trained_params=self._stack.parameters_of(index),
+            dendrites=dendrites,
+            optimizer_steps=self._steps[index],
+            seconds=seconds,
+        )
+
+    def _said(self, values: Tensor) -> list[Said]:
+        """What every run says with these values, which it has from then on."""
+        self._stack.values.copy_(values.to(STORED_DTYPE))
+        validation, test = (
+            self.class_logits(indices)
+            for indices in (
+                [row.validation for row in self._rows],
+                [row.test for row in self._rows],
+            )
+        )
+        return [Said(*both) for both in zip(validation, test, strict=True)]
+
+
+class _Best:
+    """The best state of every run so far, by validation NLL."""
+
+    def __init__(self, stack: LoraStack) -> None:
+        self._stack = stack
+        self.values = torch.zeros_like(stack.values)
+        self.validations = [NEVER] * stack.runs
+
+    def observe(self, row: int, validation: Validation) -> None:
+        """Take note of a state of the stack."""
+        if validation.nll < self.validations[row].nll:
+            self.values[row] = self._stack.values[row]
+            self.validations[row] = validation
+
+    def forget(self, row: int) -> None:
+        """Later epochs compete anew."""
+        self.validations[row] = NEVER

@@ -1,0 +1,1 @@
+"""What several tabs share: markup, words, selectors, cards."""

@@ -1,0 +1,134 @@
+"""Small pieces of HTML and number formats that several tabs share. All text is escaped here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from finsent.data.registry import DATASETS
+from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
+
+_LABEL_MARKS = {
+    label: mark
+    for entry in DATASETS.values()
+    if entry.label_marks
+    for label, mark in zip(entry.label_names, entry.label_marks, strict=True)
+}
+
+_SYMBOLS = {
+    "circle": '<circle cx="13" cy="6" r="3.4"/>',
+    "diamond": '<path d="M13 1.6 17.4 6 13 10.4 8.6 6Z"/>',
+    "square": '<rect x="9.8" y="2.8" width="6.4" height="6.4"/>',
+    "triangle-up": '<path d="M13 1.4 17.6 10H8.4Z"/>',
+    "hexagon": '<path d="M13 1.8 16.6 3.9v4.2L13 10.2 9.4 8.1V3.9Z"/>',
+    "cross": '<path d="M11.4 2h3.2v2.4H17v3.2h-2.4V10h-3.2V7.6H9V4.4h2.4z"/>',
+    GROWTH_SYMBOL: '<path d="m13 0 1.6 4.1 4.4.2-3.4 2.8 1.1 4.3-3.7-2.4-3.7 2.4 1.1-4.3L7 4.3'
+    'l4.4-.2z"/>',
+}
+
+
+def label_mark(label: str) -> str:
+    """A shape that says the label without colour; the label's name always stands beside it."""
+    return _LABEL_MARKS.get(label, "■")
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.9714 as `97.1 %`, with a narrow no-break space."""
+    return f"{100 * value:.{digits}f}\u202f%"
+
+
+def percent_interval(bounds: Sequence[float]) -> str:
+    """A 95 % interval of a share, `95.0 to 98.5`, in percent."""
+    low, high = bounds
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def signed(value: float) -> str:
+    """One digit, always a sign: a true minus, and never one before zero."""
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
+
+
+def milliseconds(value: float) -> str:
+    """Three figures are all that a timing is worth."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}\u202fms"
+
+
+def count(value: int) -> str:
+    """1234567 as `1,234,567`."""
+    return f"{value:,}"
+
+
+def sentence(text: str, stop: str = ".") -> str:
+    """A stored remark as a sentence: capital first, full stop last, typographic signs."""
+    text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else stop)
+    # A hyphen before a digit after a space is a minus; " x " stands for times.
+    return re.sub(r"(?<= )-(?=\d)", "\u2212", text).replace(" x ", " \u00d7 ")
+
+
+def swatch(arm: str, symbol: str | None = None) -> str:
+    """The arm's line and symbol as in the charts; decorative, its name stands beside it."""
+    style = ARM_STYLES[arm]
+    line = "" if symbol else '<path d="M0 6h26" stroke-width="2.4"/>'
+    return (
+        f'<svg class="fs-swatch" viewBox="0 0 26 12" aria-hidden="true" fill="{style.colour}" '
+        f'stroke="{style.colour}" stroke-width="0">{line}{_SYMBOLS[symbol or style.symbol]}</svg>'
+    )
+
+
+def dash(arm: str, dashed: bool) -> str:
+    """A stroke in the arm's colour, solid or dashed, as two overlaid runs are drawn."""
+    pattern = ' stroke-dasharray="6 4"' if dashed else ""
+    return (
+        f'<svg class="fs-swatch" viewBox="0 0 26 12" aria-hidden="true" fill="none" '
+        f'stroke="{ARM_STYLES[arm].colour}" stroke-width="2.4"><path d="M0 6h26"{pattern}/></svg>'
+    )
+
+
+def arms_legend(arms: Iterable[str], note: str = "") -> str:
+    """A chart's legend: symbol and name of each arm, and a remark."""
+    items = "".join(f"<li>{swatch(arm)}{escape(ARM_STYLES[arm].title)}</li>" for arm in arms)
+    remark = f'<li class="fs-quiet">{escape(note)}</li>' if note else ""
+    return f'<ul class="fs-legend">{items}{remark}</ul>'
+
+
+def notice(title: str, body: str, *, tone: str = "plain") -> str:
+    """A boxed message. tone: `plain` or `warning`. Both texts are escaped."""
+    return (
+        f'<div class="fs-notice" data-tone="{escape(tone)}" role="note">'
+        f"<strong>{escape(title)}</strong> {escape(body)}</div>"
+    )
+
+
+def table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    caption: str,
+    numeric: Iterable[int] = (),
+    css_class: str = "",
+) -> str:
+    """A table that scrolls inside its own box. Cells are HTML: the caller escapes what is text.
+
+    numeric: positions of right-aligned columns. The first cell of a row is its header.
+    """
+    right = set(numeric)
+
+    def style(column: int) -> str:
+        return ' class="fs-num"' if column in right else ""
+
+    head = "".join(f'<th scope="col"{style(i)}>{text}</th>' for i, text in enumerate(headers))
+    body, last = "", None
+    for row in rows:
+        # Rows that share their header belong together.
+        group, last = ("" if row[0] == last else ' class="fs-first"'), row[0]
+        first = f'<th scope="row"{style(0)}>{row[0]}</th>'
+        rest = "".join(f"<td{style(i)}>{cell}</td>" for i, cell in enumerate(row[1:], start=1))
+        body += f"<tr{group}>{first}{rest}</tr>"
+    # A scrolling box must be reachable by keyboard, hence tabindex and a name.
+    return (
+        f'<div class="fs-table {escape(css_class)}" tabindex="0" role="region" '
+        f'aria-label="{escape(caption)}"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

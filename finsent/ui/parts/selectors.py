@@ -1,0 +1,150 @@
+"""Drop-downs that offer what the artifacts hold: backbone, data set and, where asked, seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
+
+QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+"""Of events that only draw the page anew from what is in memory."""
+
+
+@dataclass(frozen=True)
+class RunSelectors:
+    """Linked drop-downs: a new backbone renews the data sets, a new data set the seeds."""
+
+    backbone: gr.Dropdown
+    dataset: gr.Dropdown
+    seed: gr.Dropdown | None
+
+    @property
+    def components(self) -> list[gr.Dropdown]:
+        """In the order backbone, data set, seed."""
+        return [c for c in (self.backbone, self.dataset, self.seed) if c is not None]
+
+
+def add_run_selectors(
+    catalog: Catalog, first: Selection, *, with_seed: bool = True, prefix: str = "compare"
+) -> RunSelectors:
+    """Draws the drop-downs and links them. `prefix` starts their element ids."""
+    backbone = gr.Dropdown(
+        choices=_backbone_choices(catalog),
+        value=first.backbone,
+        label="Backbone",
+        elem_id=f"{prefix}-backbone",
+        filterable=False,
+        min_width=150,
+    )
+    dataset = gr.Dropdown(
+        choices=dataset_choices(catalog, first.backbone),
+        value=first.dataset,
+        label="Data set",
+        elem_id=f"{prefix}-dataset",
+        filterable=False,
+        min_width=150,
+    )
+    seed = (
+        gr.Dropdown(
+            choices=seed_choices(catalog, first.backbone, first.dataset),
+            value=first.seed,
+            label="Seed",
+            elem_id=f"{prefix}-seed",
+            filterable=False,
+            min_width=110,
+        )
+        if with_seed
+        else None
+    )
+    selectors = RunSelectors(backbone, dataset, seed)
+
+    def renew(
+        chosen_backbone: str, chosen_dataset: str, chosen_seed: int | None = None
+    ) -> dict[Any, Any]:
+        nearest = catalog.select(chosen_backbone, chosen_dataset, chosen_seed)
+        found = dataset_choices(catalog, chosen_backbone)
+        updates: dict[Any, Any] = {dataset: moved(found, chosen_dataset, nearest.dataset)}
+        if seed is not None:
+            found = seed_choices(catalog, chosen_backbone, nearest.dataset)
+            updates[seed] = moved(found, chosen_seed, nearest.seed)
+        return updates
+
+    gr.on(
+        [backbone.change, dataset.change],
+        renew,
+        inputs=selectors.components,
+        outputs=selectors.components[1:],
+        **QUICK,
+    )
+    return selectors
+
+
+def add_matched_box(
+    catalog: Catalog,
+    selectors: RunSelectors,
+    first: Selection,
+    label: str,
+    elem_id: str,
+    *,
+    info: str | None = None,
+) -> gr.Checkbox:
+    """Draws the box that asks for the matched control; off where the chosen runs have none."""
+
+    def settings(backbone: str, dataset: str, seed: int) -> dict[str, Any]:
+        here = "matched" in catalog.select(backbone, dataset, seed, matched=True).arms
+        return {"interactive": here, "label": label if here else f"{label}: none for these runs"}
+
+    box = gr.Checkbox(
+        **settings(first.backbone, first.dataset, first.seed),
+        info=info,
+        elem_id=elem_id,
+        min_width=220,
+    )
+    gr.on(
+        [component.change for component in selectors.components],
+        lambda *chosen: gr.update(**settings(*chosen)),
+        inputs=selectors.components,
+        outputs=box,
+        **QUICK,
+    )
+    return box
+
+
+def moved(choices: Sequence[Any], asked: object, nearest: object) -> dict[str, Any]:
+    """What gives a drop-down new choices. Its value only where the one asked for is not among
+    them: the visitor may have picked another while this was on its way."""
+    if asked == nearest:
+        return dict(gr.update(choices=choices))
+    return dict(gr.update(choices=choices, value=nearest))
+
+
+def run_updates(catalog: Catalog, selection: Selection) -> list[dict[str, Any]]:
+    """What sets the drop-downs backbone, data set and seed to a selection."""
+    return [
+        gr.update(value=selection.backbone),
+        gr.update(choices=dataset_choices(catalog, selection.backbone), value=selection.dataset),
+        gr.update(
+            choices=seed_choices(catalog, selection.backbone, selection.dataset),
+            value=selection.seed,
+        ),
+    ]
+
+
+def _backbone_choices(catalog: Catalog) -> list[tuple[str, str | int | float]]:
+    return [(backbone_title(name), name) for name in catalog.backbones()]
+
+
+def dataset_choices(catalog: Catalog, backbone: str) -> list[tuple[str, str | int | float]]:
+    """Titles and names for a drop-down of the data sets that a backbone has runs on."""
+    return [(dataset_title(name), name) for name in catalog.datasets(backbone)]
+
+
+def seed_choices(
+    catalog: Catalog, backbone: str, dataset: str
+) -> list[tuple[str, str | int | float]]:
+    """Seeds for a drop-down."""
+    return [(str(seed), seed) for seed in catalog.seeds(backbone, dataset)]

@@ -1,0 +1,287 @@
+"""The Batch tab: many texts, both arms, a table to take away."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from numpy.typing import NDArray
+
+from finsent.plots.live import distribution_figure
+from finsent.plots.style import ARM_STYLES
+from finsent.results.catalog import Catalog, Selection, ServiceError
+from finsent.serving.many_texts import (
+    Item,
+    Scored,
+    label_counts,
+    pasted,
+    results_csv,
+    score,
+    text_column,
+)
+from finsent.serving.many_texts import uploaded as uploaded_items
+from finsent.serving.service import ModelService
+from finsent.serving.spreadsheet import MAX_BYTES, MAX_ROWS, TableError, read_csv
+from finsent.ui.parts.headline import MAX_CHARACTERS, text_problem
+from finsent.ui.parts.markup import label_mark, notice, percent
+from finsent.ui.parts.selectors import QUICK, RunSelectors, add_matched_box, add_run_selectors
+
+LONG_QUEUE = "long"
+"""Batches and benchmarks wait for each other; other visitors' headlines do not wait for them."""
+SHOWN_CHARACTERS = 160
+"""Of a text in the results table; the download has all of it."""
+
+
+def row_problem(text: str) -> str | None:
+    """Why a row cannot be scored, or None when it can."""
+    return text_problem(text, empty="the cell is empty")
+
+
+def summary_html(scored: Sequence[Scored], device: str) -> str:
+    """What came out, in a sentence, and which rows could not be scored and why."""
+    good = [row for row in scored if row.answers]
+    differ = sum(row.differ for row in good)
+    bad = [row.item for row in scored if row.item.problem is not None]
+    texts = "text" if len(good) == 1 else "texts"
+    text = f"{len(good):,} {texts} scored on {device}." if good else "No text could be scored."
+    if good and len(good[0].answers) > 1:
+        text += f" The arms differ on {differ:,} of them ({percent(differ / len(good))})."
+    if good and good[0].answers[0].calibration is None:
+        text += " Probabilities are raw: these runs kept no validation predictions."
+    html = f'<p class="fs-batch-says" role="status">{escape(text)}</p>'
+    if bad:
+        listed = "; ".join(f"row {item.number}: {item.problem}" for item in bad[:5])
+        more = f"; and {len(bad) - 5:,} more, see the table" if len(bad) > 5 else ""
+        html += notice(f"{len(bad):,} not scored.", listed + more, tone="warning")
+    return html
+
+
+def result_rows(scored: Sequence[Scored], arms: Sequence[str]) -> list[list[str]]:
+    """Cells of the results table."""
+    rows = []
+    for row in scored:
+        text = row.item.text
+        cells = [
+            str(row.item.number),
+            text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …",
+        ]
+        if not row.answers:
+            cells += ["not scored", str(row.item.problem)] + [""] * (len(arms) * 2 - 1)
+        else:
+            cells.append("differ" if row.differ else "agree")
+            for answer in row.answers:
+                cells.append(
+                    f"{label_mark(answer.label)} {answer.label} {percent(max(answer.shown))}"
+                )
+                cells.append(answer.set_words or "–")
+        rows.append(cells)
+    return rows
+
+
+def headers(arms: Sequence[str]) -> list[str]:
+    """Column names of the results table."""
+    names = ["Row", "Text", "Arms"]
+    for arm in arms:
+        names += [ARM_STYLES[arm].title, f"{ARM_STYLES[arm].title}: 90\u202f% set"]
+    return names
+
+
+def column_widths(arms: Sequence[str]) -> list[str]:
+    """Widths of the results table's columns."""
+    return ["52px", "240px", "80px"] + ["150px", "190px"] * len(arms)
+
+
+def progress_html(done: int, total: int) -> str:
+    """The line shown while texts are scored."""
+    return (
+        f'<p class="fs-batch-says" role="status">{done:,} of {total:,} texts scored '
+        f'<progress max="{total}" value="{done}" aria-label="Texts scored"></progress></p>'
+    )
+
+
+def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | None:
+    """Draws the tab inside the current gr.Tab. Returns its selectors; None without runs."""
+    if not catalog.runs:
+        gr.HTML(notice("Nothing trained yet.", service.status.message, tone="warning"))
+        return None
+    first = catalog.select(catalog.backbones()[0])
+    gr.HTML(
+        f'<p class="fs-lead">Paste one text per line, or upload a CSV file (UTF-8, with a header). '
+        f"At most {MAX_ROWS:,} rows, {MAX_BYTES / 1e6:.0f} MB and {MAX_CHARACTERS:,} characters a "
+        "text. Nothing is stored.</p>"
+    )
+    with gr.Row(elem_classes="fs-batch-in"):
+        lines = gr.Textbox(
+            label="Texts, one per line", lines=8, max_lines=8, elem_id="batch-lines", min_width=280
+        )
+        with gr.Column(min_width=240):
+            file = gr.File(
+                label="or a CSV file",
+                file_types=[".csv", ".tsv", ".txt"],
+                elem_id="batch-file",
+                height=132,
+            )
+            column = gr.Dropdown(
+                choices=[],
+                label="Column with the texts",
+                elem_id="batch-column",
+                filterable=False,
+                interactive=True,
+                visible=False,
+            )
+    with gr.Row(elem_classes="fs-controls"):
+        selectors = add_run_selectors(catalog, first, prefix="batch")
+        matched = add_matched_box(catalog, selectors, first, "Matched control too", "batch-matched")
+    with gr.Row(elem_classes="fs-chips"):
+        start = gr.Button("Score", variant="primary", elem_id="batch-start", min_width=110)
+        stop = gr.Button("Cancel", elem_id="batch-stop", interactive=False, min_width=90)
+        download = gr.DownloadButton(
+            "Download results (CSV)", elem_id="batch-download", interactive=False, min_width=190
+        )
+    status = gr.HTML(elem_id="batch-status")
+    chart = gr.Plot(
+        show_label=False, container=False, elem_id="batch-chart", visible=False, buttons=[]
+    )
+    results = gr.Dataframe(
+        headers=headers(first.arms),
+        interactive=False,
+        visible=False,
+        wrap=True,
+        max_height=460,
+        column_widths=column_widths(first.arms),
+        elem_id="batch-results",
+        show_label=False,
+        buttons=[],
+    )
+    outputs = [status, chart, results, download, start, stop]
+
+    def columns_of(path: str | None) -> tuple[Any, str]:
+        if path is None:
+            return gr.update(choices=[], value=None, visible=False), ""
+        try:
+            table = read_csv(Path(path))
+        except TableError as error:
+            return (
+                gr.update(choices=[], value=None, visible=False),
+                notice("This file cannot be read.", str(error), tone="warning"),
+            )
+        return (
+            gr.update(choices=list(table.columns), value=text_column(table), visible=True),
+            f'<p class="fs-batch-says">{len(table.rows):,} rows, {len(table.columns)} columns.</p>',
+        )
+
+    def items_of(text: str, path: str | None, name: str | None) -> list[Item]:
+        if path is not None:
+            return uploaded_items(Path(path), name, row_problem)
+        return pasted(text, row_problem)
+
+    def run(
+        text: str,
+        path: str | None,
+        name: str | None,
+        backbone: str,
+        dataset: str,
+        seed: int,
+        with_matched: bool,
+    ) -> Iterator[list[Any]]:
+        wanted = catalog.select(backbone, dataset, seed, matched=with_matched)
+        try:
+            items = items_of(text, path, name)
+        except TableError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        busy = [gr.update(interactive=False), gr.update(interactive=True)]
+        idle = [gr.update(interactive=True), gr.update(interactive=False)]
+        hidden = [gr.update(visible=False), gr.update(visible=False)]
+        yield [
+            progress_html(0, len(items)),
+            *hidden,
+            gr.update(value=None, interactive=False),
+            *busy,
+        ]
+        try:
+            scored: list[Scored] = []
+            device = ""
+            for done, where in _chunks(items, wanted, catalog, service):
+                scored, device = scored + done, where
+                yield [progress_html(len(scored), len(items)), *[gr.skip()] * 3, *busy]
+        except (ServiceError, ValueError) as error:
+            yield [
+                notice("Stopped.", f"{error} Your texts are still there.", tone="warning"),
+                *hidden,
+                gr.skip(),
+                *idle,
+            ]
+            return
+        with tempfile.TemporaryDirectory(prefix="finsent-batch-") as folder:
+            written = Path(folder) / "finsent-scores.csv"
+            written.write_bytes(results_csv(scored, wanted.arms, catalog.label_names(wanted)))
+            counts = label_counts(scored)
+            # gradio copies the file into its own cache before this resumes and the folder goes.
+            yield [
+                summary_html(scored, device),
+                gr.Plot(distribution_figure(counts), visible=bool(counts)),
+                gr.update(
+                    value=result_rows(scored, wanted.arms),
+                    headers=headers(wanted.arms),
+                    column_widths=column_widths(wanted.arms),
+                    visible=True,
+                ),
+                gr.update(value=str(written), interactive=True),
+                *idle,
+            ]
+
+    file.change(
+        columns_of,
+        inputs=file,
+        outputs=[column, status],
+        **QUICK,
+    )
+    running = start.click(
+        run,
+        inputs=[lines, file, column, *selectors.components, matched],
+        outputs=outputs,
+        concurrency_id=LONG_QUEUE,
+        concurrency_limit=1,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    running.failure(
+        lambda: [gr.update(interactive=True), gr.update(interactive=False)],
+        outputs=[start, stop],
+        queue=False,
+        api_visibility="private",
+    )
+    stop.click(
+        lambda: [
+            notice("Cancelled.", "Your texts are still there; nothing was kept of the scores."),
+            gr.update(interactive=True),
+            gr.update(interactive=False),
+        ],
+        outputs=[status, start, stop],
+        cancels=[running],
+        queue=False,
+        api_visibility="private",
+    )
+    return selectors
+
+
+def _chunks(
+    items: Sequence[Item], wanted: Selection, catalog: Catalog, service: ModelService
+) -> Iterator[tuple[list[Scored], str]]:
+    """Scored chunks with the device that scored them."""
+    device = ""
+
+    def scorer(texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        nonlocal device
+        found, device = service.scores(texts, wanted)
+        return found
+
+    service.start()
+    calibrations = catalog.calibrations(wanted)
+    for done in score(items, scorer, catalog.label_names(wanted), calibrations):
+        yield done, device

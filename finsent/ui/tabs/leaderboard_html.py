@@ -1,0 +1,532 @@
+"""The HTML of the Leaderboard tab: entries, columns, verdicts and published rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from finsent.config import ARMS, STUDY_ARMS
+from finsent.plots.style import ARM_STYLES
+from finsent.results.catalog import backbone_title, dataset_description, dataset_title
+from finsent.ui.parts.markup import (
+    count,
+    milliseconds,
+    notice,
+    percent,
+    percent_interval,
+    sentence,
+    signed,
+    swatch,
+    table,
+)
+
+Board = Mapping[str, Any]
+
+
+Entry = Mapping[str, Any]
+
+
+OUTCOMES = {"better": "Better", "worse": "Worse", "tied": "Tied"}
+
+
+ALL = ""
+"""The value of a filter that lets everything through."""
+
+
+PER_ARM, PER_RUN = "arm", "run"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the board."""
+
+    key: str
+    title: str
+    value: Callable[[Entry], Any]
+    """What the column is sorted by; None sorts last."""
+    cell: Callable[[Entry, tuple[float, float]], str]
+    """HTML of a cell, given an arm and the range of the interval strips."""
+    highest_first: bool = False
+    numeric: bool = True
+    strip: bool = False
+    """Whether cells hold an interval strip, whose ends the heading names."""
+
+
+def _mean(key: str) -> Callable[[Entry], float | None]:
+    return lambda arm: arm["mean"][key]
+
+
+def _shown(key: str, form: Callable[[float], str]) -> Callable[[Entry, tuple[float, float]], str]:
+    def cell(arm: Entry, scale: tuple[float, float]) -> str:
+        value, deviation = arm["mean"][key], arm["sd"][key]
+        if value is None:
+            return '<span class="fs-quiet">not recorded</span>'
+        spread = f' <span class="fs-ci">± {form(deviation)}</span>' if deviation else ""
+        return f"{form(value)}{spread}"
+
+    return cell
+
+
+def _scored(key: str) -> Callable[[Entry, tuple[float, float]], str]:
+    def cell(arm: Entry, scale: tuple[float, float]) -> str:
+        value, interval = arm["mean"][key], arm["ci"][key]
+        return (
+            f'<b>{percent(value, 2)}</b> <span class="fs-ci">{percent_interval(interval)}</span>'
+            + _strip(arm["arm"], value, interval, scale)
+        )
+
+    return cell
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _whole(value: float) -> str:
+    return count(round(value))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}\u202fs"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value:,.0f}\u202fMB"
+
+
+def _points(value: float) -> str:
+    return percent(value, 2)
+
+
+COLUMNS = (
+    Column("accuracy", "Accuracy", _mean("accuracy"), _scored("accuracy"), True, False, True),
+    Column("macro_f1", "Macro-F1", _mean("macro_f1"), _scored("macro_f1"), True, False, True),
+    Column(
+        "weighted_f1", "Weighted F1", _mean("weighted_f1"), _shown("weighted_f1", _points), True
+    ),
+    Column("nll", "NLL", _mean("nll"), _shown("nll", _four)),
+    Column("ece", "ECE", _mean("ece"), _shown("ece", _points)),
+    Column(
+        "trainable_params",
+        "Parameters",
+        _mean("trainable_params"),
+        _shown("trainable_params", _whole),
+    ),
+    Column(
+        "dendrites",
+        "Dendrites",
+        lambda arm: arm["dendrites_max"],
+        lambda arm, scale: _dendrites(arm),
+        True,
+    ),
+    Column(
+        "latency_ms_p50",
+        "Median time",
+        _mean("latency_ms_p50"),
+        _shown("latency_ms_p50", milliseconds),
+    ),
+    Column(
+        "latency_ms_p95",
+        "95th percentile",
+        _mean("latency_ms_p95"),
+        _shown("latency_ms_p95", milliseconds),
+    ),
+    Column(
+        "peak_memory_mb",
+        "Memory, training",
+        _mean("peak_memory_mb"),
+        _shown("peak_memory_mb", _megabytes),
+    ),
+    Column(
+        "train_seconds",
+        "Training time",
+        _mean("train_seconds"),
+        _shown("train_seconds", _seconds),
+    ),
+    Column(
+        "n_test", "Test answers", lambda arm: arm["n_test"], lambda arm, _: count(arm["n_test"])
+    ),
+)
+"""Every column that can be picked; rank, arm and seeds are always there."""
+
+
+FIRST_COLUMNS = ("accuracy", "macro_f1", "nll", "trainable_params", "dendrites", "latency_ms_p50")
+
+
+RANK = "rank"
+
+
+def _dendrites(arm: Entry) -> str:
+    low, high = arm["dendrites_min"], arm["dendrites_max"]
+    text = str(low) if low == high else f"{low}–{high}"
+    if arm["seeds_without_dendrites"]:
+        without = ", ".join(map(str, arm["seeds_without_dendrites"]))
+        text += f' <span class="fs-flag">none kept: seed {escape(without)}</span>'
+    return text
+
+
+def _strip(arm: str, value: float, interval: Sequence[float], scale: tuple[float, float]) -> str:
+    """A whisker on the shared scale. Decorative: the numbers stand in the cell before it."""
+    low, high = scale
+    left, right, dot = (100 * (100 * share - low) / (high - low) for share in (*interval, value))
+    colour = ARM_STYLES[arm].colour if arm in ARM_STYLES else "currentColor"
+    return (
+        f'<span class="fs-strip" aria-hidden="true" style="--arm:{colour}">'
+        f'<i style="left:{left:.1f}%;width:{right - left:.1f}%"></i>'
+        f'<b style="left:{dot:.1f}%"></b></span>'
+    )
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What the visitor asked to see."""
+
+    dataset: str
+    protocol: str = ALL
+    backbone: str = ALL
+    arms: tuple[str, ...] = ARMS
+    search: str = ""
+
+    def own(self, entry: Entry) -> bool:
+        """Whether an arm or run of this project is wanted."""
+        return (
+            entry["dataset"] == self.dataset
+            and self.protocol in (ALL, entry["protocol"])
+            and self.backbone in (ALL, entry["backbone"])
+            and entry["arm"] in self.arms
+            and self._found(
+                entry["backbone"],
+                backbone_title(entry["backbone"]),
+                entry["arm"],
+                entry["protocol"],
+                *(f"seed {seed}" for seed in entry["seeds"]),
+            )
+        )
+
+    def published(self, reference: Entry) -> bool:
+        """Whether a published result is wanted."""
+        return (
+            reference["dataset"] == self.dataset
+            and self.protocol in (ALL, reference["split"])
+            and self._found(
+                reference["model"],
+                reference["protocol"],
+                reference["split"],
+                reference["source"],
+                reference["note"] or "",
+            )
+        )
+
+    def pair(self, comparison: Entry) -> bool:
+        """Whether a comparison of two arms is wanted."""
+        return (
+            comparison["dataset"] == self.dataset
+            and self.backbone in (ALL, comparison["backbone"])
+            and {comparison["a"], comparison["b"]} <= set(self.arms)
+        )
+
+    def _found(self, *texts: str) -> bool:
+        everything = " ".join(texts).casefold()
+        words = everything.split()
+        # A bare number is a seed or a size, not a part of 70/15/15.
+        return all(
+            word in (words if word.isdecimal() else everything)
+            for word in self.search.casefold().split()
+        )
+
+
+def run_entry(row: Entry) -> dict[str, Any]:
+    """A row of one run in the shape of an arm: means of one seed, no deviation, no rank."""
+    metrics = {name: row[name] for name in _ROW_METRICS}
+    empty = bool(row["dendrites_requested"]) and row["dendrites"] == 0
+    return {
+        **{key: row[key] for key in ("backbone", "dataset", "protocol", "arm", "n_test", "ci")},
+        "seeds": [row["seed"]],
+        "mean": metrics,
+        "sd": dict.fromkeys(metrics),
+        "dendrites_min": row["dendrites"],
+        "dendrites_max": row["dendrites"],
+        "seeds_without_dendrites": [row["seed"]] if empty else [],
+        "latency_protocol": [row["latency_protocol"]],
+    }
+
+
+_ROW_METRICS = tuple(column.key for column in COLUMNS if column.key not in ("dendrites", "n_test"))
+
+
+def arms_on(board: Board) -> list[str]:
+    """The three arms, and further controls that some data set has runs of."""
+    present = {entry["arm"] for entry in board["arms"]}
+    return [arm for arm in STUDY_ARMS if arm in ARMS or arm in present]
+
+
+def entries(board: Board, level: str) -> list[Entry]:
+    """What a line of the table stands for: an arm over its seeds, or a single run."""
+    return list(board["arms"]) if level == PER_ARM else [run_entry(row) for row in board["rows"]]
+
+
+def arranged(found: Sequence[Entry], sort: str, *, reverse: bool = False) -> list[Entry]:
+    """Entries by rank (backbones apart) or by a column, best first unless reversed."""
+    if sort == RANK:
+        order = {arm: number for number, arm in enumerate(STUDY_ARMS)}
+        ordered = sorted(
+            found,
+            key=lambda e: (
+                e["backbone"],
+                e.get("rank", 0),
+                order.get(e["arm"], len(order)) if "rank" not in e else 0,
+                e["seeds"],
+            ),
+        )
+        return ordered[::-1] if reverse else ordered
+    column = next(column for column in COLUMNS if column.key == sort)
+    known = [entry for entry in found if column.value(entry) is not None]
+    known.sort(key=column.value, reverse=column.highest_first != reverse)
+    return known + [entry for entry in found if column.value(entry) is None]
+
+
+def board_html(
+    board: Board,
+    filters: Filters,
+    *,
+    level: str = PER_ARM,
+    sort: str = RANK,
+    reverse: bool = False,
+    columns: Sequence[str] = FIRST_COLUMNS,
+) -> str:
+    """Arms aggregated over seeds, or every run, with intervals and tie groups."""
+    found = arranged(
+        [entry for entry in entries(board, level) if filters.own(entry)], sort, reverse=reverse
+    )
+    if not found:
+        return notice(
+            "Nothing of this project here.",
+            "No run fits the data set, protocol, filters and search above; widen one of them. Runs "
+            "newer than leaderboard.json appear after `python train_models.py leaderboard`.",
+        )
+    picked = [column for column in COLUMNS if column.key in columns]
+    scale = _scale(found, [column.key for column in picked if column.strip])
+    per_arm = level == PER_ARM
+    several = len({entry["backbone"] for entry in board["arms"]}) > 1
+    leads = [("Rank", RANK), ("Arm", None)] if per_arm else [("Arm", RANK), ("Seed", None)]
+    headers = [_heading(title, key, sort, reverse) for title, key in leads]
+    headers += [
+        _heading(column.title, column.key, sort, reverse, scale if column.strip else None)
+        for column in picked
+    ]
+    if per_arm:
+        headers.append("Seeds")
+    rows = []
+    for entry in found:
+        tied = per_arm and _tied(board, entry)
+        name = _name(entry, several)
+        seeds = ", ".join(map(str, entry["seeds"]))
+        first = [f"{entry['rank']}{'&#8239;=' if tied else ''}", name] if per_arm else [name, seeds]
+        cells = [column.cell(entry, scale) for column in picked]
+        rows.append([*first, *cells, *([str(len(entry["seeds"]))] if per_arm else [])])
+    numeric = [2 + index for index, column in enumerate(picked) if column.numeric]
+    if per_arm:
+        numeric.append(2 + len(picked))
+    what = "mean over seeds" if per_arm else "every run"
+    return (
+        table(
+            headers,
+            rows,
+            caption=f"{dataset_title(filters.dataset)}: {what}, with 95 % intervals",
+            numeric=numeric,
+            css_class="fs-arms",
+        )
+        + f'<p class="fs-quiet">{len(found)} {"arm" if per_arm else "run"}'
+        f"{'' if len(found) == 1 else 's'}. {_explanation(found, per_arm)}</p>"
+    )
+
+
+def _tied(board: Board, arm: Entry) -> bool:
+    """Whether an arm shares its rank with another, shown or filtered away."""
+    place = ("backbone", "dataset", "tie_group")
+    return sum(all(other[key] == arm[key] for key in place) for other in board["arms"]) > 1
+
+
+def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
+    shared = (
+        "Arms that the paired test does not tell apart share a rank, marked with =; ranks are "
+        "within a backbone. ± is the standard deviation over seeds. "
+        if per_arm
+        else ""
+    )
+    timing = "; ".join(dict.fromkeys(p for entry in found for p in entry["latency_protocol"]))
+    protocol = ", ".join(dict.fromkeys(entry["protocol"] for entry in found))
+    return (
+        f"{shared}Protocol: {escape(protocol)}. Whiskers are 95&#8239;% bootstrap intervals over "
+        f"test sentences{', seeds pooled' if per_arm else ''}. Time of one sentence: "
+        f"{escape(timing)}."
+    )
+
+
+def _name(entry: Entry, with_backbone: bool) -> str:
+    arm = entry["arm"]
+    title = ARM_STYLES[arm].title if arm in ARM_STYLES else arm
+    under = (
+        f'<span class="fs-note">{escape(backbone_title(entry["backbone"]))}</span>'
+        if with_backbone
+        else ""
+    )
+    return (
+        f'<span class="fs-arm">{swatch(arm) if arm in ARM_STYLES else ""}{escape(title)}</span>'
+        f"{under}"
+    )
+
+
+def _heading(
+    title: str,
+    key: str | None,
+    sort: str,
+    reverse: bool,
+    scale: tuple[float, float] | None = None,
+) -> str:
+    """A column's name, as a button that sorts by it."""
+    ends = (
+        f'<span class="fs-scale" aria-hidden="true"><i>{scale[0]:.0f}</i>'
+        f"<i>{scale[1]:.0f}&#8239;%</i></span>"
+        if scale
+        else ""
+    )
+    if key is None:
+        return escape(title)
+    mark = ("▴" if reverse else "▾") if key == sort else ""
+    state = f", sorted, {'worst' if reverse else 'best'} first" if key == sort else ""
+    return (
+        f'<button type="button" class="fs-sort" data-send="{escape(key)}" '
+        f'aria-label="Sort by {escape(title)}{state}">{escape(title)}'
+        f'<span aria-hidden="true">{mark}</span></button>{ends}'
+    )
+
+
+def _scale(found: Sequence[Entry], keys: Sequence[str]) -> tuple[float, float]:
+    """Percent range of the interval strips: whole fives around all whiskers."""
+    intervals = [entry["ci"][key] for entry in found for key in keys] or [(0.0, 1.0)]
+    low = 5 * int(100 * min(bounds[0] for bounds in intervals) // 5)
+    high = 5 * -int(-100 * max(bounds[1] for bounds in intervals) // 5)
+    return float(low), float(min(high, 100) if high > low else low + 5)
+
+
+def verdicts_html(board: Board, filters: Filters) -> str:
+    """One sentence per pair of arms; the pair that the project asks about comes first."""
+    pairs = sorted(
+        (pair for pair in board["comparisons"] if filters.pair(pair)),
+        key=lambda pair: (pair["a"], pair["b"]) != ("baseline", "dendritic"),
+    )
+    several = len({pair["backbone"] for pair in pairs}) > 1
+    return (
+        f'<ol class="fs-verdicts">{"".join(_verdict(p, several) for p in pairs)}</ol>'
+        if pairs
+        else ""
+    )
+
+
+def _verdict(pair: Entry, with_backbone: bool) -> str:
+    place = f" · {backbone_title(pair['backbone'])}" if with_backbone else ""
+    return (
+        f'<li data-outcome="{escape(pair["outcome"])}"><h3>'
+        f"{escape(sentence(pair['b'], stop=''))} against {escape(pair['a'])}{escape(place)}"
+        f"<span>{OUTCOMES.get(pair['outcome'], escape(pair['outcome']))}</span></h3>"
+        f"<p>{escape(sentence(pair['verdict']))}</p>"
+        f'<p class="fs-errors">{_errors(pair)}</p>{_mcnemar(pair)}</li>'
+    )
+
+
+def _errors(pair: Entry) -> str:
+    """Remaining errors, as PerforatedAI's users count them."""
+    share = pair["errors_removed_pct"]
+    if share is None:
+        return f"{escape(sentence(pair['a'], stop=''))} makes no error here."
+    low, high = pair["errors_removed_ci_pct"]
+    verb = "removed" if share >= 0 else "added"
+    return (
+        f"Remaining errors {verb}: <b>{abs(share):.1f}&#8239;%</b> "
+        f"({count(pair['errors_a'])} to {count(pair['errors_b'])} of {count(pair['n'])} answers; "
+        f"95&#8239;% CI of the share removed {signed(low)} to {signed(high)}&#8239;%)."
+    )
+
+
+def _mcnemar(pair: Entry) -> str:
+    lines = "".join(
+        f"<li>seed {test['seed']}: only {escape(pair['a'])} right {test['only_a_right']}, only "
+        f"{escape(pair['b'])} right {test['only_b_right']}, p = {test['p_value']:.2f}</li>"
+        for test in pair["mcnemar"]
+    )
+    f1_low, f1_high = pair["macro_f1_ci_points"]
+    return (
+        f"<details><summary>Macro-F1 and McNemar by seed</summary><ul><li>macro-F1 "
+        f"{signed(pair['macro_f1_delta_points'])} points, 95&#8239;% CI {signed(f1_low)} to "
+        f"{signed(f1_high)}</li>{lines}</ul></details>"
+    )
+
+
+WHAT_P_IS = (
+    "p: exact paired test of accuracy on the same sentences. If the arms were alike, their answers "
+    "to a sentence could be swapped; a sentence is swapped in all seeds at once (sign-flip test, "
+    "clustered by sentence). With one seed this is McNemar&rsquo;s test. Tied: p is 0.05 or more, "
+    "which does not show that the arms are equal."
+)
+
+
+def references_html(board: Board, filters: Filters) -> str:
+    """Published results on the same data set, apart from our own and with their protocol."""
+    shown = [r for r in board["references"] if filters.published(r)]
+    if not shown:
+        return ""
+    return (
+        '<section class="fs-published"><h2>Published elsewhere</h2>'
+        "<p>Context, not competitors: each was measured under its own protocol, on other test "
+        "sentences. Numbers under different protocols are not comparable.</p>"
+        + references_table(shown, f"Published results on {dataset_description(filters.dataset)}")
+        + "</section>"
+    )
+
+
+def references_table(references: Sequence[Entry], caption: str) -> str:
+    """Published results, each with its protocol and source; a repeated note is said once."""
+    said: set[str] = set()
+    rows = []
+    for reference in references:
+        note = reference["note"] or ""
+        rows.append(_reference_row(reference, "As above." if note in said else note))
+        said.update({note} - {""})
+    return table(
+        ["Model", "Protocol", "Accuracy", "F1", "Test n", "Source"],
+        rows,
+        caption=caption,
+        numeric=(2, 4),
+        css_class="fs-wide fs-references",
+    )
+
+
+def _reference_row(reference: Entry, note: str) -> list[str]:
+    accuracy, deviation = reference["accuracy"], reference["sd"]
+    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    f1 = "–"
+    first = accuracy is None
+    for key, kind in (
+        ("macro_f1", "macro"),
+        ("weighted_f1", "weighted"),
+        ("f1_average_not_stated", "average not stated"),
+    ):
+        if reference[key] is not None:
+            own = spread if first else ""
+            f1 = f'{percent(reference[key])}{own} <span class="fs-ci">{kind}</span>'
+            break
+    source = escape(reference["source"])
+    if reference["url"]:
+        source = f'<a href="{escape(reference["url"])}" rel="noreferrer">{source}</a>'
+    remark = f'<span class="fs-note">{escape(note)}</span>' if note else ""
+    return [
+        escape(reference["model"]) + remark,
+        escape(reference["protocol"]),
+        "–" if accuracy is None else percent(accuracy) + spread,
+        f1,
+        "–" if reference["n"] is None else count(reference["n"]),
+        source,
+    ]

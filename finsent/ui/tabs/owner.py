@@ -1,0 +1,268 @@
+"""The Owner tab: on a Space with a GPU its owner, and nobody else, trains the large backbone.
+
+The owner is who knows the secret FINSENT_OWNER_TOKEN, or who is logged in with the Hugging Face
+account that the Space belongs to. Every action asks again; what the page shows protects nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from huggingface_hub import HfApi
+
+from finsent.machine.devices import cuda_available, zero_gpu
+from finsent.plots.live import training_figure
+from finsent.results.catalog import backbone_title, dataset_title
+from finsent.serving.owner_training import (
+    ACTIVE,
+    Hub,
+    OwnerTraining,
+    OwnerTrainingError,
+    Recipe,
+    TrainingState,
+)
+from finsent.ui.parts.markup import notice
+
+SHORTEST_TOKEN = 16
+TICK_SECONDS = 2.0
+CHARTS = (("val_loss", "validation NLL"), ("val_accuracy", "validation accuracy"))
+
+
+class OwnerError(ValueError):
+    """Settings that would let the wrong person in."""
+
+
+def why_not_here() -> str | None:
+    """Why this machine cannot train the large backbone; None when it can."""
+    if zero_gpu():
+        return "a ZeroGPU Space lends its GPU for seconds, training takes longer; use a GPU Space"
+    if not cuda_available():
+        return "no CUDA device here; choose GPU hardware in the Space's settings"
+    return None
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who the owner is and what may be trained."""
+
+    training: OwnerTraining
+    token: str | None = None
+    """The secret; None when only a login counts."""
+    username: str | None = None
+    """The Hugging Face account; None when only the secret counts."""
+    obstacle: Callable[[], str | None] = why_not_here
+    hub: Callable[[str], Hub] = lambda token: HfApi(token=token)
+
+    def __post_init__(self) -> None:
+        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
+            raise OwnerError(
+                f"FINSENT_OWNER_TOKEN has {len(self.token)} characters; a secret that cannot be "
+                f"guessed has at least {SHORTEST_TOKEN}"
+            )
+
+    def is_owner(self, token: str | None, username: str | None) -> bool:
+        """Whether the secret or the login is right. The secret is compared in constant time."""
+        if self.token is not None and hmac.compare_digest(
+            (token or "").encode(), self.token.encode()
+        ):
+            return True
+        return self.username is not None and username == self.username
+
+
+def owner_from_environment(
+    artifacts: Path, environment: Mapping[str, str] = os.environ
+) -> Owner | None:
+    """The owner that a Space's settings name; None when there is none, as on a laptop.
+
+    Raises OwnerError when the secret is too short.
+    """
+    token = environment.get("FINSENT_OWNER_TOKEN") or None
+    # The account counts only where Hugging Face's login is switched on (hf_oauth in README.md).
+    logins = environment.get("OAUTH_CLIENT_ID")
+    username = environment.get("SPACE_AUTHOR_NAME") if logins else None
+    if token is None and username is None:
+        return None
+    missing = [name for name in ("authlib", "itsdangerous") if find_spec(name) is None]
+    if username is not None and missing:
+        raise OwnerError(
+            f"logging in needs {' and '.join(missing)}; install gradio[oauth], or take hf_oauth "
+            "out of README.md and set FINSENT_OWNER_TOKEN instead"
+        )
+    return Owner(OwnerTraining(artifacts, Recipe()), token, username)
+
+
+def state_html(state: TrainingState) -> str:
+    """Phase, message and what the trainer printed last."""
+    log = (
+        f'<pre class="fs-log" tabindex="0" aria-label="Log">{escape(chr(10).join(state.log))}</pre>'
+        if state.log
+        else ""
+    )
+    return (
+        f'<p class="fs-batch-says" role="status" data-phase="{escape(state.phase)}">'
+        f"<b>{escape(state.phase.capitalize())}.</b> {escape(state.message)}</p>{log}"
+    )
+
+
+def add_owner_tab(owner: Owner) -> None:
+    """Draws the tab inside the current gr.Tab."""
+    training, recipe = owner.training, owner.training.recipe
+    what = f"{backbone_title(recipe.backbone)} on {dataset_title(recipe.dataset)}"
+    gr.HTML(
+        f'<h2>Train {escape(what)}</h2><p class="fs-lead">For the owner of this page. Visitors go '
+        "on using the model that is loaded. All arms of "
+        f"seed {', '.join(map(str, recipe.seeds))} are trained on this machine and kept when all "
+        "have finished; who opens the page then gets this model. A Space forgets its disk when it "
+        "restarts: download the runs or push them first.</p>"
+    )
+    with gr.Row(elem_classes="fs-controls"):
+        token = gr.Textbox(
+            label="Owner's secret",
+            type="password",
+            elem_id="owner-token",
+            visible=owner.token is not None,
+            min_width=240,
+        )
+        if owner.username is not None:
+            gr.LoginButton(elem_id="owner-login", min_width=200)
+    with gr.Row(elem_classes="fs-chips"):
+        unlock = gr.Button("Show", elem_id="owner-unlock", min_width=90)
+        start = gr.Button("Start training", variant="primary", elem_id="owner-start", min_width=150)
+        stop = gr.Button("Cancel training", elem_id="owner-stop", min_width=150)
+        download = gr.DownloadButton(
+            "Download the runs (zip)", interactive=False, elem_id="owner-download", min_width=190
+        )
+    status = gr.HTML(elem_id="owner-status")
+    charts: list[gr.Plot] = []
+    with gr.Row(elem_classes="fs-panels"):
+        for column, _ in CHARTS:
+            with gr.Column(elem_classes="fs-panel", min_width=0):
+                charts.append(
+                    gr.Plot(
+                        show_label=False,
+                        container=False,
+                        buttons=[],
+                        visible=False,
+                        elem_id=f"owner-{column.replace('_', '-')}",
+                    )
+                )
+    with gr.Accordion("Push to a repository of yours", open=False, elem_id="owner-push-section"):
+        with gr.Row(elem_classes="fs-controls"):
+            repo = gr.Textbox(
+                label="Repository",
+                value=os.environ.get("SPACE_ID", ""),
+                placeholder="user/name",
+                elem_id="owner-repo",
+                min_width=200,
+            )
+            repo_type = gr.Radio(
+                [("This or another Space", "space"), ("Model repository", "model")],
+                value="space",
+                label="Kind",
+                elem_id="owner-kind",
+                min_width=220,
+            )
+            write_token = gr.Textbox(
+                label="Access token with write permission; not stored",
+                type="password",
+                elem_id="owner-write-token",
+                min_width=240,
+            )
+        push = gr.Button("Push", elem_id="owner-push", min_width=90)
+        pushed = gr.HTML(elem_id="owner-pushed")
+    timer = gr.Timer(TICK_SECONDS, active=False)
+    packed = gr.State(False)
+    folder = tempfile.TemporaryDirectory(prefix="finsent-zip-")
+    shown = [status, *charts, timer, download, packed]
+
+    def require(given: str, profile: gr.OAuthProfile | None) -> None:
+        if not owner.is_owner(given, None if profile is None else profile.username):
+            raise gr.Error("This is for the owner of the page only.", print_exception=False)
+
+    def view(is_packed: bool) -> list[Any]:
+        state = training.state
+        figures = _figures(training)
+        button: Any = gr.skip()
+        if not is_packed and state.phase not in ACTIVE and not training.needed:
+            name = f"finsent-{training.place.as_posix().replace('/', '-')}.zip"
+            button = gr.update(
+                value=str(training.zip_runs(Path(folder.name) / name)), interactive=True
+            )
+            is_packed = True
+        return [
+            state_html(state),
+            *figures,
+            gr.Timer(active=state.phase in ACTIVE),
+            button,
+            is_packed,
+        ]
+
+    def show(given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+        require(given, profile)
+        return view(is_packed)
+
+    def begin(given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+        require(given, profile)
+        obstacle = owner.obstacle()
+        if obstacle is not None:
+            raise gr.Error(f"Cannot train: {obstacle}.", print_exception=False)
+        try:
+            training.start()
+        except OwnerTrainingError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return view(is_packed)
+
+    def end(given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+        require(given, profile)
+        training.cancel()
+        return view(is_packed)
+
+    def send(given: str, name: str, kind: str, access: str, profile: gr.OAuthProfile | None) -> str:
+        require(given, profile)
+        if not access.strip():
+            raise gr.Error("Give an access token that may write.", print_exception=False)
+        try:
+            return notice("Done.", training.push(owner.hub(access.strip()), name.strip(), kind))
+        except OwnerTrainingError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    for event, action in (
+        (unlock.click, show),
+        (start.click, begin),
+        (stop.click, end),
+        (timer.tick, show),
+    ):
+        event(
+            action,
+            inputs=[token, packed],
+            outputs=shown,
+            show_progress="hidden",
+            # Through the queue: gradio shows no message for an error outside of it.
+            concurrency_limit=None,
+            api_visibility="private",
+        )
+    push.click(
+        send,
+        inputs=[token, repo, repo_type, write_token],
+        outputs=pushed,
+        show_progress="minimal",
+        api_visibility="private",
+    )
+
+
+def _figures(training: OwnerTraining) -> Sequence[Any]:
+    histories = training.histories()
+    if not histories:
+        return [gr.update(visible=False) for _ in CHARTS]
+    return [
+        gr.Plot(training_figure(histories, column, title), visible=True) for column, title in CHARTS
+    ]
