@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +27,6 @@ from finsent.models.dendritic_linear import DendriticLinear
 from finsent.models.fused_decoder import FusedDecoder
 from finsent.models.products import FusionError, join
 from finsent.models.tokenization import FileTokenizer
-from finsent.serving.batching import BatchQueue, BusyError
 
 CPU = torch.device("cpu")
 WIDTHS = {
@@ -412,77 +409,3 @@ def test_the_rule(
     choice = choose_engine(model, precision, device, environment, openvino_installed=installed)
     assert choice.name == engine
     assert reason in choice.reason
-
-
-# ------------------------------------------------------------------------------------------- queue
-
-
-def test_everyone_gets_their_own_answer_and_batches_form() -> None:
-    sizes: list[int] = []
-
-    def answer(questions: Sequence[int]) -> list[int]:
-        sizes.append(len(questions))
-        time.sleep(0.005)
-        return [q * q for q in questions]
-
-    queue: BatchQueue[int, int] = BatchQueue(answer, max_batch=8)
-    found: dict[int, int] = {}
-    waits: list[float] = []
-
-    def user(start: int) -> None:
-        for q in range(start, start + 10):
-            found[q], wait = queue.ask(q)
-            waits.append(wait)
-
-    threads = [threading.Thread(target=user, args=(10 * i,)) for i in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    queue.close()
-    assert found == {q: q * q for q in range(160)}
-    assert max(sizes) <= 8
-    assert len(sizes) < 80
-    assert min(waits) >= 0
-    assert max(waits) >= 4  # somebody waited for a batch to end
-
-
-def test_a_full_queue_says_so_and_goes_on() -> None:
-    entered, release = threading.Event(), threading.Event()
-
-    def answer(questions: Sequence[int]) -> Sequence[int]:
-        entered.set()
-        release.wait(10)
-        return questions
-
-    queue: BatchQueue[int, int] = BatchQueue(answer, capacity=2)
-    answers: list[int] = []
-    threads = [threading.Thread(target=lambda n=n: answers.append(queue.ask(n)[0])) for n in (1,)]
-    threads[0].start()
-    entered.wait(10)
-    for n in (2, 3):
-        threads.append(threading.Thread(target=lambda n=n: answers.append(queue.ask(n)[0])))
-        threads[-1].start()
-    while queue._waiting.qsize() < 2:
-        time.sleep(0.001)
-    with pytest.raises(BusyError, match="busy: 2 requests are waiting"):
-        queue.ask(4)
-    release.set()
-    for thread in threads:
-        thread.join()
-    assert sorted(answers) == [1, 2, 3]
-    assert queue.ask(5)[0] == 5
-
-
-def test_a_failing_batch_is_told_to_all_of_it_and_to_nobody_else() -> None:
-    def answer(questions: Sequence[int]) -> Sequence[int]:
-        if 0 in questions:
-            raise ZeroDivisionError("no zero")
-        return questions if 9 not in questions else []
-
-    queue: BatchQueue[int, int] = BatchQueue(answer)
-    with pytest.raises(ZeroDivisionError, match="no zero"):
-        queue.ask(0)
-    with pytest.raises(ValueError, match="zip"):
-        queue.ask(9)
-    assert queue.ask(1)[0] == 1

@@ -6,9 +6,9 @@ and at once, and under load batches grow by themselves. Nobody waits for a batch
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -25,6 +25,10 @@ class BusyError(RuntimeError):
     """The queue is full; the request was not taken."""
 
 
+class ClosedError(RuntimeError):
+    """The queue is closed or being closed; the request was not taken."""
+
+
 @dataclass
 class _Waiting(Generic[Question, Answer]):
     question: Question
@@ -36,7 +40,8 @@ class BatchQueue(Generic[Question, Answer]):
     """Answers questions in batches through `answer`, which gets 1 to `max_batch` of them.
 
     `answer` returns one answer for each question, in order; what it raises, every question of that
-    batch raises.
+    batch raises. A question is taken or refused under one lock, so every question that was taken
+    before `close` is answered, and no later one waits for a worker that has gone.
     """
 
     def __init__(
@@ -49,56 +54,52 @@ class BatchQueue(Generic[Question, Answer]):
         self._answer = answer
         self._max_batch = max_batch
         self._capacity = capacity
-        self._waiting: queue.Queue[_Waiting[Question, Answer] | None] = queue.Queue(capacity)
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._changed = threading.Condition()
+        # The three below are read and written only while `_changed` is held.
+        self._waiting: deque[_Waiting[Question, Answer]] = deque()
+        self._closed = False
+        self._worker: threading.Thread | None = None
 
     def ask(self, question: Question) -> tuple[Answer, float]:
         """The answer, and the milliseconds that the question waited before work on it began.
 
-        Raises BusyError at once when `capacity` questions are waiting.
+        Raises BusyError at once when `capacity` questions are waiting, and ClosedError once
+        `close` has been called.
         """
-        self._start()
         item: _Waiting[Question, Answer] = _Waiting(question, Future())
-        try:
-            self._waiting.put_nowait(item)
-        except queue.Full:
-            raise BusyError(
-                f"busy: {self._capacity} requests are waiting; try again in a moment"
-            ) from None
+        with self._changed:
+            if self._closed:
+                raise ClosedError("this queue was closed; make a new one to ask again")
+            if len(self._waiting) >= self._capacity:
+                raise BusyError(
+                    f"busy: {self._capacity} requests are waiting; try again in a moment"
+                )
+            self._waiting.append(item)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="batches", daemon=True)
+                self._worker.start()
+            self._changed.notify()
         return item.future.result()
 
     def close(self) -> None:
-        """Answer what is waiting and end the worker."""
-        with self._starting:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._waiting.put(None)
-            thread.join()
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
-                self._thread.start()
+        """Take no more questions, answer those that are waiting and end the worker."""
+        with self._changed:
+            self._closed = True
+            worker = self._worker
+            self._changed.notify_all()
+        if worker is not None:
+            worker.join()
 
     def _work(self) -> None:
-        ending = False
-        while not ending:
-            first = self._waiting.get()
-            if first is None:
-                return
-            batch = [first]
-            while len(batch) < self._max_batch:
-                try:
-                    item = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if item is None:
-                    ending = True
-                    break
-                batch.append(item)
+        while batch := self._next_batch():
             self._settle(batch)
+
+    def _next_batch(self) -> list[_Waiting[Question, Answer]]:
+        """Waits for questions; empty when the queue is closed and all have been taken."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            n = min(len(self._waiting), self._max_batch)
+            return [self._waiting.popleft() for _ in range(n)]
 
     def _settle(self, batch: Sequence[_Waiting[Question, Answer]]) -> None:
         started = time.perf_counter()
