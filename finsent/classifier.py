@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from finsent.models.weights import Progress
+from finsent.models.weights import ReportProgress
 from finsent.serving.comparer import Comparer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Classifier:
         device: torch.device | str | None = None,
         backbone_dir: Path | None = None,
         engine: str | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> Classifier:
         """Load <folder>/<arm>/seed-<n>. Errors as `Comparer.from_artifacts`."""
         comparer = Comparer.from_artifacts(

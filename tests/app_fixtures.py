@@ -18,13 +18,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from finsent.data.registry import DATASETS
+from finsent.serving.comparer import ArmPrediction, ComparisonResult
 
 ROOT = Path(__file__).resolve().parents[1]
 LABEL_NAMES = ("negative", "neutral", "positive")
@@ -42,24 +42,6 @@ READY_SECONDS = 240
 """Importing gradio alone takes most of a minute on a machine that is busy elsewhere."""
 
 
-@dataclass(frozen=True)
-class FakePrediction:
-    arm: str
-    probabilities: tuple[float, ...]
-    latency_ms: float
-
-
-@dataclass(frozen=True)
-class FakeResult:
-    text: str
-    n_tokens: int
-    truncated: bool
-    predictions: tuple[FakePrediction, ...]
-    label_names: tuple[str, ...] = LABEL_NAMES
-    queue_ms: float = 0.0
-    batch_size: int = 1
-
-
 class FakeComparer:
     """Answers from a hash of the text; `split` in a text makes the arms differ, `slow` takes time,
     `broken` fails."""
@@ -75,9 +57,9 @@ class FakeComparer:
         self.seed, self.arms = seed, tuple(arms)
         self.label_names = DATASETS[folder.name].label_names
 
-    def compare(self, text: str, /) -> FakeResult:
+    def compare(self, text: str, /) -> ComparisonResult:
         tokens = len(text.split())
-        return FakeResult(
+        return ComparisonResult(
             text,
             min(tokens, 128),
             tokens > 128,
@@ -92,7 +74,7 @@ class FakeComparer:
             time.sleep(0.02 if "slow" in text or self.seed == SLOW else 0.0002)
         return np.array([self._predict(text, arm).probabilities for text in texts])
 
-    def _predict(self, text: str, arm: str) -> FakePrediction:
+    def _predict(self, text: str, arm: str) -> ArmPrediction:
         digest = hashlib.sha256(f"{text}|{self.seed}".encode()).digest()
         k = len(self.label_names)
         top = digest[0] % k
@@ -106,7 +88,7 @@ class FakeComparer:
         values = [0.0] * k
         for step, share in enumerate((high, *(rest * part for part in others))):
             values[(top + step) % k] = share
-        return FakePrediction(arm, tuple(values), 40 + digest[2] / 50 + 3 * (arm == "dendritic"))
+        return ArmPrediction(arm, tuple(values), 40 + digest[2] / 50 + 3 * (arm == "dendritic"))
 
 
 class FakeHub:

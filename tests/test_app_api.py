@@ -15,8 +15,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from finsent.results.calibration import calibration_of
-from finsent.results.catalog import ServiceError
 from finsent.results.runs import read_json, read_run
+from finsent.serving.service import ServiceError
 from finsent.ui.build import mcp_wanted
 from tests.app_fixtures import DEVICE, LABEL_NAMES, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from finsent.machine.timing import LatencyStats
+from finsent.models.weights import ReportProgress
 from finsent.results import catalog as state
+from finsent.results.schema import ArtifactError
 from finsent.serving import service as service_module
 from finsent.serving.answers import Answer, agreement
+from finsent.serving.comparer import ArmPrediction, ComparisonResult
 from finsent.ui.build import status_html
 from finsent.ui.parts import cards, markup
 from finsent.ui.tabs import compare
-from tests.app_fixtures import WITHOUT_DENDRITES, FakeComparer, FakePrediction, FakeResult
+from tests.app_fixtures import LABEL_NAMES, WITHOUT_DENDRITES, FakeComparer
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.artifact_factory import make_run
 
@@ -28,8 +31,8 @@ def catalog(app_artifacts: Path) -> state.Catalog:
 
 def service_of(catalog: state.Catalog, factory: object = None) -> service_module.ModelService:
     def load(
-        folder: Path, seed: int, arms: Sequence[str], progress: service_module.Progress
-    ) -> service_module.Comparer:
+        folder: Path, seed: int, arms: Sequence[str], progress: ReportProgress
+    ) -> FakeComparer:
         return FakeComparer(folder, seed, arms)
 
     return service_module.ModelService(catalog, factory or load, probe_cuda=lambda: False)  # type: ignore[arg-type]
@@ -53,7 +56,7 @@ def test_choice_of_backbone(available: list[str], cuda: bool, expected: str, rea
 
 
 def test_choice_without_runs_says_what_to_do() -> None:
-    with pytest.raises(state.ServiceError, match="make train"):
+    with pytest.raises(service_module.ServiceError, match="make train"):
         service_module.choose_backbone([], cuda=True)
 
 
@@ -77,8 +80,8 @@ def test_service_answers_after_loading_and_keeps_times(catalog: state.Catalog) -
     release = threading.Event()
 
     def slow(
-        folder: Path, seed: int, arms: Sequence[str], progress: service_module.Progress
-    ) -> service_module.Comparer:
+        folder: Path, seed: int, arms: Sequence[str], progress: ReportProgress
+    ) -> FakeComparer:
         progress("downloading weights", 0.43)
         release.wait(10)
         return FakeComparer(folder, seed, arms)
@@ -105,8 +108,8 @@ def test_failed_loading_is_told_and_tried_again(catalog: state.Catalog) -> None:
     attempts: list[int] = []
 
     def flaky(
-        folder: Path, seed: int, arms: Sequence[str], progress: service_module.Progress
-    ) -> service_module.Comparer:
+        folder: Path, seed: int, arms: Sequence[str], progress: ReportProgress
+    ) -> FakeComparer:
         attempts.append(seed)
         if len(attempts) == 1:
             raise OSError("no route to the package index")
@@ -115,10 +118,8 @@ def test_failed_loading_is_told_and_tried_again(catalog: state.Catalog) -> None:
     service = service_of(catalog, flaky)
     service.start()
     assert service.wait(10).phase == "failed"
-    with pytest.raises(state.ServiceError, match="no route to the package index"):
+    with pytest.raises(service_module.ServiceError, match="no route to the package index"):
         service.compare("profit rose", service.default_selection())
-    assert service._thread is not None
-    service._thread.join()
     service.start()
     assert service.wait(10).phase == "ready"
 
@@ -167,7 +168,7 @@ def test_the_default_follows_runs_that_come_later(
     assert service.compare("profit rose", service.default_selection()).selection.seed == 0
     assert state.backbone_title(expected) in service.status.message
     if model is Failing:
-        with pytest.raises(state.ServiceError, match="Phi-2 could not be loaded: no room"):
+        with pytest.raises(service_module.ServiceError, match="Phi-2 could not be loaded: no room"):
             service.compare("profit rose", service.catalog.select("phi-2"))
         # Who asks for others next is answered.
         service.compare("profit rose", service.default_selection())
@@ -182,8 +183,10 @@ def test_empty_artifacts_are_explained(tmp_path: Path) -> None:
     service = service_of(state.Catalog.read(tmp_path))
     service.start()
     assert service.status.phase == "empty"
-    with pytest.raises(state.ServiceError, match="make train"):
+    with pytest.raises(service_module.ServiceError, match="make train"):
         service.default_selection()
+    with pytest.raises(ArtifactError, match="no finished run of phi-2"):
+        service.catalog.select("phi-2")
 
 
 @pytest.mark.parametrize(
@@ -229,9 +232,9 @@ def test_texts_that_can(text: str) -> None:
 def test_html_of_an_answer_is_escaped_and_says_when_it_was_cut(catalog: state.Catalog) -> None:
     text = '<img src=x onerror="alert(1)"> & more'
     selection = catalog.select("smollm2-135m")
-    predictions = tuple(FakePrediction(arm, (0.2, 0.3, 0.5), 5.0) for arm in selection.arms)
+    predictions = tuple(ArmPrediction(arm, (0.2, 0.3, 0.5), 5.0) for arm in selection.arms)
     rolling = {arm: LatencyStats(1, 5.0, 5.0, 5.0) for arm in selection.arms}
-    result = FakeResult(text, 128, True, predictions)
+    result = ComparisonResult(text, 128, True, predictions, LABEL_NAMES)
     outcome = service_module.Outcome(selection, result, rolling, "<cpu>", queue_ms=12.5)
     html = cards.banner_html(catalog, outcome) + cards.cards_html(catalog, selection, outcome)
     assert "waited 12.5" in html

@@ -25,6 +25,7 @@ from finsent.config import DendriteConfig, LoraConfig, TrainConfig, arm_config
 from finsent.data.registry import DATASETS
 from finsent.data.sets import fomc, numclaim
 from finsent.data.sets.examples import CLAIMS, STANCES
+from finsent.models.weights import ReportProgress
 from finsent.plots import png_figures
 from finsent.plots.live import distribution_figure
 from finsent.results import catalog as state
@@ -75,8 +76,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(artifacts: Path) -> service_module.ModelService:
     def load(
-        folder: Path, seed: int, arms: Sequence[str], progress: service_module.Progress
-    ) -> service_module.Comparer:
+        folder: Path, seed: int, arms: Sequence[str], progress: ReportProgress
+    ) -> FakeComparer:
         return FakeComparer(folder, seed, arms)
 
     made = service_module.ModelService(

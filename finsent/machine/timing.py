@@ -134,12 +134,15 @@ class RollingWindow:
         self._times_ms: deque[float] = deque(maxlen=size)
         self._lock = threading.Lock()
 
-    def add(self, ms: float) -> None:
-        """Records one call. Raises ValueError for a negative or undefined time."""
+    def add(self, ms: float) -> LatencyStats:
+        """Records one call; the statistics with it. Raises ValueError for a negative or undefined
+        time."""
         if not ms >= 0:
             raise ValueError(f"a call took {ms} ms; times are >= 0")
         with self._lock:
             self._times_ms.append(ms)
+            times_ms = list(self._times_ms)
+        return summarize(times_ms)
 
     def stats(self) -> LatencyStats | None:
         """Statistics of the calls remembered; None before the first."""

@@ -20,7 +20,7 @@ from finsent.config import PRECISIONS, Precision
 from finsent.machine.devices import cuda_available
 from finsent.models.presets import BackboneError, preset
 from finsent.models.tokenization import repeated, room_for, token_batches
-from finsent.models.weights import Progress, folder_sha256
+from finsent.models.weights import ReportProgress, folder_sha256
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -93,7 +93,7 @@ def load_backbone(
     *,
     depth: int | None = None,
     folder: Path | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Backbone:
     """Load a frozen backbone for `device`, from `folder` if given instead of its usual source.
 
@@ -306,7 +306,7 @@ def entering_hidden_states(
     block: int,
     *,
     max_tokens: int = 4096,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> HiddenStates:
     """What enters block `block` for every text, in the order given, on the backbone's device."""
     lengths = [len(ids) for ids in token_ids]

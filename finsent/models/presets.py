@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from finsent.config import Precision
 from finsent.data.registry import DATASETS
-from finsent.models.weights import Progress, ensure_embedded, ensure_tiny_phi
+from finsent.models.weights import ReportProgress, ensure_embedded, ensure_tiny_phi
 
 
 class BackboneError(RuntimeError):
@@ -43,7 +43,7 @@ class Preset:
     name: str
     title: str
     licence: str
-    source: Callable[[Progress | None], str]
+    source: Callable[[ReportProgress | None], str]
     """Returns a local folder or a Hub id."""
     cuda: Recipe
     cpu: Recipe

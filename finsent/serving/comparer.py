@@ -27,7 +27,7 @@ from finsent.machine.timing import Conditions, LatencyStats, time_interleaved, t
 from finsent.models.adapter_files import AdapterError, load_adapter
 from finsent.models.presets import BackboneError, preset
 from finsent.models.tokenization import FileTokenizer, repeated, token_batches
-from finsent.models.weights import Progress, default_cache_dir, folder_sha256
+from finsent.models.weights import ReportProgress, default_cache_dir, folder_sha256
 from finsent.results import runs
 from finsent.serving.batching import BatchQueue
 from finsent.serving.windows import window_spans
@@ -123,7 +123,7 @@ class Comparer:
         device: torch.device | str | None = None,
         backbone_dir: Path | None = None,
         engine: str | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> None:
         if engine is not None and engine not in ENGINES:
             raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
@@ -148,7 +148,7 @@ class Comparer:
         device: torch.device | str | None = None,
         backbone_dir: Path | None = None,
         engine: str | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> Comparer:
         """Load the runs <folder>/<arm>/seed-<n>, `folder` being artifacts/<backbone>/<dataset>.
 

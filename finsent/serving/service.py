@@ -3,15 +3,13 @@ batches. Nothing here draws, and nothing imports torch before a model is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,66 +21,25 @@ from finsent.results.catalog import (
     LARGE_BACKBONE,
     Catalog,
     Selection,
-    ServiceError,
     backbone_title,
 )
-from finsent.serving.batching import BusyError
+from finsent.serving.batching import BusyError, ClosedError
+from finsent.serving.lifecycle.states import Choice, Current, Phase, Status
+from finsent.serving.lifecycle.turns import Turns
+
+if TYPE_CHECKING:
+    from finsent.models.weights import ReportProgress
+    from finsent.serving.comparer import ArmPrediction, Comparer, ComparisonResult
 
 _log = logging.getLogger(__name__)
 
 
-class ArmPrediction(Protocol):
-    """What the page needs of finsent.serving.comparer.ArmPrediction, without importing torch."""
-
-    @property
-    def arm(self) -> str: ...
-    @property
-    def probabilities(self) -> tuple[float, ...]: ...
-    @property
-    def latency_ms(self) -> float: ...
+class ServiceError(RuntimeError):
+    """The model cannot answer: nothing to load, loading failed, or too many ask."""
 
 
-class ComparisonResult(Protocol):
-    """What the page needs of finsent.serving.comparer.ComparisonResult."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def n_tokens(self) -> int: ...
-    @property
-    def truncated(self) -> bool: ...
-    @property
-    def predictions(self) -> Sequence[ArmPrediction]: ...
-    @property
-    def label_names(self) -> Sequence[str]: ...
-    @property
-    def queue_ms(self) -> float: ...
-    @property
-    def batch_size(self) -> int: ...
-
-
-class Comparer(Protocol):
-    """What the page needs of finsent.serving.comparer.Comparer."""
-
-    @property
-    def device_name(self) -> str: ...
-    def compare(self, text: str, /) -> ComparisonResult: ...
-    def predict_proba(self, texts: Sequence[str], arm: str, /) -> NDArray[np.float64]: ...
-    def use(self, folder: Path, seed: int, arms: Sequence[str], /) -> None: ...
-
-
-Progress = Callable[[str, float], None]
-
-
-ComparerFactory = Callable[[Path, int, Sequence[str], Progress], Comparer]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The backbone that the app starts with, and why."""
-
-    backbone: str
-    reason: str
+ComparerFactory = Callable[[Path, int, Sequence[str], "ReportProgress"], "Comparer"]
+"""From a folder of runs, a seed, arms, and whom to tell how far loading is, to the model."""
 
 
 def choose_backbone(available: Sequence[str], cuda: bool) -> Choice:
@@ -104,17 +61,6 @@ def choose_backbone(available: Sequence[str], cuda: bool) -> Choice:
         return Choice(DEFAULT_BACKBONE, f"the embedded default: {why}")
     others = [name for name in available if name != LARGE_BACKBONE] or list(available)
     return Choice(others[0], f"the only kind of run found: {why}, and no {DEFAULT_BACKBONE} runs")
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where the model stands."""
-
-    phase: str
-    """`starting`, `loading`, `ready`, `failed` or `empty`."""
-    message: str
-    fraction: float | None = None
-    """Progress in [0, 1] of the step under way, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -176,125 +122,92 @@ GPU_SECONDS_TO_LOAD = 15
 """What other runs than those in memory take beside."""
 
 
-class _Turns:
-    """Any number of calls at once for one selection; another selection waits for them to end.
-
-    Newcomers queue behind a selection that is waiting, so that none waits for ever.
-    """
+class _RecentTimes:
+    """The latest model times of every arm that was asked. Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._queue: deque[object] = deque()
-        self._running = 0
-        self._selection: Selection | None = None
+        self._lock = threading.Lock()
+        self._windows: dict[tuple[str, str, int, str], RollingWindow] = {}
 
-    @contextlib.contextmanager
-    def take(self, selection: Selection, switch: Callable[[], None]) -> Iterator[None]:
-        """Inside, `selection` is the one in use; `switch` makes it so where it is not."""
-        ticket = object()
-        with self._changed:
-            self._queue.append(ticket)
-            self._changed.wait_for(
-                lambda: (
-                    self._queue[0] is ticket
-                    and (self._running == 0 or self._selection == selection)
-                )
-            )
-            try:
-                if self._selection != selection:
-                    # A switch that fails half-way must not pass for the old selection.
-                    self._selection = None
-                    switch()
-                    self._selection = selection
-                self._running += 1
-            finally:
-                self._queue.popleft()
-                self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    def forget(self) -> None:
-        """The next call switches, whatever it is for."""
-        with self._changed:
-            self._selection = None
-            self._changed.notify_all()
+    def note(
+        self, selection: Selection, prediction: ArmPrediction, batch_size: int
+    ) -> LatencyStats:
+        """Takes note of a prediction's time; what is known of its arm's by now."""
+        key = (selection.backbone, selection.dataset, selection.seed, prediction.arm)
+        with self._lock:
+            recent = self._windows.setdefault(key, RollingWindow())
+            stats = recent.stats()
+            # The time of a batch is no sentence's latency; the first call has nothing else.
+            if batch_size == 1 or stats is None:
+                stats = recent.add(prediction.latency_ms)
+            return stats
 
 
 @dataclass
 class ModelService:
     """The one model in memory. Thread-safe: calls for one selection are answered together, other
-    selections take turns."""
+    selections take turns.
+
+    Where the model stands is one value, see `finsent.serving.lifecycle.states`. Nothing is loaded
+    while a lock is held: opening a page, drawing it and asking for the status never wait for that.
+    """
 
     catalog: Catalog
     factory: ComparerFactory
     probe_cuda: Callable[[], bool] = cuda_available
-    choice: Choice | None = None
-    _chosen_from: Sequence[str] = ()
-    _status: Status = field(default_factory=lambda: Status("starting", "Starting"))
+    _current: Current = field(default_factory=Current)
+    _turns: Turns = field(default_factory=Turns)
+    _times: _RecentTimes = field(default_factory=_RecentTimes)
     _comparer: Comparer | None = None
+    """Made by the thread that loads, before the model is first READY, and then kept."""
     _placed: Selection | None = None
-    _chosen: threading.Event = field(default_factory=threading.Event)
-    _settled: threading.Event = field(default_factory=threading.Event)
-    _turns: _Turns = field(default_factory=_Turns)
-    _times: threading.Lock = field(default_factory=threading.Lock)
-    _starting: threading.Lock = field(default_factory=threading.Lock)
-    _loading: bool = False
-    _thread: threading.Thread | None = None
-    _latencies: dict[tuple[str, str, int, str], RollingWindow] = field(default_factory=dict)
+    """Where a GPU is lent: the runs that this process holds."""
 
     def __post_init__(self) -> None:
         self._run_question = on_gpu(self._answer, seconds=self._gpu_seconds)
 
     @property
     def status(self) -> Status:
-        return self._status
+        """Where the model stands, as the page says it."""
+        return self._current.state.status
+
+    @property
+    def choice(self) -> Choice | None:
+        """The default backbone and why it is that; None until it is chosen."""
+        return self._current.state.choice
 
     @property
     def settled(self) -> bool:
         """True once loading has ended, well or badly."""
-        return self._settled.is_set()
+        return self._current.state.settled
 
     @property
     def choosing(self) -> bool:
         """True while it is not known which backbone is the default."""
-        return not self._chosen.is_set()
+        return not self._current.state.decided
 
     def start(self) -> None:
         """Begins loading the default in the background; after a failure, tries again. Where it is
         loaded, does nothing unless other backbones have come since it was chosen."""
-        with self._starting:
-            available = self.catalog.backbones()
-            if self._loading:
-                return
-            if self._comparer is not None and (available == self._chosen_from or zero_gpu()):
-                # A lent GPU takes over what was placed on it while the app was being imported, so
-                # there the default stays until the next start.
-                return
-            self._chosen_from = available
-            if not available:
-                self.choice = None
-                self._status = Status(
-                    "empty",
-                    f"No finished run in {self.catalog.root}. `make train` trains one on this "
-                    "machine; it appears here when it has finished.",
-                )
-                self._settled.set()
-                self._chosen.set()
-                return
-            self._loading = True
-            self._chosen.clear()
-            if self._comparer is None:
-                self._settled.clear()
-                self._status = Status("starting", "Starting")
-        if zero_gpu():
-            self._load()  # by the thread that imports the app
+        available = self.catalog.backbones()
+        if_empty = (
+            f"No finished run in {self.catalog.root}. `make train` trains one on this "
+            "machine; it appears here when it has finished."
+        )
+        # A lent GPU takes over what was placed on it while the app was being imported, so there
+        # the default stays until the next start.
+        before, after = self._current.apply(
+            lambda state: state.started(available, if_empty, fixed=zero_gpu())
+        )
+        if after is before or after.phase is Phase.EMPTY:
             return
-        self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
-        self._thread.start()
+        kept = before.choice if after.phase is Phase.RECHOOSING else None
+        if zero_gpu() and before.phase is Phase.IDLE:
+            self._load(after.available, kept)  # by the thread that imports the app
+            return
+        threading.Thread(
+            target=self._load, args=(after.available, kept), name="load-model", daemon=True
+        ).start()
 
     def renew(self, catalog: Catalog) -> None:
         """Goes on with runs found later: loads the first ones, reads those in use anew where they
@@ -305,52 +218,43 @@ class ModelService:
         if catalog.backbones() != before.backbones():
             self.start()
 
-    def _load(self) -> None:
+    def _load(self, available: Sequence[str], kept: Choice | None) -> None:
         """Chooses the default and puts it in memory. Where a new default cannot be loaded, the one
-        before it stays, and says why."""
-        before = self.choice if self._comparer is not None else None
+        before it stays, and says why.
+
+        kept: the default that is in memory, if there is one.
+        """
         try:
-            choice = self._choose()
-            changes = before is None or choice.backbone != before.backbone
-            if changes:
-                # Before anybody learns of the choice: who sees it sees that it is being loaded.
-                self._announce(choice)
-            self.choice = choice
-            self._chosen.set()
-            if changes:
-                self._place(choice)
+            try:
+                choice = self._choose(available)
+                if kept is not None and choice.backbone == kept.backbone:
+                    self._current.apply(lambda state: state.kept(choice))
+                else:
+                    self._place(choice)
+            except Exception as error:
+                if kept is None or kept.backbone not in available:
+                    raise
+                _log.exception("the default stays %s", kept.backbone)
+                self._place(Choice(kept.backbone, str(error)))
         except Exception as error:
-            if before is None or before.backbone not in self._chosen_from:
-                # The thread's only way to tell the visitor; nothing is hidden, `start` tries again.
-                self._status = Status("failed", f"Loading failed: {error}")
-                raise
-            _log.exception("the default stays %s", before.backbone)
-            self.choice = Choice(before.backbone, str(error))
-            self._announce(before)
-            self._place(before)
-        finally:
-            with self._starting:
-                self._loading = False
-            self._chosen.set()
-            self._settled.set()
+            # The thread's only way to tell the visitor; `start` tries again.
+            said = f"Loading failed: {error}"
+            self._current.apply(lambda state: state.failed(said))
+            raise
         self.start()  # in case other backbones came meanwhile
 
-    def _choose(self) -> Choice:
+    def _choose(self, available: Sequence[str]) -> Choice:
         # Importing torch only to learn that there is nothing to choose would delay the choice.
-        cuda = LARGE_BACKBONE in self._chosen_from and self.probe_cuda()
-        return choose_backbone(self._chosen_from, cuda)
-
-    def _announce(self, choice: Choice) -> None:
-        """From here on who asks waits until `_place` has ended, and is told so."""
-        first = self._comparer is None
-        title = backbone_title(choice.backbone)
-        self._status = Status(
-            "loading", "Importing the model library" if first else f"Loading {title}"
-        )
-        self._settled.clear()
+        cuda = LARGE_BACKBONE in available and self.probe_cuda()
+        return choose_backbone(available, cuda)
 
     def _place(self, choice: Choice) -> None:
-        """Puts the first runs of a backbone in memory."""
+        """Puts the first runs of a backbone in memory; who asks meanwhile waits."""
+        title = backbone_title(choice.backbone)
+        first = self._comparer is None
+        said = "Importing the model library" if first else f"Loading {title}"
+        # Before anybody learns of the choice: who sees it sees that it is being loaded.
+        self._current.apply(lambda state: state.loading(choice, said))
         selection = self.catalog.select(choice.backbone)
         if self._comparer is None:
             comparer = self.factory(
@@ -359,29 +263,31 @@ class ModelService:
             with self._turns.take(selection, lambda: None):
                 self._comparer, self._placed = comparer, selection
         else:
-            with self._turns.take(selection, lambda: self._switch(selection, borrowed=False)):
+            comparer = self._comparer
+            with self._turns.take(selection, lambda: self._switch(comparer, selection)):
                 pass
-        title = backbone_title(choice.backbone)
-        self._status = Status("ready", f"{title} on {self._comparer.device_name}")
+        ready = f"{title} on {comparer.device_name}"
+        self._current.apply(lambda state: state.loaded(ready))
 
     def _report(self, stage: str, fraction: float) -> None:
-        self._status = Status("loading", stage[:1].upper() + stage[1:], min(max(fraction, 0), 1))
+        said = stage[:1].upper() + stage[1:]
+        self._current.apply(lambda state: state.progressed(said, fraction))
 
     def default_selection(self, timeout: float = 60.0) -> Selection:
-        """What the app starts with; waits until the backbone is chosen.
+        """What the app starts with; waits until the backbone is chosen, `timeout` seconds at most.
 
         Raises ServiceError when there is nothing to choose from.
         """
-        if not self._chosen.wait(timeout):
+        state = self._current.wait_for(lambda state: state.decided, timeout)
+        if not state.decided:
             raise ServiceError("still looking for a device; try again in a moment")
-        if self.choice is None:
-            raise ServiceError(self._status.message)
-        return self.catalog.select(self.choice.backbone)
+        if state.choice is None:
+            raise ServiceError(state.message)
+        return self.catalog.select(state.choice.backbone)
 
     def wait(self, timeout: float) -> Status:
         """Waits until loading has ended or the time (seconds) is over."""
-        self._settled.wait(timeout)
-        return self._status
+        return self._current.wait_for(lambda state: state.settled, timeout).status
 
     def compare(self, text: str, selection: Selection) -> Outcome:
         """Both arms on one text. Waits for the model; switches adapters when asked for others.
@@ -389,7 +295,9 @@ class ModelService:
         Raises ServiceError when there is no model, and what Comparer.compare raises.
         """
         result, device, waited_ms = self._ask(selection, _ask_one, text)
-        rolling = {p.arm: self._remember(selection, p, result) for p in result.predictions}
+        rolling = {
+            p.arm: self._times.note(selection, p, result.batch_size) for p in result.predictions
+        }
         return Outcome(selection, result, rolling, device, waited_ms + result.queue_ms)
 
     def scores(
@@ -417,29 +325,34 @@ class ModelService:
         self, selection: Selection, question: Callable[..., Any], argument: Any
     ) -> tuple[Any, str, float]:
         """The answer, the device that gave it and the milliseconds before the model was asked."""
-        self._settled.wait()
-        if self._comparer is None:
-            raise ServiceError(self._status.message)
+        state = self._current.wait_for(lambda state: state.settled)
+        comparer = self._comparer
+        if comparer is None:
+            raise ServiceError(state.message)
+
+        def switch() -> None:
+            # Where a GPU is lent, runs are loaded on it, by `_answer`.
+            if not zero_gpu():
+                self._switch(comparer, selection)
+
         started = time.perf_counter_ns()
         try:
-            with self._turns.take(selection, lambda: self._switch(selection, borrowed=False)):
+            with self._turns.take(selection, switch):
                 waited_ms = (time.perf_counter_ns() - started) / 1e6
                 answer, device = self._run_question(selection, question, argument)
-        except BusyError as error:
+        except (BusyError, ClosedError) as error:
             raise ServiceError(str(error)) from error
-        self._status = Status("ready", f"{backbone_title(selection.backbone)} on {device}")
+        said = f"{backbone_title(selection.backbone)} on {device}"
+        self._current.apply(lambda state: state.answered(said))
         return answer, device, waited_ms
 
-    def _switch(self, selection: Selection, *, borrowed: bool) -> None:
-        """Loads the runs of a selection. Where a GPU is lent that happens on it, in a process that
-        may end with the question, so the next one may switch again.
+    def _switch(self, comparer: Comparer, selection: Selection) -> None:
+        """Loads the runs of a selection.
 
         Raises ServiceError when they cannot be loaded, as where the weights cannot be had.
         """
-        if self._comparer is None or zero_gpu() is not borrowed:
-            return
         try:
-            self._comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
+            comparer.use(self.catalog.folder(selection), selection.seed, selection.arms)
         except (OSError, RuntimeError, ValueError) as error:
             title = backbone_title(selection.backbone)
             _log.exception("loading %s", selection)
@@ -448,14 +361,17 @@ class ModelService:
     def _answer(
         self, selection: Selection, question: Callable[..., Any], argument: Any
     ) -> tuple[Any, str]:
-        if self._comparer is None:
-            raise ServiceError(self._status.message)
-        if selection != self._placed:
+        """The answer and the device. Where a GPU is lent this runs on it, in a process that may
+        end with the question, so the next one may have to load the same runs again."""
+        comparer = self._comparer
+        if comparer is None:
+            raise ServiceError(self.status.message)
+        if zero_gpu() and selection != self._placed:
             # A process that failed half-way, or is used again, must know what it holds.
             self._placed = None
-            self._switch(selection, borrowed=True)
+            self._switch(comparer, selection)
             self._placed = selection
-        return question(self._comparer, selection.arms, argument), self._comparer.device_name
+        return question(comparer, selection.arms, argument), comparer.device_name
 
     def _gpu_seconds(
         self, selection: Selection, question: Callable[..., Any], argument: Any
@@ -463,17 +379,3 @@ class ModelService:
         # A process that is lent again may hold another backbone.
         ready = selection == self._placed and len(self.catalog.backbones()) == 1
         return GPU_SECONDS[question] + (0 if ready else GPU_SECONDS_TO_LOAD)
-
-    def _remember(
-        self, selection: Selection, prediction: ArmPrediction, result: ComparisonResult
-    ) -> LatencyStats:
-        key = (selection.backbone, selection.dataset, selection.seed, prediction.arm)
-        with self._times:
-            recent = self._latencies.setdefault(key, RollingWindow())
-            stats = recent.stats()
-            # The time of a batch is no sentence's latency; the first call has nothing else.
-            if result.batch_size == 1 or stats is None:
-                recent.add(prediction.latency_ms)
-                stats = recent.stats()
-        assert stats is not None
-        return stats

@@ -8,22 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from finsent.machine import devices
 from finsent.machine.devices import cuda_available
-from finsent.results.catalog import Catalog, ServiceError
+from finsent.results.catalog import Catalog
 from finsent.results.schema import ArtifactError
-from finsent.serving.service import (
-    Choice,
-    Comparer,
-    ComparerFactory,
-    ModelService,
-    Progress,
-    Status,
-)
+from finsent.serving.lifecycle.states import Choice, Status
+from finsent.serving.service import ComparerFactory, ModelService, ServiceError
 from finsent.ui.endpoints import add_endpoints
 from finsent.ui.parts.markup import notice
 from finsent.ui.parts.selectors import QUICK, RunSelectors, run_updates
@@ -39,6 +33,10 @@ from finsent.ui.tabs.leaderboard import add_leaderboard_tab
 from finsent.ui.tabs.owner import Owner, add_owner_tab
 from finsent.ui.tabs.studies import add_studies_tab
 from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
+
+if TYPE_CHECKING:
+    from finsent.models.weights import ReportProgress
+    from finsent.serving.comparer import Comparer
 
 TITLE = "finsent: do dendrites help?"
 STATUS_SECONDS = 0.7
@@ -75,10 +73,12 @@ _PHASES = {
 }
 
 
-def load_comparer(folder: Path, seed: int, arms: Sequence[str], progress: Progress) -> Comparer:
+def load_comparer(
+    folder: Path, seed: int, arms: Sequence[str], progress: ReportProgress
+) -> Comparer:
     """The real model. Imports torch, so it is called in the background only."""
     from finsent.models.weights import terminal_bar
-    from finsent.serving.comparer import Comparer as Model
+    from finsent.serving.comparer import Comparer
 
     with terminal_bar() as bar:
 
@@ -86,7 +86,7 @@ def load_comparer(folder: Path, seed: int, arms: Sequence[str], progress: Progre
             progress(stage, fraction)
             bar(stage, fraction)
 
-        return Model.from_artifacts(folder, seed, arms, progress=report)
+        return Comparer.from_artifacts(folder, seed, arms, progress=report)
 
 
 def status_html(status: Status, choice: Choice | None, problem: str = "") -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from finsent.results.catalog import Selection, ServiceError
+from finsent.results.catalog import Selection
 from finsent.serving.answers import answers
-from finsent.serving.service import ModelService
+from finsent.serving.service import ModelService, ServiceError
 from finsent.ui.parts.cards import result_dict
 from finsent.ui.parts.headline import text_problem
 from finsent.ui.tabs.compare import MODEL_QUEUE

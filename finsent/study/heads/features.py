@@ -21,7 +21,7 @@ from finsent.machine.files import published
 from finsent.models.backbones import Backbone, load_backbone, pool, right_padded
 from finsent.models.presets import cue, preset
 from finsent.models.tokenization import token_batches
-from finsent.models.weights import Progress, default_cache_dir
+from finsent.models.weights import ReportProgress, default_cache_dir
 from finsent.results.runs import slug
 
 LAYERS = (12, 16, 20, 24, 28, 30)
@@ -45,7 +45,7 @@ def frozen_features(
     folder: Path | None = None,
     cache: Path | None = None,
     device: torch.device | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Features:
     """Features of every sentence of `dataset`, from the cache folder or computed and left there.
 
@@ -86,7 +86,7 @@ def pooled_states(
     suffix: str,
     *,
     layers: Sequence[int] = LAYERS,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> dict[str, Tensor]:
     """`<pooling>-<layer>` -> (n, H) fp32 on the CPU: the states after those blocks, each pooled as
     `finsent.models.backbones.pool` does, for texts that end with `suffix`."""

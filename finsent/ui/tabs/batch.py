@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from finsent.plots.live import distribution_figure
 from finsent.plots.style import ARM_STYLES
-from finsent.results.catalog import Catalog, Selection, ServiceError
+from finsent.results.catalog import Catalog, Selection
 from finsent.serving.many_texts import (
     Item,
     Scored,
@@ -25,7 +25,7 @@ from finsent.serving.many_texts import (
     text_column,
 )
 from finsent.serving.many_texts import uploaded as uploaded_items
-from finsent.serving.service import ModelService
+from finsent.serving.service import ModelService, ServiceError
 from finsent.serving.spreadsheet import MAX_BYTES, MAX_ROWS, TableError, read_csv
 from finsent.ui.parts.headline import MAX_CHARACTERS, text_problem
 from finsent.ui.parts.markup import label_mark, notice, percent

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from finsent.data.registry import DATASETS
-from finsent.results.catalog import Catalog, Selection, ServiceError, dataset_examples
-from finsent.serving.service import ModelService
+from finsent.results.catalog import Catalog, Selection, dataset_examples
+from finsent.serving.service import ModelService, ServiceError
 from finsent.ui.parts.cards import (
     banner_html,
     cards_html,

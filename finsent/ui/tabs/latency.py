@@ -13,7 +13,7 @@ from finsent.machine.files import ROOT
 from finsent.machine.timing import summarize
 from finsent.plots.live import figures_bar, times_figure
 from finsent.plots.style import ARM_STYLES
-from finsent.results.catalog import Catalog, ServiceError
+from finsent.results.catalog import Catalog
 from finsent.serving.benchmarks import (
     BenchmarkError,
     BenchResult,
@@ -22,7 +22,7 @@ from finsent.serving.benchmarks import (
     read_results,
     throughput,
 )
-from finsent.serving.service import Benchmark, ModelService
+from finsent.serving.service import Benchmark, ModelService, ServiceError
 from finsent.ui.parts.markup import notice, swatch, table
 from finsent.ui.parts.selectors import RunSelectors, add_matched_box, add_run_selectors
 from finsent.ui.tabs.batch import LONG_QUEUE

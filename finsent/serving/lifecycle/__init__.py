@@ -1,0 +1,1 @@
+"""The shared model's states, and the turns that its visitors take."""
