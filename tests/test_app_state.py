@@ -235,8 +235,9 @@ def test_html_of_an_answer_is_escaped_and_says_when_it_was_cut(catalog: state.Ca
     predictions = tuple(ArmPrediction(arm, (0.2, 0.3, 0.5), 5.0) for arm in selection.arms)
     rolling = {arm: LatencyStats(1, 5.0, 5.0, 5.0) for arm in selection.arms}
     result = ComparisonResult(text, 128, True, predictions, LABEL_NAMES)
-    outcome = service_module.Outcome(selection, result, rolling, "<cpu>", queue_ms=12.5)
-    html = cards.banner_html(catalog, outcome) + cards.cards_html(catalog, selection, outcome)
+    given = tuple(Answer(p.arm, LABEL_NAMES, p.probabilities, None) for p in predictions)
+    outcome = service_module.Outcome(selection, result, given, rolling, "<cpu>", queue_ms=12.5)
+    html = cards.banner_html(outcome) + cards.cards_html(catalog, selection, outcome)
     assert "waited 12.5" in html
     assert "<img" not in html
     assert "<cpu>" not in html

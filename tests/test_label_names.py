@@ -117,10 +117,10 @@ def test_the_cards_name_the_classes(
 ) -> None:
     catalog, names = service.catalog, NAMES[selection.dataset]
     outcome = service.compare(TEXT, selection)
-    html = banner_html(catalog, outcome) + cards_html(catalog, selection, outcome)
+    html = banner_html(outcome) + cards_html(catalog, selection, outcome)
     for name in names:
         assert html.count(f"<dt>{name}</dt>") == 2
-    answers = result_dict(catalog, outcome)["predictions"]
+    answers = result_dict(outcome)["predictions"]
     assert answers["baseline"]["label"] != answers["dendritic"]["label"]
     for answer in answers.values():
         assert tuple(answer["probabilities"]) == tuple(answer["raw_probabilities"]) == names

@@ -23,6 +23,7 @@ from finsent.results.catalog import (
     Selection,
     backbone_title,
 )
+from finsent.serving.answers import Answer, answers
 from finsent.serving.batching import BusyError, ClosedError
 from finsent.serving.lifecycle.states import Choice, Current, Phase, Status
 from finsent.serving.lifecycle.turns import Turns
@@ -65,10 +66,12 @@ def choose_backbone(available: Sequence[str], cuda: bool) -> Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One answered text, with the recent timing of each arm."""
+    """One answered text: what every arm says of it, with the recent timing of each."""
 
     selection: Selection
     result: ComparisonResult
+    answers: tuple[Answer, ...]
+    """In the order of the result's predictions, calibrated where the runs can be."""
     rolling: Mapping[str, LatencyStats]
     device_name: str
     queue_ms: float
@@ -292,13 +295,20 @@ class ModelService:
     def compare(self, text: str, selection: Selection) -> Outcome:
         """Both arms on one text. Waits for the model; switches adapters when asked for others.
 
-        Raises ServiceError when there is no model, and what Comparer.compare raises.
+        Raises ServiceError when there is no model, ArtifactError when the runs have gone or cannot
+        be calibrated for being damaged, and what Comparer.compare raises.
         """
         result, device, waited_ms = self._ask(selection, _ask_one, text)
         rolling = {
             p.arm: self._times.note(selection, p, result.batch_size) for p in result.predictions
         }
-        return Outcome(selection, result, rolling, device, waited_ms + result.queue_ms)
+        given = answers(
+            {p.arm: p.probabilities for p in result.predictions},
+            result.label_names,
+            self.catalog.calibrations(selection),
+        )
+        waited_ms += result.queue_ms
+        return Outcome(selection, result, tuple(given), rolling, device, waited_ms)
 
     def scores(
         self, texts: Sequence[str], selection: Selection, arm: str | None = None

@@ -47,7 +47,7 @@ def add_endpoints(service: ModelService) -> None:
             raise _refused(problem)
         service.start()
         try:
-            return result_dict(service.catalog, service.compare(text, selected(dataset)))
+            return result_dict(service.compare(text, selected(dataset)))
         except (ServiceError, ValueError) as error:
             raise _refused(str(error)) from error
 

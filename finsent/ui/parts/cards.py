@@ -10,7 +10,7 @@ from finsent.plots.style import ARM_STYLES
 from finsent.results.calibration import NOT_CALIBRATED
 from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
 from finsent.results.runs import Run
-from finsent.serving.answers import Answer, agreement, answers
+from finsent.serving.answers import Answer, agreement
 from finsent.serving.service import Outcome
 from finsent.ui.parts.markup import (
     count,
@@ -30,21 +30,10 @@ _ARM_NOTES = {
 }
 
 
-def answers_of(catalog: Catalog, outcome: Outcome) -> list[Answer]:
-    """Every arm's answer, calibrated where its runs can be."""
-    result = outcome.result
-    return answers(
-        {p.arm: p.probabilities for p in result.predictions},
-        result.label_names,
-        catalog.calibrations(outcome.selection),
-    )
-
-
-def result_dict(catalog: Catalog, outcome: Outcome) -> dict[str, Any]:
+def result_dict(outcome: Outcome) -> dict[str, Any]:
     """What /compare answers: plain JSON values."""
     result, selection = outcome.result, outcome.selection
-    given = answers_of(catalog, outcome)
-    agree, summary = agreement(given)
+    agree, summary = agreement(outcome.answers)
     return {
         "text": result.text,
         "n_tokens": result.n_tokens,
@@ -58,15 +47,15 @@ def result_dict(catalog: Catalog, outcome: Outcome) -> dict[str, Any]:
         "summary": summary,
         "predictions": {
             answer.arm: {**answer.to_dict(), "latency_ms": float(prediction.latency_ms)}
-            for answer, prediction in zip(given, result.predictions, strict=True)
+            for answer, prediction in zip(outcome.answers, result.predictions, strict=True)
         },
     }
 
 
-def banner_html(catalog: Catalog, outcome: Outcome) -> str:
+def banner_html(outcome: Outcome) -> str:
     """The sentence above the cards, with the text it is about."""
     result = outcome.result
-    agree, said = agreement(answers_of(catalog, outcome))
+    agree, said = agreement(outcome.answers)
     tokens = f"{result.n_tokens} tokens"
     cut = (
         notice(
@@ -126,7 +115,7 @@ def idle_html() -> str:
 
 def cards_html(catalog: Catalog, selection: Selection, outcome: Outcome | None = None) -> str:
     """A card per arm: what the run is, and, after a headline, what it says."""
-    given = {answer.arm: answer for answer in answers_of(catalog, outcome)} if outcome else {}
+    given = {answer.arm: answer for answer in outcome.answers} if outcome else {}
     cards = []
     for arm in selection.arms:
         run = catalog.run(selection.backbone, selection.dataset, arm, selection.seed)

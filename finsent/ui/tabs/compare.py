@@ -113,7 +113,7 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
                 yield waiting_html(status.message), gr.skip(), ""
         try:
             outcome = service.compare(value, wanted)
-            yield banner_html(catalog, outcome), cards_html(catalog, wanted, outcome), ""
+            yield banner_html(outcome), cards_html(catalog, wanted, outcome), ""
         except ServiceError as error:
             # In the page itself: a message of gradio's is gone after ten seconds.
             yield problem_html(f"{error} {RECORDED_HINT}"), cards_html(catalog, wanted), ""
