@@ -23,7 +23,7 @@ from finsent.results.disagreements import CONFIDENTLY_WRONG, DISAGREE, choose, r
 from finsent.results.runs import find_runs
 from finsent.study.summary import read_summaries
 from finsent.study.views import comparisons_of, rows_of
-from finsent.ui.tabs.leaderboard_html import COLUMNS
+from finsent.ui.tables.board import COLUMNS
 from tests.app_fixtures import running_app
 from tests.artifact_factory import make_artifacts
 from tests.study_factory import make_classical, make_study

@@ -16,8 +16,11 @@ from finsent.results import downloads
 from finsent.results.downloads import arms_csv
 from finsent.results.schema import ArtifactError
 from finsent.ui.parts import markup
-from finsent.ui.tabs import about, curves, differ, differ_html, leaderboard_html
-from finsent.ui.tabs.leaderboard_html import PER_RUN, Filters
+from finsent.ui.tables import board as board_table
+from finsent.ui.tables import published, verdicts
+from finsent.ui.tables.board import PER_RUN
+from finsent.ui.tables.filters import Filters
+from finsent.ui.tabs import about, curves, differ, differ_html
 from tests.app_fixtures import app_artifacts as app_artifacts
 
 
@@ -50,14 +53,14 @@ def test_a_board_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_tied_arms_share_a_rank_on_screen(board: dict[str, Any]) -> None:
     tied = {**board, "arms": [{**arm, "rank": 1, "tie_group": 1} for arm in board["arms"]]}
-    assert leaderboard_html.board_html(tied, ALLAGREE).count("1&#8239;=") == len(ARMS)
+    assert board_table.board_html(tied, ALLAGREE).count("1&#8239;=") == len(ARMS)
     apart = [{**arm, "rank": n, "tie_group": n} for n, arm in enumerate(board["arms"], 1)]
-    assert "&#8239;=" not in leaderboard_html.board_html({**board, "arms": apart}, ALLAGREE)
+    assert "&#8239;=" not in board_table.board_html({**board, "arms": apart}, ALLAGREE)
 
 
 def test_filters_search_and_protocol_choose_rows(board: dict[str, Any]) -> None:
     def shown(filters: Filters, level: str = "arm") -> list[str]:
-        return arms_in(leaderboard_html.board_html(board, filters, level=level))
+        return arms_in(board_table.board_html(board, filters, level=level))
 
     assert sorted(shown(ALLAGREE)) == sorted(ARMS)
     assert shown(Filters("allagree", arms=("matched",))) == ["matched"]
@@ -70,19 +73,19 @@ def test_filters_search_and_protocol_choose_rows(board: dict[str, Any]) -> None:
         Filters("allagree", backbone="phi-2"),
         Filters("allagree", search="nothing like it"),
     ):
-        assert "Nothing of this project here." in leaderboard_html.board_html(board, empty)
+        assert "Nothing of this project here." in board_table.board_html(board, empty)
 
 
-@pytest.mark.parametrize("column", leaderboard_html.COLUMNS, ids=lambda column: column.key)
+@pytest.mark.parametrize("column", board_table.COLUMNS, ids=lambda column: column.key)
 def test_every_column_can_be_shown_and_sorted_by(board: dict[str, Any], column: Any) -> None:
-    runs = leaderboard_html.entries(board, PER_RUN)
-    values = [column.value(e) for e in leaderboard_html.arranged(runs, column.key)]
+    runs = board_table.entries(board, PER_RUN)
+    values = [column.value(e) for e in board_table.arranged(runs, column.key)]
     assert values == sorted(values, reverse=column.highest_first)
-    worst = [column.value(e) for e in leaderboard_html.arranged(runs, column.key, reverse=True)]
+    worst = [column.value(e) for e in board_table.arranged(runs, column.key, reverse=True)]
     assert worst == values[::-1]
-    html = leaderboard_html.board_html(board, ALLAGREE, sort=column.key, columns=[column.key])
+    html = board_table.board_html(board, ALLAGREE, sort=column.key, columns=[column.key])
     assert f"Sort by {column.title}, sorted, best first" in html
-    others = [c for c in leaderboard_html.COLUMNS if c is not column]
+    others = [c for c in board_table.COLUMNS if c is not column]
     assert not [c.title for c in others if f'data-send="{c.key}"' in html]
 
 
@@ -90,19 +93,17 @@ def test_what_was_not_recorded_is_said_and_sorts_last(board: dict[str, Any]) -> 
     first, *rest = (arm for arm in board["arms"] if arm["dataset"] == "allagree")
     gap = {**first, "mean": {**first["mean"], "peak_memory_mb": None}}
     some = {**board, "arms": [gap, *rest]}
-    html = leaderboard_html.board_html(
-        some, ALLAGREE, sort="peak_memory_mb", columns=["peak_memory_mb"]
-    )
+    html = board_table.board_html(some, ALLAGREE, sort="peak_memory_mb", columns=["peak_memory_mb"])
     assert arms_in(html)[-1] == gap["arm"]
     assert html.count("not recorded") == 1
 
 
 def test_run_without_dendrites_is_flagged(board: dict[str, Any]) -> None:
-    assert "none kept: seed 2" in leaderboard_html.board_html(board, ALLAGREE)
+    assert "none kept: seed 2" in board_table.board_html(board, ALLAGREE)
 
 
 def test_verdicts_name_interval_test_and_remaining_errors(board: dict[str, Any]) -> None:
-    html = leaderboard_html.verdicts_html(board, ALLAGREE)
+    html = verdicts.verdicts_html(board, ALLAGREE)
     pairs = [pair for pair in board["comparisons"] if pair["dataset"] == "allagree"]
     assert html.count("<h3>") == len(pairs) == 3
     for pair in pairs:
@@ -112,22 +113,20 @@ def test_verdicts_name_interval_test_and_remaining_errors(board: dict[str, Any])
         low, high = pair["errors_removed_ci_pct"]
         assert low <= pair["errors_removed_pct"] <= high
     assert "Dendritic against baseline" in html.split("</h3>")[0]
-    assert leaderboard_html.verdicts_html(board, Filters("allagree", arms=("baseline",))) == ""
+    assert verdicts.verdicts_html(board, Filters("allagree", arms=("baseline",))) == ""
     none = {**pairs[0], "errors_removed_pct": None, "errors_removed_ci_pct": None}
-    assert "makes no error" in leaderboard_html.verdicts_html(
-        {**board, "comparisons": [none]}, ALLAGREE
-    )
+    assert "makes no error" in verdicts.verdicts_html({**board, "comparisons": [none]}, ALLAGREE)
 
 
 def test_references_stand_apart_with_their_protocol(board: dict[str, Any]) -> None:
-    html = leaderboard_html.references_html(board, Filters("50agree"))
+    html = published.references_html(board, Filters("50agree"))
     shown = [r for r in board["references"] if r["dataset"] == "50agree"]
     assert shown
     for reference in shown:
         assert markup.escape(reference["model"]) in html
         assert markup.escape(reference["protocol"]) in html
     assert "FinBERT, fine-tuned" not in html
-    only = leaderboard_html.references_html(board, Filters("allagree", protocol="80/20"))
+    only = published.references_html(board, Filters("allagree", protocol="80/20"))
     assert "RoBERTa-base" in only
     assert "TF-IDF" not in only
 
@@ -142,7 +141,7 @@ def test_csv_holds_the_boards_numbers(board: dict[str, Any]) -> None:
         assert [float(line["macro_f1_low"]), float(line["macro_f1_high"])] == arm["ci"]["macro_f1"]
         assert line["seeds"] == "0 1 2"
         assert int(line["rank"]) == arm["rank"]
-    runs = [e for e in leaderboard_html.entries(board, PER_RUN) if ALLAGREE.own(e)]
+    runs = [e for e in board_table.entries(board, PER_RUN) if ALLAGREE.own(e)]
     per_run = list(csv.DictReader(io.StringIO(arms_csv(runs))))
     assert [line["accuracy_sd"] for line in per_run] == [""] * 9
 

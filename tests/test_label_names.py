@@ -40,7 +40,9 @@ from finsent.training import run as run_module
 from finsent.ui.parts.cards import banner_html, cards_html, result_dict
 from finsent.ui.parts.markup import label_mark
 from finsent.ui.parts.words import explain_words, words_html
-from finsent.ui.tabs import about, differ, differ_html, leaderboard_html
+from finsent.ui.tables import board, published
+from finsent.ui.tables.filters import Filters
+from finsent.ui.tabs import about, differ, differ_html
 from finsent.ui.tabs import batch as batch_tab
 from finsent.ui.tabs.compare import CHIPS, _chips
 from finsent.verification import verify
@@ -180,9 +182,9 @@ def test_the_evidence_pages_name_the_classes(
     cases = differ.read_cases(catalog.of("smollm2-135m", selection.dataset))
     html = differ_html.cases_html(cases[:5], len(cases), 5, "wrong", selection.dataset)
     assert f" {cases[0].label}</b>" in html
-    filters = leaderboard_html.Filters(selection.dataset)
-    assert "Macro-F1" in leaderboard_html.board_html(dict(catalog.leaderboard), filters)
-    assert leaderboard_html.references_html(dict(catalog.leaderboard), filters) == ""
+    filters = Filters(selection.dataset)
+    assert "Macro-F1" in board.board_html(dict(catalog.leaderboard), filters)
+    assert published.references_html(dict(catalog.leaderboard), filters) == ""
     assert escape(DATASETS[selection.dataset].title) in about.about_html(catalog)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,41 @@ def progress_html(done: int, total: int) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The tab's components."""
+
+    lines: gr.Textbox
+    file: gr.File
+    column: gr.Dropdown
+    selectors: RunSelectors
+    matched: gr.Checkbox
+    start: gr.Button
+    stop: gr.Button
+    download: gr.DownloadButton
+    status: gr.HTML
+    chart: gr.Plot
+    results: gr.Dataframe
+
+
+_BUSY = (gr.update(interactive=False), gr.update(interactive=True))
+"""What Score and Cancel become while texts are scored."""
+_IDLE = (gr.update(interactive=True), gr.update(interactive=False))
+_HIDDEN = (gr.update(visible=False), gr.update(visible=False))
+"""What chart and table become while there is nothing to show."""
+
+
 def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | None:
     """Draws the tab inside the current gr.Tab. Returns its selectors; None without runs."""
     if not catalog.runs:
         gr.HTML(notice("Nothing trained yet.", service.status.message, tone="warning"))
         return None
+    parts = _draw(catalog)
+    _connect(parts, catalog, service)
+    return parts.selectors
+
+
+def _draw(catalog: Catalog) -> _Parts:
     first = catalog.select(catalog.backbones()[0])
     gr.HTML(
         f'<p class="fs-lead">Paste one text per line, or upload a CSV file (UTF-8, with a header). '
@@ -158,28 +189,12 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
         show_label=False,
         buttons=[],
     )
-    outputs = [status, chart, results, download, start, stop]
+    return _Parts(
+        lines, file, column, selectors, matched, start, stop, download, status, chart, results
+    )
 
-    def columns_of(path: str | None) -> tuple[Any, str]:
-        if path is None:
-            return gr.update(choices=[], value=None, visible=False), ""
-        try:
-            table = read_csv(Path(path))
-        except TableError as error:
-            return (
-                gr.update(choices=[], value=None, visible=False),
-                notice("This file cannot be read.", str(error), tone="warning"),
-            )
-        return (
-            gr.update(choices=list(table.columns), value=text_column(table), visible=True),
-            f'<p class="fs-batch-says">{len(table.rows):,} rows, {len(table.columns)} columns.</p>',
-        )
 
-    def items_of(text: str, path: str | None, name: str | None) -> list[Item]:
-        if path is not None:
-            return uploaded_items(Path(path), name, row_problem)
-        return pasted(text, row_problem)
-
+def _connect(parts: _Parts, catalog: Catalog, service: ModelService) -> None:
     def run(
         text: str,
         path: str | None,
@@ -191,83 +206,96 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
     ) -> Iterator[list[Any]]:
         wanted = catalog.select(backbone, dataset, seed, matched=with_matched)
         try:
-            items = items_of(text, path, name)
+            items = _items(text, path, name)
         except TableError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        busy = [gr.update(interactive=False), gr.update(interactive=True)]
-        idle = [gr.update(interactive=True), gr.update(interactive=False)]
-        hidden = [gr.update(visible=False), gr.update(visible=False)]
-        yield [
-            progress_html(0, len(items)),
-            *hidden,
-            gr.update(value=None, interactive=False),
-            *busy,
-        ]
-        try:
-            scored: list[Scored] = []
-            device = ""
-            for done, where in _chunks(items, wanted, catalog, service):
-                scored, device = scored + done, where
-                yield [progress_html(len(scored), len(items)), *[gr.skip()] * 3, *busy]
-        except (ServiceError, ValueError) as error:
-            yield [
-                notice("Stopped.", f"{error} Your texts are still there.", tone="warning"),
-                *hidden,
-                gr.skip(),
-                *idle,
-            ]
-            return
-        with tempfile.TemporaryDirectory(prefix="finsent-batch-") as folder:
-            written = Path(folder) / "finsent-scores.csv"
-            written.write_bytes(results_csv(scored, wanted.arms, catalog.label_names(wanted)))
-            counts = label_counts(scored)
-            # gradio copies the file into its own cache before this resumes and the folder goes.
-            yield [
-                summary_html(scored, device),
-                gr.Plot(distribution_figure(counts), visible=bool(counts)),
-                gr.update(
-                    value=result_rows(scored, wanted.arms),
-                    headers=headers(wanted.arms),
-                    column_widths=column_widths(wanted.arms),
-                    visible=True,
-                ),
-                gr.update(value=str(written), interactive=True),
-                *idle,
-            ]
+        yield from _scoring(items, wanted, catalog, service)
 
-    file.change(
-        columns_of,
-        inputs=file,
-        outputs=[column, status],
-        **QUICK,
-    )
-    running = start.click(
+    parts.file.change(_columns, inputs=parts.file, outputs=[parts.column, parts.status], **QUICK)
+    running = parts.start.click(
         run,
-        inputs=[lines, file, column, *selectors.components, matched],
-        outputs=outputs,
+        inputs=[parts.lines, parts.file, parts.column, *parts.selectors.components, parts.matched],
+        outputs=[parts.status, parts.chart, parts.results, parts.download, parts.start, parts.stop],
         concurrency_id=LONG_QUEUE,
         concurrency_limit=1,
         show_progress="hidden",
         api_visibility="private",
     )
     running.failure(
-        lambda: [gr.update(interactive=True), gr.update(interactive=False)],
-        outputs=[start, stop],
+        lambda: list(_IDLE),
+        outputs=[parts.start, parts.stop],
         queue=False,
         api_visibility="private",
     )
-    stop.click(
+    parts.stop.click(
         lambda: [
             notice("Cancelled.", "Your texts are still there; nothing was kept of the scores."),
-            gr.update(interactive=True),
-            gr.update(interactive=False),
+            *_IDLE,
         ],
-        outputs=[status, start, stop],
+        outputs=[parts.status, parts.start, parts.stop],
         cancels=[running],
         queue=False,
         api_visibility="private",
     )
-    return selectors
+
+
+def _columns(path: str | None) -> tuple[Any, str]:
+    """What the list of columns offers for a file, and what the status line says of it."""
+    if path is None:
+        return gr.update(choices=[], value=None, visible=False), ""
+    try:
+        table = read_csv(Path(path))
+    except TableError as error:
+        return (
+            gr.update(choices=[], value=None, visible=False),
+            notice("This file cannot be read.", str(error), tone="warning"),
+        )
+    return (
+        gr.update(choices=list(table.columns), value=text_column(table), visible=True),
+        f'<p class="fs-batch-says">{len(table.rows):,} rows, {len(table.columns)} columns.</p>',
+    )
+
+
+def _items(text: str, path: str | None, name: str | None) -> list[Item]:
+    """The texts of the file, else those pasted. Raises TableError."""
+    if path is not None:
+        return uploaded_items(Path(path), name, row_problem)
+    return pasted(text, row_problem)
+
+
+def _scoring(
+    items: Sequence[Item], wanted: Selection, catalog: Catalog, service: ModelService
+) -> Iterator[list[Any]]:
+    """Status, chart, table, download, Score and Cancel, as the work goes on."""
+    cleared = gr.update(value=None, interactive=False)
+    yield [progress_html(0, len(items)), *_HIDDEN, cleared, *_BUSY]
+    try:
+        scored: list[Scored] = []
+        device = ""
+        for done, where in _chunks(items, wanted, catalog, service):
+            scored, device = scored + done, where
+            yield [progress_html(len(scored), len(items)), *[gr.skip()] * 3, *_BUSY]
+    except (ServiceError, ValueError) as error:
+        said = notice("Stopped.", f"{error} Your texts are still there.", tone="warning")
+        yield [said, *_HIDDEN, gr.skip(), *_IDLE]
+        return
+    with tempfile.TemporaryDirectory(prefix="finsent-batch-") as folder:
+        written = Path(folder) / "finsent-scores.csv"
+        written.write_bytes(results_csv(scored, wanted.arms, catalog.label_names(wanted)))
+        counts = label_counts(scored)
+        # gradio copies the file into its own cache before this resumes and the folder goes.
+        yield [
+            summary_html(scored, device),
+            gr.Plot(distribution_figure(counts), visible=bool(counts)),
+            gr.update(
+                value=result_rows(scored, wanted.arms),
+                headers=headers(wanted.arms),
+                column_widths=column_widths(wanted.arms),
+                visible=True,
+            ),
+            gr.update(value=str(written), interactive=True),
+            *_IDLE,
+        ]
 
 
 def _chunks(

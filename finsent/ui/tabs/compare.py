@@ -50,11 +50,39 @@ class CompareTab:
     """Arguments of an event that answers the text in the box, if it can be answered."""
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The tab's components."""
+
+    text: gr.Textbox
+    button: gr.Button
+    chips: list[gr.Button]
+    banner: gr.HTML
+    cards: gr.HTML
+    explain: gr.Button
+    link: gr.Button
+    words: gr.HTML
+    verdict: gr.HTML
+    selectors: RunSelectors
+    matched: gr.Checkbox
+
+    @property
+    def chosen(self) -> list[Any]:
+        """What says which runs answer."""
+        return [*self.selectors.components, self.matched]
+
+
 def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | None:
     """Draws the tab inside the current gr.Tab; None when there are no runs."""
     if not catalog.runs:
         gr.HTML(notice("Nothing trained yet.", NOTHING_HERE, tone="warning"))
         return None
+    parts = _draw(catalog)
+    again = _connect(parts, _Answers(catalog, service))
+    return CompareTab(parts.selectors, parts.text, parts.matched, again)
+
+
+def _draw(catalog: Catalog) -> _Parts:
     first = catalog.select(catalog.backbones()[0])
     with gr.Row(elem_classes="fs-ask", equal_height=False):
         text = gr.Textbox(
@@ -91,16 +119,24 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
             "matched",
             info="No dendrites, but as many parameters as the dendritic run",
         )
-    chosen = [*selectors.components, matched]
-    add_recorded(catalog, chosen)
+    add_recorded(catalog, [*selectors.components, matched])
+    return _Parts(
+        text, button, chips, banner, cards, explain, link, words, verdict, selectors, matched
+    )
 
-    def selection(backbone: str, dataset: str, seed: int, with_matched: bool) -> Selection:
-        return catalog.select(backbone, dataset, seed, matched=with_matched)
+
+class _Answers:
+    """What the tab's events show."""
+
+    def __init__(self, catalog: Catalog, service: ModelService) -> None:
+        self._catalog, self._service = catalog, service
 
     def answer(
-        value: str, backbone: str, dataset: str, seed: int, with_matched: bool
+        self, value: str, backbone: str, dataset: str, seed: int, with_matched: bool
     ) -> Iterator[tuple[Any, Any, Any]]:
-        wanted = selection(backbone, dataset, seed, with_matched)
+        """Banner, cards and words for a text, and until the model is there what it waits for."""
+        catalog, service = self._catalog, self._service
+        wanted = self._selection(backbone, dataset, seed, with_matched)
         problem = text_problem(value)
         if problem is not None:
             # Not by gradio's `validator`: any later event of the page wipes what that one says.
@@ -120,68 +156,91 @@ def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | Non
         except ValueError as error:
             yield problem_html(str(error)), cards_html(catalog, wanted), ""
 
-    def answer_again(value: str, *runs: Any) -> Iterator[tuple[Any, Any, Any]]:
-        yield from answer(value, *runs) if text_problem(value) is None else (_UNCHANGED,)
+    def answer_again(self, value: str, *runs: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """The same where there is a text that can be answered, else what is shown stays."""
+        if text_problem(value) is None:
+            yield from self.answer(value, *runs)
+        else:
+            yield _UNCHANGED
 
     def explanation(
-        value: str, backbone: str, dataset: str, seed: int, with_matched: bool
+        self, value: str, backbone: str, dataset: str, seed: int, with_matched: bool
     ) -> Iterator[str]:
+        """Which words count."""
         yield '<p class="fs-quiet">Leaving out each word once …</p>'
-        yield _explanation(
-            value, selection(backbone, dataset, seed, with_matched), catalog, service
-        )
+        problem = text_problem(value)
+        if problem is not None:
+            yield problem_html(problem)
+            return
+        wanted = self._selection(backbone, dataset, seed, with_matched)
+        try:
+            found, labels = explain_words(value, wanted, self._catalog, self._service)
+        except (ServiceError, ValueError) as error:
+            yield problem_html(str(error))
+            return
+        yield words_html(found, labels)
 
-    def reset(backbone: str, dataset: str, seed: int, with_matched: bool) -> tuple[str, ...]:
-        wanted = selection(backbone, dataset, seed, with_matched)
-        return idle_html(), cards_html(catalog, wanted), "", verdict_html(catalog, wanted)
+    def reset(
+        self, backbone: str, dataset: str, seed: int, with_matched: bool
+    ) -> tuple[str, str, str, str]:
+        """Banner, cards, words and verdict of other runs, before they have answered."""
+        wanted = self._selection(backbone, dataset, seed, with_matched)
+        cards, verdict = cards_html(self._catalog, wanted), verdict_html(self._catalog, wanted)
+        return idle_html(), cards, "", verdict
 
-    inputs = [text, *chosen]
+    def _selection(self, backbone: str, dataset: str, seed: int, with_matched: bool) -> Selection:
+        return self._catalog.select(backbone, dataset, seed, matched=with_matched)
+
+
+def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
+    """Connects components and answers; the event that answers the text in the box once more."""
+    inputs = [parts.text, *parts.chosen]
     asked: dict[str, Any] = {
-        "fn": answer,
+        "fn": answers.answer,
         "inputs": inputs,
-        "outputs": [banner, cards, words],
+        "outputs": [parts.banner, parts.cards, parts.words],
         "concurrency_id": MODEL_QUEUE,
         "concurrency_limit": VISITORS_AT_ONCE,
         "show_progress": "minimal",
-        "show_progress_on": banner,
+        "show_progress_on": parts.banner,
         "api_visibility": "private",
     }
-    again = {**asked, "fn": answer_again}
-    for event in (button.click(**asked), text.submit(**asked)):
+    again = {**asked, "fn": answers.answer_again}
+    for event in (parts.button.click(**asked), parts.text.submit(**asked)):
         keep_in_address(event, inputs)
-    for place, chip in enumerate(chips):
+    for place, chip in enumerate(parts.chips):
         event = chip.click(
             lambda dataset, place=place: dataset_examples(dataset)[place].text,
-            inputs=selectors.dataset,
-            outputs=text,
+            inputs=parts.selectors.dataset,
+            outputs=parts.text,
             queue=False,
             api_visibility="private",
         ).then(**asked)
         keep_in_address(event, inputs)
-    selectors.dataset.change(
+    parts.selectors.dataset.change(
         lambda dataset: [gr.update(**settings) for settings in _chips(dataset)],
-        inputs=selectors.dataset,
-        outputs=chips,
+        inputs=parts.selectors.dataset,
+        outputs=parts.chips,
         **QUICK,
     )
-    explain.click(
-        explanation,
+    parts.explain.click(
+        answers.explanation,
         inputs=inputs,
-        outputs=words,
+        outputs=parts.words,
         concurrency_id=MODEL_QUEUE,
         show_progress="minimal",
         api_visibility="private",
     )
-    link.click(None, inputs=inputs, js=COPY_ADDRESS_JS, api_visibility="private")
+    parts.link.click(None, inputs=inputs, js=COPY_ADDRESS_JS, api_visibility="private")
     # Other runs: show what they are at once, then let them answer the same headline.
     gr.on(
-        [component.change for component in chosen],
-        reset,
-        inputs=chosen,
-        outputs=[banner, cards, words, verdict],
+        [component.change for component in parts.chosen],
+        answers.reset,
+        inputs=parts.chosen,
+        outputs=[parts.banner, parts.cards, parts.words, parts.verdict],
         **QUICK,
     ).then(**again)
-    return CompareTab(selectors, text, matched, again)
+    return again
 
 
 def _chips(dataset: str) -> list[dict[str, Any]]:
@@ -189,14 +248,3 @@ def _chips(dataset: str) -> list[dict[str, Any]]:
     kinds = [example.kind for example in dataset_examples(dataset)]
     shown = [{"value": kind, "visible": True} for kind in kinds]
     return shown + [{"value": "", "visible": False}] * (CHIPS - len(kinds))
-
-
-def _explanation(text: str, wanted: Selection, catalog: Catalog, service: ModelService) -> str:
-    problem = text_problem(text)
-    if problem is not None:
-        return problem_html(problem)
-    try:
-        found, labels = explain_words(text, wanted, catalog, service)
-    except (ServiceError, ValueError) as error:
-        return problem_html(str(error))
-    return words_html(found, labels)

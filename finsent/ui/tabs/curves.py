@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -11,7 +13,7 @@ import gradio as gr
 from finsent.config import ARMS
 from finsent.plots.curves import PANELS, CurveView, curve_figures, growth_events, overlay_figures
 from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
-from finsent.results.catalog import Catalog, backbone_title, dataset_title
+from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
 from finsent.results.runs import Run
 from finsent.ui.parts.markup import dash, notice, swatch, table
 from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors
@@ -126,6 +128,28 @@ def _loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+@dataclass(frozen=True)
+class _Controls:
+    """What says which runs are drawn, and how."""
+
+    mode: gr.Radio
+    axis: gr.Radio
+    log: gr.Checkbox
+    by_arm: gr.Row
+    selectors: RunSelectors
+    arms: gr.CheckboxGroup
+    seeds: gr.Radio
+    two_runs: gr.Row
+    run_a: gr.Dropdown
+    run_b: gr.Dropdown
+
+    @property
+    def inputs(self) -> list[Any]:
+        """In the order of `_drawing`'s arguments."""
+        runs = [*self.selectors.components, self.arms, self.seeds, self.run_a, self.run_b]
+        return [self.mode, *runs, self.axis, self.log]
+
+
 def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
     """Draws the tab inside the current gr.Tab. Returns its selectors; None without runs."""
     if not catalog.runs:
@@ -133,6 +157,21 @@ def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
         return None
     first = catalog.select(catalog.backbones()[0])
     runs = catalog.of(first.backbone, first.dataset)
+    controls = _add_controls(catalog, first, runs)
+    legend = gr.HTML(legend_html(ARMS, runs, CurveView()), elem_id="curves-legend")
+    plots = _add_charts(runs)
+    growth = gr.HTML(growth_html(runs, catalog.leaderboard), elem_id="growth")
+    gr.on(
+        [component.change for component in controls.inputs],
+        functools.partial(_drawing, catalog),
+        inputs=controls.inputs,
+        outputs=[controls.by_arm, controls.two_runs, legend, *plots, growth],
+        **QUICK,
+    )
+    return controls.selectors
+
+
+def _add_controls(catalog: Catalog, first: Selection, runs: Sequence[Run]) -> _Controls:
     with gr.Row(elem_classes="fs-controls"):
         mode = gr.Radio(
             [("Arms of one data set", BY_ARM), ("Two runs, overlaid", TWO_RUNS)],
@@ -165,8 +204,7 @@ def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
             elem_id="curves-seeds",
             min_width=260,
         )
-    titles = {run_title(run): run for run in catalog.runs}
-    names = list(titles)
+    names = list(_titles(catalog))
     with gr.Row(elem_classes="fs-controls fs-two", visible=False) as two_runs:
         run_a, run_b = (
             gr.Dropdown(names, value=value, label=label, elem_id=elem_id, min_width=240)
@@ -175,7 +213,11 @@ def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
                 (run_title(_other(runs)), "Run B, dashed", "curves-b"),
             )
         )
-    legend = gr.HTML(legend_html(ARMS, runs, CurveView()), elem_id="curves-legend")
+    return _Controls(mode, axis, log, by_arm, selectors, arms, seeds, two_runs, run_a, run_b)
+
+
+def _add_charts(runs: Sequence[Run]) -> list[gr.Plot]:
+    """A chart for each of PANELS, in their order."""
     figures = curve_figures(runs)
     plots: list[gr.Plot] = []
     with gr.Row(elem_classes="fs-panels"):
@@ -195,56 +237,54 @@ def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
                         buttons=[],
                     )
                 )
-    growth = gr.HTML(growth_html(runs, catalog.leaderboard), elem_id="growth")
+    return plots
 
-    def draw(
-        how: str,
-        backbone: str,
-        dataset: str,
-        shown: list[str],
-        seed_view: str,
-        name_a: str,
-        name_b: str,
-        x: str,
-        logarithmic: bool,
-    ) -> list[Any]:
-        view = CurveView(seeds=seed_view, x=x, log=logarithmic)
-        if how == TWO_RUNS:
-            a, b = titles[name_a], titles[name_b]
-            drawn, said, table_html = (
-                overlay_figures(a, b, view=view),
-                overlay_legend_html(a, b),
-                "",
-            )
-        else:
-            # The selectors change one after the other; in between they name no runs together.
-            wanted = catalog.select(backbone, dataset)
-            found = catalog.of(wanted.backbone, wanted.dataset)
-            if not any(run.arm in shown for run in found):
-                said = notice("Nothing to draw.", "Tick at least one arm that has runs here.")
-                return [gr.skip(), gr.skip(), said, *[gr.skip()] * (len(PANELS) + 1)]
-            drawn, said = (
-                curve_figures(found, arms=shown, view=view),
-                legend_html(shown, found, view),
-            )
-            table_html = growth_html(found, catalog.leaderboard)
-        return [
-            gr.update(visible=how == BY_ARM),
-            gr.update(visible=how == TWO_RUNS),
-            said,
-            *(drawn[panel.key] for panel in PANELS),
-            table_html,
-        ]
 
-    controls = [mode, *selectors.components, arms, seeds, run_a, run_b, axis, log]
-    gr.on(
-        [component.change for component in controls],
-        draw,
-        inputs=controls,
-        outputs=[by_arm, two_runs, legend, *plots, growth],
-        **QUICK,
-    )
-    return selectors
+def _drawing(
+    catalog: Catalog,
+    how: str,
+    backbone: str,
+    dataset: str,
+    shown: list[str],
+    seed_view: str,
+    name_a: str,
+    name_b: str,
+    x: str,
+    logarithmic: bool,
+) -> list[Any]:
+    """What the controls ask for: which of them are shown, the legend, the charts, the table."""
+    view = CurveView(seeds=seed_view, x=x, log=logarithmic)
+    if how == TWO_RUNS:
+        titles = _titles(catalog)
+        a, b = titles[name_a], titles[name_b]
+        drawn, said, table_html = (
+            overlay_figures(a, b, view=view),
+            overlay_legend_html(a, b),
+            "",
+        )
+    else:
+        # The selectors change one after the other; in between they name no runs together.
+        wanted = catalog.select(backbone, dataset)
+        found = catalog.of(wanted.backbone, wanted.dataset)
+        if not any(run.arm in shown for run in found):
+            said = notice("Nothing to draw.", "Tick at least one arm that has runs here.")
+            return [gr.skip(), gr.skip(), said, *[gr.skip()] * (len(PANELS) + 1)]
+        drawn, said = (
+            curve_figures(found, arms=shown, view=view),
+            legend_html(shown, found, view),
+        )
+        table_html = growth_html(found, catalog.leaderboard)
+    return [
+        gr.update(visible=how == BY_ARM),
+        gr.update(visible=how == TWO_RUNS),
+        said,
+        *(drawn[panel.key] for panel in PANELS),
+        table_html,
+    ]
+
+
+def _titles(catalog: Catalog) -> dict[str, Run]:
+    return {run_title(run): run for run in catalog.runs}
 
 
 def _other(runs: Sequence[Run]) -> Run:

@@ -19,7 +19,7 @@ from finsent.results.catalog import Catalog, Selection
 from finsent.results.disagreements import CONFIDENTLY_WRONG, DISAGREE, Case, choose, read_cases
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import arms_legend, notice
-from finsent.ui.parts.selectors import RunSelectors, add_run_selectors
+from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors
 from finsent.ui.tabs.differ_html import (
     ALL,
     MORE,
@@ -31,14 +31,6 @@ from finsent.ui.tabs.differ_html import (
     confusions_html,
     per_class_html,
 )
-
-# ----------------------------------------------------------------------------------------- examples
-
-
-# ------------------------------------------------------------------------------------------- scores
-
-
-# ---------------------------------------------------------------------------------------------- tab
 
 
 class DifferTab:
@@ -76,10 +68,17 @@ class DifferTab:
             )
             return
         first = self.catalog.select(self.catalog.backbones()[0])
+        self.selectors, filters = self._draw_filters(first)
+        start = (first.backbone, first.dataset, ALL, ALL, ALL, DISAGREE, list(self._arms(first)))
+        shown = gr.State(PAGE)
+        self.examples = interactive_html(self._examples(PAGE, *start), "differ-cases")
+        scores = self._draw_scores(first)
+        self._connect(self.selectors, filters, shown, self.examples, scores)
+
+    def _draw_filters(self, first: Selection) -> tuple[RunSelectors, list[Any]]:
+        """What is shown: the runs, then seed, class, annotators, kind of example and arms."""
         with gr.Row(elem_classes="fs-controls"):
-            self.selectors = add_run_selectors(
-                self.catalog, first, with_seed=False, prefix="differ"
-            )
+            selectors = add_run_selectors(self.catalog, first, with_seed=False, prefix="differ")
             seed = gr.Dropdown(
                 self._seed_choices(first),
                 value=ALL,
@@ -119,10 +118,10 @@ class DifferTab:
                 elem_id="differ-arms",
                 min_width=300,
             )
-        chosen = [*self.selectors.components, seed, label, level, kind, arms]
-        start = (first.backbone, first.dataset, ALL, ALL, ALL, DISAGREE, list(self._arms(first)))
-        shown = gr.State(PAGE)
-        self.examples = interactive_html(self._examples(PAGE, *start), "differ-cases")
+        return selectors, [seed, label, level, kind, arms]
+
+    def _draw_scores(self, first: Selection) -> list[Any]:
+        """The components that show what `_scores` returns, in its order."""
         scores = self._scores(first.backbone, first.dataset)
         gr.HTML("<h2>How each arm errs</h2>")
         confusion = gr.HTML(scores[0], elem_id="confusions")
@@ -144,12 +143,18 @@ class DifferTab:
             "<h2>By agreement of the annotators "
             '<span class="fs-quiet">test, mean over seeds</span></h2>'
         )
-        agreement = gr.HTML(scores[4], elem_id="by-agreement")
-        quick: dict[str, Any] = {
-            "show_progress": "hidden",
-            "queue": False,
-            "api_visibility": "private",
-        }
+        return [confusion, legend, plot, classes, gr.HTML(scores[4], elem_id="by-agreement")]
+
+    def _connect(
+        self,
+        selectors: RunSelectors,
+        filters: Sequence[Any],
+        shown: gr.State,
+        examples: gr.HTML,
+        scores: Sequence[Any],
+    ) -> None:
+        seed, label = filters[:2]
+        chosen = [*selectors.components, *filters]
 
         def filtered(*values: Any) -> tuple[int, str]:
             return PAGE, self._examples(PAGE, *values)
@@ -179,20 +184,20 @@ class DifferTab:
             ]
 
         gr.on(
-            [component.change for component in self.selectors.components],
+            [component.change for component in selectors.components],
             other_runs,
-            inputs=self.selectors.components,
-            outputs=[seed, label, confusion, legend, plot, classes, agreement],
-            **quick,
+            inputs=selectors.components,
+            outputs=[seed, label, *scores],
+            **QUICK,
         )
         gr.on(
             [component.change for component in chosen],
             filtered,
             inputs=chosen,
-            outputs=[shown, self.examples],
-            **quick,
+            outputs=[shown, examples],
+            **QUICK,
         )
-        self.examples.click(more, inputs=[shown, *chosen], outputs=[shown, self.examples], **quick)
+        examples.click(more, inputs=[shown, *chosen], outputs=[shown, examples], **QUICK)
 
     def _arms(self, selection: Selection) -> list[str]:
         """Arms with runs of this backbone on this data set."""

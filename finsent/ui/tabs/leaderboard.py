@@ -20,29 +20,20 @@ from finsent.results.runs import canonical_json
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import arms_legend, notice
 from finsent.ui.parts.selectors import QUICK
-from finsent.ui.tabs.leaderboard_html import (
-    ALL,
+from finsent.ui.tables.board import (
     COLUMNS,
     FIRST_COLUMNS,
     PER_ARM,
     PER_RUN,
     RANK,
-    WHAT_P_IS,
-    Board,
-    Filters,
     arms_on,
     arranged,
     board_html,
     entries,
-    references_html,
-    verdicts_html,
 )
-
-# ---------------------------------------------------------------------------------------- columns
-
-
-# ------------------------------------------------------------------------------------------ entries
-
+from finsent.ui.tables.filters import ALL, Board, Filters
+from finsent.ui.tables.published import references_html
+from finsent.ui.tables.verdicts import WHAT_P_IS, verdicts_html
 
 # -------------------------------------------------------------------------------------------- table
 

@@ -115,7 +115,7 @@ def state_html(state: TrainingState) -> str:
 
 def add_owner_tab(owner: Owner) -> None:
     """Draws the tab inside the current gr.Tab."""
-    training, recipe = owner.training, owner.training.recipe
+    recipe = owner.training.recipe
     what = f"{backbone_title(recipe.backbone)} on {dataset_title(recipe.dataset)}"
     gr.HTML(
         f'<h2>Train {escape(what)}</h2><p class="fs-lead">For the owner of this page. Visitors go '
@@ -134,6 +134,13 @@ def add_owner_tab(owner: Owner) -> None:
         )
         if owner.username is not None:
             gr.LoginButton(elem_id="owner-login", min_width=200)
+    actions = _Actions(owner)
+    _add_training(actions, token)
+    _add_push(actions, token)
+
+
+def _add_training(actions: _Actions, token: gr.Textbox) -> None:
+    """Buttons, status and curves of a training, and the runs to download."""
     with gr.Row(elem_classes="fs-chips"):
         unlock = gr.Button("Show", elem_id="owner-unlock", min_width=90)
         start = gr.Button("Start training", variant="primary", elem_id="owner-start", min_width=150)
@@ -155,6 +162,27 @@ def add_owner_tab(owner: Owner) -> None:
                         elem_id=f"owner-{column.replace('_', '-')}",
                     )
                 )
+    timer = gr.Timer(TICK_SECONDS, active=False)
+    packed = gr.State(False)
+    for event, action in (
+        (unlock.click, actions.show),
+        (start.click, actions.begin),
+        (stop.click, actions.end),
+        (timer.tick, actions.show),
+    ):
+        event(
+            action,
+            inputs=[token, packed],
+            outputs=[status, *charts, timer, download, packed],
+            show_progress="hidden",
+            # Through the queue: gradio shows no message for an error outside of it.
+            concurrency_limit=None,
+            api_visibility="private",
+        )
+
+
+def _add_push(actions: _Actions, token: gr.Textbox) -> None:
+    """Where the runs go, and the button that sends them there."""
     with gr.Accordion("Push to a repository of yours", open=False, elem_id="owner-push-section"):
         with gr.Row(elem_classes="fs-controls"):
             repo = gr.Textbox(
@@ -179,24 +207,71 @@ def add_owner_tab(owner: Owner) -> None:
             )
         push = gr.Button("Push", elem_id="owner-push", min_width=90)
         pushed = gr.HTML(elem_id="owner-pushed")
-    timer = gr.Timer(TICK_SECONDS, active=False)
-    packed = gr.State(False)
-    folder = tempfile.TemporaryDirectory(prefix="finsent-zip-")
-    shown = [status, *charts, timer, download, packed]
+    push.click(
+        actions.send,
+        inputs=[token, repo, repo_type, write_token],
+        outputs=pushed,
+        show_progress="minimal",
+        api_visibility="private",
+    )
 
-    def require(given: str, profile: gr.OAuthProfile | None) -> None:
-        if not owner.is_owner(given, None if profile is None else profile.username):
+
+class _Actions:
+    """What the owner may do. Every action asks who is there; raises gr.Error for anybody else."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner, self._training = owner, owner.training
+        self._folder = tempfile.TemporaryDirectory(prefix="finsent-zip-")
+
+    def show(self, given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+        """Where the training stands."""
+        self._require(given, profile)
+        return self._view(is_packed)
+
+    def begin(self, given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+        """Starts it."""
+        self._require(given, profile)
+        obstacle = self._owner.obstacle()
+        if obstacle is not None:
+            raise gr.Error(f"Cannot train: {obstacle}.", print_exception=False)
+        try:
+            self._training.start()
+        except OwnerTrainingError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return self._view(is_packed)
+
+    def end(self, given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+        """Cancels it."""
+        self._require(given, profile)
+        self._training.cancel()
+        return self._view(is_packed)
+
+    def send(
+        self, given: str, name: str, kind: str, access: str, profile: gr.OAuthProfile | None
+    ) -> str:
+        """Pushes what was trained."""
+        self._require(given, profile)
+        if not access.strip():
+            raise gr.Error("Give an access token that may write.", print_exception=False)
+        try:
+            hub = self._owner.hub(access.strip())
+            return notice("Done.", self._training.push(hub, name.strip(), kind))
+        except OwnerTrainingError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def _require(self, given: str, profile: gr.OAuthProfile | None) -> None:
+        if not self._owner.is_owner(given, None if profile is None else profile.username):
             raise gr.Error("This is for the owner of the page only.", print_exception=False)
 
-    def view(is_packed: bool) -> list[Any]:
+    def _view(self, is_packed: bool) -> list[Any]:
+        training = self._training
         state = training.state
         figures = _figures(training)
         button: Any = gr.skip()
         if not is_packed and state.phase not in ACTIVE and not training.needed:
             name = f"finsent-{training.place.as_posix().replace('/', '-')}.zip"
-            button = gr.update(
-                value=str(training.zip_runs(Path(folder.name) / name)), interactive=True
-            )
+            packed = training.zip_runs(Path(self._folder.name) / name)
+            button = gr.update(value=str(packed), interactive=True)
             is_packed = True
         return [
             state_html(state),
@@ -205,58 +280,6 @@ def add_owner_tab(owner: Owner) -> None:
             button,
             is_packed,
         ]
-
-    def show(given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
-        require(given, profile)
-        return view(is_packed)
-
-    def begin(given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
-        require(given, profile)
-        obstacle = owner.obstacle()
-        if obstacle is not None:
-            raise gr.Error(f"Cannot train: {obstacle}.", print_exception=False)
-        try:
-            training.start()
-        except OwnerTrainingError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return view(is_packed)
-
-    def end(given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
-        require(given, profile)
-        training.cancel()
-        return view(is_packed)
-
-    def send(given: str, name: str, kind: str, access: str, profile: gr.OAuthProfile | None) -> str:
-        require(given, profile)
-        if not access.strip():
-            raise gr.Error("Give an access token that may write.", print_exception=False)
-        try:
-            return notice("Done.", training.push(owner.hub(access.strip()), name.strip(), kind))
-        except OwnerTrainingError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    for event, action in (
-        (unlock.click, show),
-        (start.click, begin),
-        (stop.click, end),
-        (timer.tick, show),
-    ):
-        event(
-            action,
-            inputs=[token, packed],
-            outputs=shown,
-            show_progress="hidden",
-            # Through the queue: gradio shows no message for an error outside of it.
-            concurrency_limit=None,
-            api_visibility="private",
-        )
-    push.click(
-        send,
-        inputs=[token, repo, repo_type, write_token],
-        outputs=pushed,
-        show_progress="minimal",
-        api_visibility="private",
-    )
 
 
 def _figures(training: OwnerTraining) -> Sequence[Any]:

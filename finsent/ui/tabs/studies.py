@@ -48,7 +48,7 @@ from finsent.ui.parts.markup import (
     table,
 )
 from finsent.ui.parts.selectors import QUICK, moved
-from finsent.ui.tabs.leaderboard_html import references_table
+from finsent.ui.tables.published import references_table
 
 ALL = ""
 """The regime that stands for all of them."""

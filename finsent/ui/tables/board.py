@@ -1,39 +1,25 @@
-"""The HTML of the Leaderboard tab: entries, columns, verdicts and published rows."""
+"""The board itself: what a line stands for, the columns, their cells and their order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from finsent.config import ARMS, STUDY_ARMS
 from finsent.plots.style import ARM_STYLES
-from finsent.results.catalog import backbone_title, dataset_description, dataset_title
+from finsent.results.catalog import backbone_title, dataset_title
 from finsent.ui.parts.markup import (
     count,
     milliseconds,
     notice,
     percent,
     percent_interval,
-    sentence,
-    signed,
     swatch,
     table,
 )
-
-Board = Mapping[str, Any]
-
-
-Entry = Mapping[str, Any]
-
-
-OUTCOMES = {"better": "Better", "worse": "Worse", "tied": "Tied"}
-
-
-ALL = ""
-"""The value of a filter that lets everything through."""
-
+from finsent.ui.tables.filters import Board, Entry, Filters
 
 PER_ARM, PER_RUN = "arm", "run"
 
@@ -177,64 +163,6 @@ def _strip(arm: str, value: float, interval: Sequence[float], scale: tuple[float
         f'<i style="left:{left:.1f}%;width:{right - left:.1f}%"></i>'
         f'<b style="left:{dot:.1f}%"></b></span>'
     )
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What the visitor asked to see."""
-
-    dataset: str
-    protocol: str = ALL
-    backbone: str = ALL
-    arms: tuple[str, ...] = ARMS
-    search: str = ""
-
-    def own(self, entry: Entry) -> bool:
-        """Whether an arm or run of this project is wanted."""
-        return (
-            entry["dataset"] == self.dataset
-            and self.protocol in (ALL, entry["protocol"])
-            and self.backbone in (ALL, entry["backbone"])
-            and entry["arm"] in self.arms
-            and self._found(
-                entry["backbone"],
-                backbone_title(entry["backbone"]),
-                entry["arm"],
-                entry["protocol"],
-                *(f"seed {seed}" for seed in entry["seeds"]),
-            )
-        )
-
-    def published(self, reference: Entry) -> bool:
-        """Whether a published result is wanted."""
-        return (
-            reference["dataset"] == self.dataset
-            and self.protocol in (ALL, reference["split"])
-            and self._found(
-                reference["model"],
-                reference["protocol"],
-                reference["split"],
-                reference["source"],
-                reference["note"] or "",
-            )
-        )
-
-    def pair(self, comparison: Entry) -> bool:
-        """Whether a comparison of two arms is wanted."""
-        return (
-            comparison["dataset"] == self.dataset
-            and self.backbone in (ALL, comparison["backbone"])
-            and {comparison["a"], comparison["b"]} <= set(self.arms)
-        )
-
-    def _found(self, *texts: str) -> bool:
-        everything = " ".join(texts).casefold()
-        words = everything.split()
-        # A bare number is a seed or a size, not a part of 70/15/15.
-        return all(
-            word in (words if word.isdecimal() else everything)
-            for word in self.search.casefold().split()
-        )
 
 
 def run_entry(row: Entry) -> dict[str, Any]:
@@ -410,123 +338,3 @@ def _scale(found: Sequence[Entry], keys: Sequence[str]) -> tuple[float, float]:
     low = 5 * int(100 * min(bounds[0] for bounds in intervals) // 5)
     high = 5 * -int(-100 * max(bounds[1] for bounds in intervals) // 5)
     return float(low), float(min(high, 100) if high > low else low + 5)
-
-
-def verdicts_html(board: Board, filters: Filters) -> str:
-    """One sentence per pair of arms; the pair that the project asks about comes first."""
-    pairs = sorted(
-        (pair for pair in board["comparisons"] if filters.pair(pair)),
-        key=lambda pair: (pair["a"], pair["b"]) != ("baseline", "dendritic"),
-    )
-    several = len({pair["backbone"] for pair in pairs}) > 1
-    return (
-        f'<ol class="fs-verdicts">{"".join(_verdict(p, several) for p in pairs)}</ol>'
-        if pairs
-        else ""
-    )
-
-
-def _verdict(pair: Entry, with_backbone: bool) -> str:
-    place = f" · {backbone_title(pair['backbone'])}" if with_backbone else ""
-    return (
-        f'<li data-outcome="{escape(pair["outcome"])}"><h3>'
-        f"{escape(sentence(pair['b'], stop=''))} against {escape(pair['a'])}{escape(place)}"
-        f"<span>{OUTCOMES.get(pair['outcome'], escape(pair['outcome']))}</span></h3>"
-        f"<p>{escape(sentence(pair['verdict']))}</p>"
-        f'<p class="fs-errors">{_errors(pair)}</p>{_mcnemar(pair)}</li>'
-    )
-
-
-def _errors(pair: Entry) -> str:
-    """Remaining errors, as PerforatedAI's users count them."""
-    share = pair["errors_removed_pct"]
-    if share is None:
-        return f"{escape(sentence(pair['a'], stop=''))} makes no error here."
-    low, high = pair["errors_removed_ci_pct"]
-    verb = "removed" if share >= 0 else "added"
-    return (
-        f"Remaining errors {verb}: <b>{abs(share):.1f}&#8239;%</b> "
-        f"({count(pair['errors_a'])} to {count(pair['errors_b'])} of {count(pair['n'])} answers; "
-        f"95&#8239;% CI of the share removed {signed(low)} to {signed(high)}&#8239;%)."
-    )
-
-
-def _mcnemar(pair: Entry) -> str:
-    lines = "".join(
-        f"<li>seed {test['seed']}: only {escape(pair['a'])} right {test['only_a_right']}, only "
-        f"{escape(pair['b'])} right {test['only_b_right']}, p = {test['p_value']:.2f}</li>"
-        for test in pair["mcnemar"]
-    )
-    f1_low, f1_high = pair["macro_f1_ci_points"]
-    return (
-        f"<details><summary>Macro-F1 and McNemar by seed</summary><ul><li>macro-F1 "
-        f"{signed(pair['macro_f1_delta_points'])} points, 95&#8239;% CI {signed(f1_low)} to "
-        f"{signed(f1_high)}</li>{lines}</ul></details>"
-    )
-
-
-WHAT_P_IS = (
-    "p: exact paired test of accuracy on the same sentences. If the arms were alike, their answers "
-    "to a sentence could be swapped; a sentence is swapped in all seeds at once (sign-flip test, "
-    "clustered by sentence). With one seed this is McNemar&rsquo;s test. Tied: p is 0.05 or more, "
-    "which does not show that the arms are equal."
-)
-
-
-def references_html(board: Board, filters: Filters) -> str:
-    """Published results on the same data set, apart from our own and with their protocol."""
-    shown = [r for r in board["references"] if filters.published(r)]
-    if not shown:
-        return ""
-    return (
-        '<section class="fs-published"><h2>Published elsewhere</h2>'
-        "<p>Context, not competitors: each was measured under its own protocol, on other test "
-        "sentences. Numbers under different protocols are not comparable.</p>"
-        + references_table(shown, f"Published results on {dataset_description(filters.dataset)}")
-        + "</section>"
-    )
-
-
-def references_table(references: Sequence[Entry], caption: str) -> str:
-    """Published results, each with its protocol and source; a repeated note is said once."""
-    said: set[str] = set()
-    rows = []
-    for reference in references:
-        note = reference["note"] or ""
-        rows.append(_reference_row(reference, "As above." if note in said else note))
-        said.update({note} - {""})
-    return table(
-        ["Model", "Protocol", "Accuracy", "F1", "Test n", "Source"],
-        rows,
-        caption=caption,
-        numeric=(2, 4),
-        css_class="fs-wide fs-references",
-    )
-
-
-def _reference_row(reference: Entry, note: str) -> list[str]:
-    accuracy, deviation = reference["accuracy"], reference["sd"]
-    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
-    f1 = "–"
-    first = accuracy is None
-    for key, kind in (
-        ("macro_f1", "macro"),
-        ("weighted_f1", "weighted"),
-        ("f1_average_not_stated", "average not stated"),
-    ):
-        if reference[key] is not None:
-            own = spread if first else ""
-            f1 = f'{percent(reference[key])}{own} <span class="fs-ci">{kind}</span>'
-            break
-    source = escape(reference["source"])
-    if reference["url"]:
-        source = f'<a href="{escape(reference["url"])}" rel="noreferrer">{source}</a>'
-    remark = f'<span class="fs-note">{escape(note)}</span>' if note else ""
-    return [
-        escape(reference["model"]) + remark,
-        escape(reference["protocol"]),
-        "–" if accuracy is None else percent(accuracy) + spread,
-        f1,
-        "–" if reference["n"] is None else count(reference["n"]),
-        source,
-    ]

@@ -1,0 +1,1 @@
+"""Tables of the Leaderboard and Studies tabs: HTML only, no events."""
