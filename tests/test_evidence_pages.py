@@ -12,8 +12,7 @@ import pytest
 
 from finsent.config import ARMS
 from finsent.results import catalog as state
-from finsent.results import downloads
-from finsent.results.downloads import arms_csv
+from finsent.results.leaderboard import arms_csv
 from finsent.results.schema import ArtifactError
 from finsent.ui.parts import markup
 from finsent.ui.tables import board as board_table
@@ -144,14 +143,6 @@ def test_csv_holds_the_boards_numbers(board: dict[str, Any]) -> None:
     runs = [e for e in board_table.entries(board, PER_RUN) if ALLAGREE.own(e)]
     per_run = list(csv.DictReader(io.StringIO(arms_csv(runs))))
     assert [line["accuracy_sd"] for line in per_run] == [""] * 9
-
-
-def test_bibtex_is_well_formed() -> None:
-    text = downloads.bibtex()
-    assert text.count("{") == text.count("}")
-    keys = re.findall(r"@\w+\{(\w+),", text)
-    assert len(keys) == len(set(keys)) == len(downloads.CITATIONS)
-    assert {"finsent", "malo2014good", "brenner2025perforated"} <= set(keys)
 
 
 # ------------------------------------------------------------------------------------------ differ

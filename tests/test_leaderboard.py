@@ -11,7 +11,6 @@ import pytest
 
 from finsent.results import leaderboard, runs
 from finsent.results.comparison import Comparison
-from finsent.results.references import REFERENCES
 from tests.artifact_factory import make_artifacts
 
 
@@ -136,14 +135,3 @@ def test_one_seed_has_no_deviation_and_arms_without_common_seeds_no_test(tmp_pat
 def test_empty_root(tmp_path: Path) -> None:
     board = leaderboard.build(tmp_path)
     assert (board["rows"], board["arms"], board["comparisons"]) == ([], [], [])
-
-
-def test_references_state_protocol_source_and_a_figure() -> None:
-    for row in REFERENCES:
-        assert row.protocol
-        assert row.source
-        figures = (row.accuracy, row.macro_f1, row.weighted_f1)
-        assert any(figure is not None and 0 < figure < 1 for figure in figures)
-    write_ups = [row for row in REFERENCES if "write-up" in row.model]
-    assert [row.accuracy for row in write_ups] == [0.73, 0.77]
-    assert all("no dendrite is ever added" in (row.note or "") for row in write_ups)

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -162,6 +163,19 @@ def test_requirements_are_what_the_code_imports_and_nothing_else() -> None:
         if path.name.endswith("_kernels.py"):
             external -= {"triton"}  # comes with PyTorch for CUDA, and only GPUs have a use for it
         assert external <= known, f"{path.name} imports {external - known}"
+
+
+def test_an_installed_package_has_every_file_that_it_reads() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = {
+        path
+        for package, patterns in settings["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {p for p in (ROOT / "finsent").rglob("*") if p.is_file()}
+    files = {p for p in files if p.suffix not in (".py", ".pyc")}
+    assert files == shipped
 
 
 def test_the_space_gets_the_gradio_that_is_installed() -> None:

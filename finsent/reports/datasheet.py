@@ -9,39 +9,35 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from finsent.data.records import DataError
 from finsent.data.registry import DATASETS, load_dataset
-
-HEADER = (
-    "| name | data set | sentences | classes | with a twin or kin | licence |\n"
-    "|---|---|---|---|---|---|"
-)
+from finsent.results.text import render
 
 
-def table_row(name: str, data_dir: Path | None = None) -> str:
-    """One data set as a row in Markdown. Raises DataError as `load_dataset`."""
-    entry = DATASETS[name]
+def datasheet_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of these rows, then what was done to every data set and what to download for it."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, entry in DATASETS.items():
+        alike.setdefault((entry.rules, entry.files), []).append(name)
+    return render("finsent.reports", "datasheet.md.j2", rows=rows, alike=alike)
+
+
+def row_values(name: str, data_dir: Path | None = None) -> dict[str, Any]:
+    """One data set, counted. Raises DataError as `load_dataset`."""
     dataset = load_dataset(name, data_dir)
     counts = Counter(example.label for example in dataset.examples)
-    classes = ", ".join(
-        f"{label} {counts[index]:,}" for index, label in enumerate(dataset.label_names)
-    )
     sizes = Counter(example.group for example in dataset.examples)
-    related = sum(size for size in sizes.values() if size > 1)
-    title = f"[{entry.title}]({entry.url})" if entry.url else entry.title
-    cells = (f"`{name}`", title, f"{len(dataset.examples):,}", classes, f"{related:,}")
-    return f"| {' | '.join((*cells, entry.licence))} |"
-
-
-def rules_markdown() -> str:
-    """What was done to every data set, and what there is to download for it."""
-    alike: dict[str, list[str]] = {}
-    for name, entry in DATASETS.items():
-        alike.setdefault(f"{entry.rules}. Download: {entry.files}.", []).append(f"`{name}`")
-    return "\n".join(f"- {', '.join(names)}: {said}" for said, names in alike.items())
+    return {
+        "name": name,
+        "entry": DATASETS[name],
+        "sentences": len(dataset.examples),
+        "classes": [(label, counts[index]) for index, label in enumerate(dataset.label_names)],
+        "related": sum(size for size in sizes.values() if size > 1),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, help="folder that holds all data sets")
     options = parser.parse_args(arguments)
     try:
-        rows = [table_row(name, options.data_dir) for name in DATASETS]
+        rows = [row_values(name, options.data_dir) for name in DATASETS]
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join([HEADER, *rows, "", rules_markdown()]))
+    print(datasheet_markdown(rows), end="")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,3 +39,8 @@ class Evidence:
     def study(self, name: str) -> Path:
         """Folder of a study."""
         return self.artifacts / "studies" / name
+
+
+def link_to(path: Path, page_folder: Path) -> str:
+    """A relative link from a page in `page_folder`."""
+    return Path(os.path.relpath(path.resolve(), page_folder.resolve())).as_posix()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finsent.machine.files import ROOT
 from finsent.results.runs import read_json
+from finsent.results.text import render
 
 BEGIN = "<!-- results: begin (made by `make readme`) -->"
 END = "<!-- results: end -->"
@@ -23,45 +24,21 @@ ARM_NOTES = {
 }
 
 
-def results_markdown(board: dict[str, Any]) -> str:
+def results_markdown(board: Mapping[str, Any]) -> str:
     """A table of arms with 95 % intervals and a sentence for each pair, by data set."""
-    lines = [
-        "| data set | arm | accuracy (95 % CI) | macro-F1 (95 % CI) | trained parameters "
-        "| dendrites | validation NLL below the baseline's |",
-        "|---|---|---|---|---|---|---|",
+    arms = [
+        {
+            **arm,
+            "note": ARM_NOTES[arm["arm"]],
+            "kept": sorted({arm["dendrites_min"], arm["dendrites_max"]}),
+        }
+        for arm in board["arms"]
     ]
-    for arm in board["arms"]:
-        lines.append("| " + " | ".join(_cells(arm)) + " |")
-    lines.append("")
-    for pair in board["comparisons"]:
-        lines.append(f"- `{pair['dataset']}`: {pair['verdict']}.")
-    return "\n".join(lines)
+    text = render("finsent.reports", "readme.md.j2", arms=arms, comparisons=board["comparisons"])
+    return text.rstrip("\n")
 
 
-def _cells(arm: dict[str, Any]) -> list[str]:
-    kept = sorted({arm["dendrites_min"], arm["dendrites_max"]})
-    paid = arm["growth_paid_on_validation"]
-    return [
-        f"`{arm['dataset']}`",
-        f"{arm['arm']} ({ARM_NOTES[arm['arm']]})",
-        _score(arm, "accuracy"),
-        _score(arm, "macro_f1"),
-        f"{round(arm['mean']['trainable_params']):,}",
-        "–".join(map(str, kept)),
-        "" if paid is None else f"{paid} of {_seeds(len(arm['seeds']))}",
-    ]
-
-
-def _seeds(number: int) -> str:
-    return f"{number} seed{'s' * (number > 1)}"
-
-
-def _score(arm: dict[str, Any], metric: str) -> str:
-    low, high = arm["ci"][metric]
-    return f"{arm['mean'][metric]:.4f} ({low:.3f}–{high:.3f})"
-
-
-def with_results(readme: str, board: dict[str, Any]) -> str:
+def with_results(readme: str, board: Mapping[str, Any]) -> str:
     """The README with a fresh table between its markers. ValueError when it has none."""
     head, begin, rest = readme.partition(BEGIN)
     _, end, tail = rest.partition(END)

@@ -14,42 +14,20 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from finsent.data.folds import FOLDS
 from finsent.machine.files import ROOT, write_bytes_atomically
 from finsent.plots.png_figures import FigureError
 from finsent.plots.png_style import STYLE, png
 from finsent.reports import report_figures
-from finsent.reports.evidence import Evidence
-from finsent.reports.report_tables import (
-    commands_lines,
-    context_lines,
-    cost_cells,
-    growth_lines,
-    latencies_lines,
-    protocol_lines,
-    regimes_lines,
-    score_cells,
-    variants_lines,
-)
+from finsent.reports.evidence import Evidence, link_to
+from finsent.reports.report_values import board_values, forest_name, study_values
 from finsent.reports.submission import submission_markdown
 from finsent.results.schema import ArtifactError
-from finsent.study.markdown import NONE, count, link_to, signed, table
-from finsent.study.rows import StudyError
-from finsent.study.summary import SIGNIFICANCE
-from finsent.study.views import (
-    ARM_RULES,
-    RULES,
-    Entry,
-    Summary,
-    answer,
-    chosen,
-    comparisons_of,
-    lora_verdicts,
-    place_name,
-    places,
-    rows_of,
-    study_names,
-    study_title,
-)
+from finsent.results.text import render
+from finsent.study.rows import CLASSICAL, StudyError
+from finsent.study.selection import SELECTION
+from finsent.study.summary import REFERENCES, SIGNIFICANCE
+from finsent.study.views import ARM_RULES, RULES, comparisons_of, places, study_names
 
 REPORT = "report.md"
 SUBMISSION = "submission.md"
@@ -57,152 +35,23 @@ FIGURES = "report"
 """Folder of the figures beside the page."""
 
 
-# ------------------------------------------------------------------------------------------- page
-
-
 def report_markdown(evidence: Evidence, out: Path) -> str:
     """The whole page; `out` is the folder that it will stand in."""
-    names = study_names(evidence.summaries)
-    parts = [
-        "# Do dendrites remove errors?",
-        "Made by `make report` from [artifacts]"
-        f"({link_to(evidence.artifacts, out)}); every number below comes from a file there. "
-        "Accuracy and other shares are in percent, differences in points. `tied` means that no "
-        "difference was shown, not that there is none.",
-        "## Answer",
-        *(_answer(name, evidence.summaries[name]) for name in names),
-        _lora_answer(evidence),
-    ]
-    parts += [
-        "## How to read the studies",
-        *RULES,
-        "Arms:",
-        "\n".join(f"- `{arm}`: {rule}." for arm, rule in ARM_RULES.items()),
-    ]
-    for name in names:
-        parts += _study(name, evidence, out)
-    parts += [
-        "## When dendrites grow",
-        f"![Validation loss by epoch, growth marked]({FIGURES}/growth.png)",
-        growth_lines(evidence.board),
-        *latencies_lines(evidence.board),
-        *(part for name in names for part in variants_lines(name, evidence, out)),
-        *(part for name in names for part in regimes_lines(name, evidence, out)),
-        *protocol_lines(evidence),
-        *commands_lines(evidence),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _answer(name: str, summary: Summary) -> str:
-    lines = answer(summary["comparisons"])
-    if not lines:
-        opening = f"{study_title(name)} (study `{name}`, no dendrites):"
-        return "\n".join([opening, "", *(f"- {line}" for line in chosen(summary["rows"]))])
-    opening = (
-        f"{study_title(name)} (study `{name}`, {count(summary['runs'])} runs; accuracy on test, "
-        f"p < {SIGNIFICANCE} after correction over the study):"
+    return render(
+        "finsent.reports",
+        "report.md.j2",
+        artifacts=link_to(evidence.artifacts, out),
+        figures=FIGURES,
+        selection=SELECTION,
+        significance=SIGNIFICANCE,
+        folds=FOLDS,
+        references=REFERENCES,
+        classical=CLASSICAL,
+        rules=RULES,
+        arm_rules=ARM_RULES,
+        board=board_values(evidence.board),
+        studies=[study_values(name, evidence) for name in study_names(evidence.summaries)],
     )
-    return "\n".join([opening, "", *(f"- {line}" for line in lines)])
-
-
-def _lora_answer(evidence: Evidence) -> str:
-    found = lora_verdicts(evidence.board)
-    if not found:
-        return ""
-    return "\n".join(
-        [
-            "The leaderboard's runs (LoRA adapters, one split a seed; dendrites grown by "
-            "PerforatedAI on LoRA and the score head):",
-            "",
-            *(f"- {line}" for line in found),
-        ]
-    )
-
-
-def _study(name: str, evidence: Evidence, out: Path) -> list[str]:
-    summary = evidence.summaries[name]
-    parts = [
-        f"## {study_title(name)}: study `{name}`",
-        f"![Test accuracy against trained parameters]({FIGURES}/{name}_frontier.png)",
-    ]
-    for place in places(summary):
-        comparisons, rows = comparisons_of(summary, place), rows_of(summary, place)
-        parts.append(f"### {place_name(place)}")
-        if comparisons:
-            parts += [
-                f"![Paired differences with intervals]({FIGURES}/{forest_name(name, place)})",
-                "Accuracy of dendritic minus each other arm, points; bold where it survives "
-                "correction:",
-                _matrix(comparisons),
-                _survivors(comparisons),
-            ]
-        parts += [
-            f"All rows ([summary.json]({link_to(evidence.study(name) / 'summary.json', out)})). "
-            "± is the standard deviation over folds and seeds; training time is a run's share of "
-            "the stack it was trained in; dendrites are those kept per class or map, on average.",
-            _rows(rows),
-            *context_lines(evidence, name, place),
-        ]
-    if any(row["arm"] == "dendritic" for row in summary["rows"]):
-        parts.append(f"![Share of runs by dendrites kept]({FIGURES}/{name}_kept.png)")
-    return parts
-
-
-def _matrix(comparisons: Sequence[Entry]) -> str:
-    """A row for each regime, a column for each recipe and arm compared with."""
-    columns = list(dict.fromkeys((c["recipe"], c["a"]) for c in comparisons))
-    cells = {(c["regime"], c["recipe"], c["a"]): _difference(c) for c in comparisons}
-    return table(
-        ["regime", *(f"{recipe}, minus {arm}" for recipe, arm in columns)],
-        [
-            [regime, *(cells.get((regime, *column), NONE) for column in columns)]
-            for regime in dict.fromkeys(c["regime"] for c in comparisons)
-        ],
-    )
-
-
-def _difference(comparison: Entry) -> str:
-    text = signed(100 * comparison["metrics"]["accuracy"]["mean"], 2)
-    return text if comparison["outcome"] == "tied" else f"**{text}**"
-
-
-def _survivors(comparisons: Sequence[Entry]) -> str:
-    found = [c for c in comparisons if c["outcome"] != "tied"]
-    if not found:
-        return "No difference survives correction here."
-    return "\n".join(f"- {c['regime']}, {c['recipe']}: {c['verdict']}." for c in found)
-
-
-def _rows(rows: Sequence[Entry]) -> str:
-    return table(
-        [
-            "regime", "recipe", "arm", "accuracy", "macro-F1", "NLL", "ECE",
-            "errors removed against baseline", "trained parameters", "training, s", "dendrites",
-        ],
-        [
-            [
-                *(row[key] for key in ("regime", "recipe", "arm")),
-                *score_cells(row),
-                _removed(row),
-                *cost_cells(row),
-            ]
-            for row in rows
-        ],
-        numeric_from=3,
-    )  # fmt: skip
-
-
-def _removed(row: Entry) -> str:
-    return NONE if row["errors_removed_pct"] is None else signed(row["errors_removed_pct"])
-
-
-# ------------------------------------------------------------------------------------------- files
-
-
-def forest_name(study: str, place: tuple[str, str]) -> str:
-    """File of a forest plot."""
-    return f"{study}_forest_{'_on_'.join(dict.fromkeys(place))}.png"
 
 
 def figures(evidence: Evidence) -> dict[str, bytes]:

@@ -7,6 +7,8 @@ between processors, and the file must not.
 
 from __future__ import annotations
 
+import csv
+import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, groupby
@@ -22,7 +24,7 @@ from finsent.results.metrics import (
     reliability,
     score,
 )
-from finsent.results.references import REFERENCES
+from finsent.results.references import references
 from finsent.results.runs import Predictions, Run, find_runs, rounded, write_json
 
 LEADERBOARD = "leaderboard.json"
@@ -119,7 +121,7 @@ def build(root: Path | str) -> dict[str, Any]:
             "rows": rows,
             "arms": arms,
             "comparisons": comparisons,
-            "references": [reference.to_dict() for reference in REFERENCES],
+            "references": [reference.to_dict() for reference in references()],
             "method": METHOD,
         }
     )
@@ -319,3 +321,35 @@ def _ranked(arms: list[dict[str, Any]], pairs: Sequence[Comparison]) -> list[dic
         ranked += [{**arm, "rank": rank, "tie_group": group} for arm in tied]
         waiting = [arm for arm in waiting if arm not in tied]
     return ranked
+
+
+_IDENTITY = ("backbone", "dataset", "protocol", "arm", "seeds", "rank", "tie_group", "n_test")
+
+
+def arms_csv(arms: Sequence[Mapping[str, Any]]) -> str:
+    """One line an arm (an entry of leaderboard.json's `arms`), in the order given.
+
+    Columns: what the arm is, then for each metric its mean, standard deviation over seeds
+    (`_sd`) and, where there is one, 95 % interval (`_low`, `_high`). Shares are in 0..1, times in
+    the unit of their name; a missing value is an empty cell.
+    """
+    metrics = list(dict.fromkeys(name for arm in arms for name in arm["mean"]))
+    intervals = {name for arm in arms for name in arm["ci"]}
+    header = [*_IDENTITY, "dendrites_min", "dendrites_max"]
+    for name in metrics:
+        header += [name, f"{name}_sd"]
+        if name in intervals:
+            header += [f"{name}_low", f"{name}_high"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, header, lineterminator="\n", restval="")
+    writer.writeheader()
+    for arm in arms:
+        line = {name: arm.get(name, "") for name in _IDENTITY}
+        line["seeds"] = " ".join(map(str, arm["seeds"]))
+        line["dendrites_min"], line["dendrites_max"] = arm["dendrites_min"], arm["dendrites_max"]
+        for name in metrics:
+            line[name], line[f"{name}_sd"] = arm["mean"].get(name), arm["sd"].get(name)
+            if name in arm["ci"]:
+                line[f"{name}_low"], line[f"{name}_high"] = arm["ci"][name]
+        writer.writerow(line)
+    return buffer.getvalue()

@@ -1,13 +1,25 @@
-"""Published results on Financial PhraseBank, with the protocol each was measured under.
+"""Published results on Financial PhraseBank (references.json) and what to cite (references.bib).
 
-They stand on the leaderboard as context. Numbers under different protocols (agreement level,
-split, averaging of F1) are not comparable with each other or with this project's rows.
+The results stand on the leaderboard as context, each with the protocol it was measured under.
+Numbers under different protocols (agreement level, split, averaging of F1) are not comparable with
+each other or with this project's rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+class PublishedDataError(ValueError):
+    """references.json or references.bib does not hold what it should."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,7 @@ class Reference:
     """The protocol in a word or two, to choose by."""
     protocol: str
     """The protocol as far as it is published."""
+    source: str
     accuracy: float | None = None
     macro_f1: float | None = None
     weighted_f1: float | None = None
@@ -30,7 +43,6 @@ class Reference:
     """Standard deviation or error of the first metric given, as published."""
     n: int | None = None
     """Test sentences."""
-    source: str = ""
     url: str | None = None
     note: str | None = None
 
@@ -39,170 +51,92 @@ class Reference:
         return asdict(self)
 
 
-_WRITE_UP_NOTE = (
-    "Not a measurement of dendrites: the published code trains the baseline for 1 epoch at 1e-5 "
-    "and the other model for 2 epochs at 8e-6, and the call that reports validation scores to "
-    "PerforatedAI is commented out, so no dendrite is ever added. The gain is an extra epoch."
-)
-_ZERO = "Shah and Chava 2023, Zero is Not Hero Yet"
-_ZERO_URL = "https://github.com/gtfintechlab/zero-shot-finance"
-"""Holds the grid results and the answers that the four rows are computed from."""
-_FIGURE_ONLY = "Reported figure; its publication is not recorded here"
+_SHARES = ("accuracy", "macro_f1", "weighted_f1", "f1_average_not_stated")
 
-REFERENCES: tuple[Reference, ...] = (
-    Reference(
-        model="Perforated Phi-2 (original write-up), baseline",
-        dataset="allagree",
-        split="70/15/15",
-        protocol="70/15/15, one run, 1 epoch; arms not trained alike",
-        accuracy=0.73,
-        f1_average_not_stated=0.72,
-        source="The original Perforated Phi-2 write-up",
-        note=_WRITE_UP_NOTE,
-    ),
-    Reference(
-        model='Perforated Phi-2 (original write-up), "dendritic"',
-        dataset="allagree",
-        split="70/15/15",
-        protocol="70/15/15, one run, 2 epochs; arms not trained alike",
-        accuracy=0.77,
-        f1_average_not_stated=0.76,
-        source="The original Perforated Phi-2 write-up",
-        note=_WRITE_UP_NOTE,
-    ),
-    Reference(
-        model="FinBERT (Araci 2019)",
-        dataset="allagree",
-        split="its authors'",
-        protocol="as in the paper",
-        accuracy=0.97,
-        f1_average_not_stated=0.95,
-        source="Araci 2019, FinBERT",
-        url="https://arxiv.org/abs/1908.10063",
-    ),
-    Reference(
-        model="FinBERT (Araci 2019)",
-        dataset="50agree",
-        split="its authors'",
-        protocol="as in the paper",
-        accuracy=0.86,
-        f1_average_not_stated=0.84,
-        source="Araci 2019, FinBERT",
-        url="https://arxiv.org/abs/1908.10063",
-    ),
-    Reference(
-        model="FinBERT (its repository's notebook)",
-        dataset="50agree",
-        split="its authors'",
-        protocol="the split its code makes",
-        accuracy=0.83,
-        macro_f1=0.82,
-        n=970,
-        source="ProsusAI/finBERT repository",
-        url="https://github.com/ProsusAI/finBERT",
-    ),
-    Reference(
-        model="RoBERTa-base",
-        dataset="allagree",
-        split="80/20",
-        protocol="80/20, 3 seeds",
-        weighted_f1=0.9735,
-        sd=0.004,
-        n=453,
-        source=_ZERO,
-        url=_ZERO_URL,
-    ),
-    Reference(
-        model="RoBERTa-large",
-        dataset="allagree",
-        split="80/20",
-        protocol="80/20, 3 seeds",
-        weighted_f1=0.9757,
-        sd=0.008,
-        n=453,
-        source=_ZERO,
-        url=_ZERO_URL,
-    ),
-    Reference(
-        model="FinBERT, fine-tuned",
-        dataset="allagree",
-        split="70/15/15",
-        protocol="70/15/15",
-        accuracy=0.982,
-        f1_average_not_stated=0.973,
-        n=340,
-        source=_FIGURE_ONLY,
-    ),
-    Reference(
-        model="BERT-base",
-        dataset="allagree",
-        split="70/15/15",
-        protocol="70/15/15",
-        accuracy=0.962,
-        f1_average_not_stated=0.950,
-        n=340,
-        source=_FIGURE_ONLY,
-    ),
-    Reference(
-        model="TF-IDF + SVM",
-        dataset="allagree",
-        split="70/15/15",
-        protocol="70/15/15",
-        accuracy=0.921,
-        f1_average_not_stated=0.898,
-        n=340,
-        source=_FIGURE_ONLY,
-    ),
-    Reference(
-        model="ModernBERT + LoRA",
-        dataset="50agree",
-        split="10-fold",
-        protocol="stratified 10-fold",
-        accuracy=0.8688,
-        macro_f1=0.854,
-        sd=0.010,
-        source="ModernFinBERT repository, experiment 4",
-        url="https://github.com/neoyipeng2018/ModernFinBERT",
-        note="Macro F1 0.854 +/- 0.014.",
-    ),
-    Reference(
-        model="GPT-4, zero-shot",
-        dataset="allagree",
-        split="80/20",
-        protocol="80/20, 3 test sets",
-        accuracy=0.939,
-        n=453 * 3,
-        source=_ZERO,
-        url=_ZERO_URL,
-    ),
-    Reference(
-        model="ChatGPT, zero-shot",
-        dataset="allagree",
-        split="80/20",
-        protocol="80/20, 3 test sets",
-        accuracy=0.896,
-        n=453 * 3,
-        source=_ZERO,
-        url=_ZERO_URL,
-    ),
-    Reference(
-        model="FinGPT v3.3 (13B)",
-        dataset="50agree",
-        split="75/25",
-        protocol="25 % test part, seed 42",
-        weighted_f1=0.882,
-        n=1212,
-        source="FinGPT",
-        url="https://github.com/AI4Finance-Foundation/FinGPT",
-    ),
-    Reference(
-        model="Phi-2 + LoRA r=16",
-        dataset="50agree",
-        split="class-balanced",
-        protocol="class-balanced test set",
-        accuracy=0.858,
-        n=900,
-        source=_FIGURE_ONLY,
-        note="Its split leaks: near-copies of test sentences are in the training part.",
-    ),
-)
+
+@cache
+def references() -> tuple[Reference, ...]:
+    """The published results, in the order of references.json."""
+    return read_references(_FOLDER / "references.json")
+
+
+def read_references(path: Path) -> tuple[Reference, ...]:
+    """The results in a JSON list of objects whose keys are the fields of `Reference`.
+
+    Raises PublishedDataError, which names the entry and the key, for an unknown or missing key, a
+    value of the wrong type, a share outside 0..1 and an entry without any figure.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise PublishedDataError(f"{path}: not JSON ({error}); mend the file") from error
+    if not isinstance(entries, list):
+        raise PublishedDataError(f"{path}: expected a list of results, found {type(entries)}")
+    return tuple(_reference(f"{path}, entry {i}", entry) for i, entry in enumerate(entries, 1))
+
+
+def _reference(where: str, entry: Any) -> Reference:
+    if not isinstance(entry, Mapping):
+        raise PublishedDataError(f"{where}: expected an object, found {entry!r}")
+    types = get_type_hints(Reference)
+    unknown = sorted(set(entry) - set(types))
+    if unknown:
+        raise PublishedDataError(
+            f"{where}: unknown key {unknown[0]!r}; use one of {', '.join(types)}"
+        )
+    missing = [f.name for f in fields(Reference) if f.default is MISSING and f.name not in entry]
+    if missing:
+        raise PublishedDataError(f"{where}: lacks {missing[0]!r}; add it")
+    for name, value in entry.items():
+        allowed = get_args(types[name]) or (types[name],)
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            raise PublishedDataError(f"{where}: {name} is {value!r}; expected {types[name]}")
+    shares = {name: entry[name] for name in _SHARES if entry.get(name) is not None}
+    if not shares:
+        raise PublishedDataError(f"{where}: no figure; give one of {', '.join(_SHARES)}")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise PublishedDataError(f"{where}: {name} is {share}; give a share between 0 and 1")
+    return Reference(**entry)
+
+
+@dataclass(frozen=True)
+class Citation:
+    """One entry of references.bib."""
+
+    key: str
+    why: str
+    """What of it is used here: the comment above the entry."""
+
+
+_ENTRY = re.compile(r"(?:% (?P<why>.+)\n)?@\w+\{(?P<key>[^,\s]+),\n(?:  \w+ += \{.*\},\n)+\}\n")
+
+
+@cache
+def bibtex() -> str:
+    """Every entry of references.bib, each under a comment that says what it is cited for."""
+    return (_FOLDER / "references.bib").read_text(encoding="utf-8")
+
+
+def citations(text: str) -> list[Citation]:
+    """Key and purpose of every entry of a BibTeX text, one field a line.
+
+    Raises PublishedDataError for a text that holds anything else, an entry without a comment above
+    it and a key that stands twice.
+    """
+    found = [Citation(match["key"], match["why"] or "") for match in _ENTRY.finditer(text)]
+    rest = _ENTRY.sub("", text).strip()
+    if rest:
+        raise PublishedDataError(
+            f"references.bib: {rest.splitlines()[0]!r} belongs to no entry that can be read; write "
+            "`% purpose`, `@kind{key,`, one `  field = {value},` a line and `}`"
+        )
+    for citation in found:
+        if not citation.why:
+            raise PublishedDataError(
+                f"references.bib: {citation.key} has no comment above it; say what it is cited for"
+            )
+    keys = [citation.key for citation in found]
+    if len(keys) != len(set(keys)):
+        raise PublishedDataError(f"references.bib: a key stands twice among {', '.join(keys)}")
+    return found

@@ -10,9 +10,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from finsent.data.folds import FOLDS
-from finsent.results.references import REFERENCES as PUBLISHED
-from finsent.results.references import Reference
-from finsent.study.markdown import percent
+from finsent.results.references import Reference, references
+from finsent.results.text import percent
 from finsent.study.rows import CLASSICAL, ENSEMBLE
 from finsent.study.selection import recipe_key, validates
 from finsent.study.summary import REFERENCES, SIGNIFICANCE
@@ -147,7 +146,7 @@ def published(summary: Summary, place: tuple[str, str]) -> list[Reference]:
     split = ONE_SPLIT if folds == {1} else f"{FOLDS}-fold" if FOLDS in folds else None
     return [
         reference
-        for reference in PUBLISHED
+        for reference in references()
         if dataset == tested == reference.dataset and reference.split == split
     ]
 

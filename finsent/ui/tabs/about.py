@@ -20,8 +20,8 @@ from finsent.results.catalog import (
     dataset_order,
     dataset_title,
 )
-from finsent.results.downloads import CITATIONS, bibtex
 from finsent.results.manifest import MANIFEST, read_manifest, sha256_file
+from finsent.results.references import bibtex, citations
 from finsent.results.runs import Run, slug
 from finsent.results.schema import ArtifactError
 from finsent.ui.parts.markup import table
@@ -358,11 +358,12 @@ def _short(digest: str | None) -> str:
 
 
 def _citations() -> str:
+    cited = citations(bibtex())
     items = "".join(
-        f"<li>{escape(entry.why)}: <code>{escape(entry.key)}</code></li>" for entry in CITATIONS
+        f"<li>{escape(entry.why)}: <code>{escape(entry.key)}</code></li>" for entry in cited
     )
     return (
-        f"<ul>{items}</ul><details><summary>BibTeX of all {len(CITATIONS)}</summary>"
+        f"<ul>{items}</ul><details><summary>BibTeX of all {len(cited)}</summary>"
         f'<pre tabindex="0" aria-label="BibTeX">{escape(bibtex())}</pre></details>'
     )
 

@@ -15,7 +15,8 @@ from finsent.machine.files import write_bytes_atomically
 from finsent.plots.board import COSTS, pareto_figure
 from finsent.plots.style import ARM_STYLES, ChartError
 from finsent.results.catalog import Catalog, backbone_title, dataset_title
-from finsent.results.downloads import arms_csv, bibtex
+from finsent.results.leaderboard import arms_csv
+from finsent.results.references import bibtex
 from finsent.results.runs import canonical_json
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import arms_legend, notice
