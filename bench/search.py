@@ -29,7 +29,7 @@ def try_setting(setting: dict[str, Any]) -> dict[str, Any]:
     from finsent.config import TrainConfig
     from finsent.data.registry import load_dataset, make_split
     from finsent.models.backbones import default_device, entering_hidden_states, load_backbone
-    from finsent.training.loop import train, use_deterministic_kernels
+    from finsent.training.loop import TrainingData, train, use_deterministic_kernels
 
     values = dict(setting)
     name = values.pop("name")
@@ -50,11 +50,7 @@ def try_setting(setting: dict[str, Any]) -> dict[str, Any]:
         result = train(
             config,
             backbone,
-            states,
-            labels,
-            split.train,
-            split.validation,
-            len(data.label_names),
+            TrainingData(states, labels, len(data.label_names), split.train, split.validation),
             Path(scratch),
         )
     before = result.best_before_growth

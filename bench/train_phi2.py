@@ -52,7 +52,7 @@ from finsent.models.weights import ensure_tiny_phi
 from finsent.results.provenance import git_commit
 from finsent.training import adapted_model
 from finsent.training.adapted_model import AdaptedModel, build_model
-from finsent.training.loop import TrainResult, train, use_deterministic_kernels
+from finsent.training.loop import TrainingData, TrainResult, train, use_deterministic_kernels
 
 GPU = torch.device("cuda")
 CLASSES = 3
@@ -162,11 +162,7 @@ def run(
             result = train(
                 config,
                 backbone,
-                states,
-                data.labels,
-                data.train,
-                data.validation,
-                CLASSES,
+                TrainingData(states, data.labels, CLASSES, data.train, data.validation),
                 folder or Path(scratch),
                 **options,
             )

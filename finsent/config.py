@@ -6,6 +6,7 @@ The three arms come from one `TrainConfig`. They differ in exactly one field, `t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -95,10 +96,10 @@ class DendriteConfig:
     """Whether a state of before the growth may be selected, if it validates best: dendrites that do
     not pay are dropped, and the run says so."""
 
-    @property
-    def restart_age(self) -> int:
-        """From how many epochs behind its best state on a run is restarted when it grows."""
-        return {"always": 0, "behind": 1, "stalled": self.patience}[self.restart]
+    def restarts_run(self, validation_nlls: Sequence[float]) -> bool:
+        """Whether growth restarts a run whose epochs so far, in order, had these NLLs."""
+        behind = len(validation_nlls) - 1 - validation_nlls.index(min(validation_nlls))
+        return behind >= {"always": 0, "behind": 1, "stalled": self.patience}[self.restart]
 
     def __post_init__(self) -> None:
         unknown = set(self.placement) - set(PLACEMENTS)

@@ -235,11 +235,7 @@ def test_a_whole_run_ends_where_the_plain_one_does(
         result = loop.train(
             config,
             backbone_of("phi"),
-            states,
-            labels,
-            list(range(16)),
-            list(range(16, 24)),
-            3,
+            loop.TrainingData(states, labels, 3, range(16), range(16, 24)),
             tmp_path / str(fused),
         )
         assert (result.model.fused is not None) == fused

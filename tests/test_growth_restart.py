@@ -17,7 +17,7 @@ from finsent.study.lora.rows import Row, RowResult
 from finsent.study.lora.stack import LoraStack
 from finsent.study.lora.training import train_rows
 from finsent.training import loop, scheduling
-from finsent.training.optimizers import carry_over, new_optimizer
+from finsent.training.optimization import carry_over, new_optimizer
 from finsent.training.progress import UNINTERRUPTED
 from tests.test_lora_stack import CONFIG, CPU, Trainer, ground_for, initial_of, row
 from tests.test_study_lora import HereChild, plan_of
@@ -150,7 +150,11 @@ def test_stacked_runs_go_on_as_the_trainers_do(
     assert baseline.fork.validation.epoch == baseline.fork.epoch == 0
     same = grown(fresh, baseline, STALLED)
     assert same.validation_nlls == pytest.approx(baseline.validation_nlls[1:], rel=1e-6)
-    restarted = grown(fresh, baseline, replace(STALLED, restart="always"))
+    always = replace(STALLED, restart="always")
+    (restarting,) = train_rows(ground_for(CONFIG, always), [fresh])
+    assert restarting.fork.ongoing is None
+    assert restarting.validation_nlls == baseline.validation_nlls
+    restarted = grown(fresh, restarting, always)
     assert restarted.validation_nlls != pytest.approx(baseline.validation_nlls[1:], rel=1e-3)
     # One that does: what the first steps after growth do to it is AdamW's own first steps.
     one, other = (

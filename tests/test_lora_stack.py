@@ -119,11 +119,7 @@ class Trainer:
         return loop.train(
             self.config,
             self.backbone,
-            self.states,
-            self.labels,
-            self.split.train,
-            self.split.validation,
-            3,
+            loop.TrainingData(self.states, self.labels, 3, self.split.train, self.split.validation),
             self.folder,
         )
 

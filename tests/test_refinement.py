@@ -17,7 +17,7 @@ from finsent.growth.refinement import Signal, Target, correlation, refine
 from finsent.models.adapter_files import DendriticMap
 from finsent.models.backbones import default_device, entering_hidden_states, load_backbone
 from finsent.models.dendritic_linear import DendriticLinear
-from finsent.training.loop import train
+from finsent.training.loop import TrainingData, train
 
 
 def grown(inner: int, out: int, activation: str = "relu", *, bias: bool = False) -> DendriticLinear:
@@ -135,7 +135,10 @@ def test_a_run_may_grow_refined_dendrites(
         states = entering_hidden_states(backbone, ids, 1)
         labels = [e.label for e in dataset.examples]
         results[candidates] = train(
-            variant, backbone, states, labels, split.train, split.validation, 3, tmp_path
+            variant,
+            backbone,
+            TrainingData(states, labels, 3, split.train, split.validation),
+            tmp_path,
         )
     assert len(refined) == 3, "q, v and the head of one block, once each"
     histories = {name: result.history for name, result in results.items()}

@@ -170,11 +170,9 @@ def test_growth_starts_from_one_whole_epoch(
     loop.train(
         config,
         tiny,
-        states,
-        [e.label for e in data.examples],
-        split.train,
-        split.validation,
-        3,
+        loop.TrainingData(
+            states, [e.label for e in data.examples], 3, split.train, split.validation
+        ),
         tmp_path,
     )
     after, best = kept[:2]
@@ -287,11 +285,9 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_state(
         loop.train(
             BASE,
             tiny,
-            states,
-            [e.label for e in data.examples],
-            split.train,
-            split.validation,
-            3,
+            loop.TrainingData(
+                states, [e.label for e in data.examples], 3, split.train, split.validation
+            ),
             tmp_path,
         )
     kept = load_adapter(tmp_path / "last_good.safetensors")

@@ -2,18 +2,20 @@
 
 The base is frozen and its lower blocks are already applied (`HiddenStates`); what is trained are
 LoRA maps in the upper blocks, a score head on the last token, and, in the dendritic arm, dendrites
-on either. Every arm goes through the same lines; the only branch is whether a grower is present.
+on either. Every arm goes through the same lines. Arms differ at the end of an epoch only, in two
+branches: the dendritic arm may grow dendrites, and its controls may restart where it did.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from finsent.config import DendriteConfig, TrainConfig
-from finsent.growth.grower import DendriteGrower, GrowthError
+from finsent.config import DendriteConfig, Restarts, TrainConfig
+from finsent.growth.grower import DendriteGrower, GrowthError, GrowthEvent
 from finsent.growth.lora_refinement import BATCHES, CHOOSING_BATCHES, refine_new_dendrites
 from finsent.models.adapters import save_adapter, trainable_count
 from finsent.models.backbones import Backbone, HiddenStates
@@ -44,7 +46,14 @@ from finsent.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from finsent.training.optimizers import carry_over, new_optimizer, set_learning_rate
+from finsent.training.optimization import (
+    carry_over,
+    class_weights,
+    learning_rate_at,
+    new_optimizer,
+    set_learning_rate,
+    weighted_loss,
+)
 from finsent.training.progress import UNINTERRUPTED, EpochRecord, Progress, State, Validation
 from finsent.training.stepping import StepRunner
 
@@ -56,6 +65,43 @@ RESTARTED = "restarted from the best state"
 
 BUCKET = 32
 """Batches whose examples are sorted by length together; larger pads less and shuffles less."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The examples of one run: what enters the trainable blocks, their classes, and two parts.
+
+    `states` and `labels` cover the whole data set, indexed alike; `train` and `validation` are the
+    indices of the examples that are fitted and of those that select the state. The test part is
+    not here: training never sees it.
+    """
+
+    states: HiddenStates
+    """What enters the first adapted block, on the backbone's device."""
+    labels: Sequence[int]
+    """Class of every example, from 0 to `n_classes` - 1."""
+    n_classes: int
+    train: Sequence[int]
+    validation: Sequence[int]
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of every example."""
+        lengths: list[int] = self.states.lengths.tolist()
+        return lengths
+
+    def batches(self, part: Sequence[int], config: TrainConfig, epoch: int) -> list[list[int]]:
+        """An epoch's batches of one part; see `epoch_batches`."""
+        return epoch_batches(part, self.lengths, config.batch_size, config.seed, epoch)
+
+    def training_batches(self, config: TrainConfig, epoch: int) -> Iterator[tuple[Tensor, int]]:
+        """Indices (B,) on the device and the longest example's tokens, batch by batch."""
+        batches = self.batches(self.train, config, epoch)
+        # One transfer an epoch; a transfer a step would make every step wait for the host.
+        indices = torch.tensor([i for batch in batches for i in batch])
+        chunks = indices.to(self.states.values.device).split([len(batch) for batch in batches])
+        for batch, where in zip(batches, chunks, strict=True):
+            yield where, max(self.lengths[i] for i in batch)
 
 
 class TrainingDiverged(RuntimeError):
@@ -76,50 +122,6 @@ class TrainResult:
     optimizer_steps: int
     train_seconds: float
     peak_memory_mb: float
-
-
-def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
-    """Linear warm-up, then linear decay to zero at `total` steps."""
-    warmup = round(config.warmup_fraction * total)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    return config.learning_rate * (total - step) / max(1, total - warmup)
-
-
-def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
-    """Inverse class frequencies, scaled so that a balanced set gets 1: (n_classes,).
-
-    A class that does not occur gets weight 0; its loss never occurs either.
-    """
-    counts = torch.bincount(torch.tensor(labels), minlength=n_classes).float()
-    weights = len(labels) / (n_classes * counts)
-    return torch.where(counts > 0, weights, torch.zeros(()))
-
-
-def weighted_loss(
-    logits: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    smoothing: float,
-    real: Tensor | None = None,
-    targets: Tensor | None = None,
-) -> Tensor:
-    """`F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)`: scalar.
-
-    Written out because torch's smoothing waits for the device, which a captured step must not. For
-    K runs side by side: logits (K, n, classes), labels (K, n), weights (K, 1, classes) and which
-    examples are `real` (K, n), 1.0 or 0.0; then a loss for each run (K,). `targets`, distributions
-    of the shape of the logits, stand in for the labels; those still decide what an example weighs.
-    """
-    n_classes = logits.shape[-1]
-    true = F.one_hot(labels, n_classes)
-    aims = (true if targets is None else targets) * (1 - smoothing) + smoothing / n_classes
-    losses = -(F.log_softmax(logits, dim=-1) * aims * weights).sum(dim=-1)
-    shares = (true * weights).sum(dim=-1)
-    if real is None:
-        return losses.sum() / shares.sum()
-    # A run without an example has no loss; it takes no step either.
-    return (losses * real).sum(dim=-1) / (shares * real).sum(dim=-1).clamp(min=1e-9)
 
 
 def epoch_batches(
@@ -175,15 +177,13 @@ def validate(logits: Tensor, labels: Tensor, epoch: int) -> Validation:
     )
 
 
-def _logit_share(
-    model: AdaptedModel, states: HiddenStates, indices: Sequence[int], lengths: Sequence[int]
-) -> float | None:
+def _logit_share(model: AdaptedModel, data: TrainingData) -> float | None:
     """How much the dendrites contribute: mean |logits - logits without them| / mean |logits|."""
     if not model.dendritic_maps():
         return None
-    logits = class_logits(model, states, indices, lengths)
+    logits = class_logits(model, data.states, data.validation, data.lengths)
     with model.dendrites_silenced():
-        silenced = class_logits(model, states, indices, lengths)
+        silenced = class_logits(model, data.states, data.validation, data.lengths)
     return float((logits - silenced).abs().mean() / logits.abs().mean())
 
 
@@ -229,11 +229,7 @@ def _peak_memory_mb(device: torch.device) -> float:
 def train(
     config: TrainConfig,
     backbone: Backbone,
-    states: HiddenStates,
-    labels: Sequence[int],
-    train_indices: Sequence[int],
-    validation_indices: Sequence[int],
-    n_classes: int,
+    data: TrainingData,
     folder: Path,
     *,
     identity: str | None = None,
@@ -242,24 +238,24 @@ def train(
 ) -> TrainResult:
     """Train one arm of one seed and return its best-validation state.
 
-    `states` and `labels` cover the whole data set, `*_indices` say which of it to use. `folder`
-    receives the last good state if the loss diverges, and the library's chart of a dendritic run.
-    With an `identity` it also receives a checkpoint after every epoch, and a run that finds one of
-    the same identity goes on from there to the same result.
-    Raises TrainingDiverged, ConfigError, GrowthError, CheckpointError.
+    Args:
+        folder: Receives the last good state if the loss diverges, and the library's chart of a
+            dendritic run.
+        identity: With one, `folder` also receives a checkpoint after every epoch, and a run that
+            finds a checkpoint of the same identity resumes from it, to the same result.
+        step_done: Told how many optimizer steps were made since it was last called.
+        epoch_done: Told the record of every epoch.
+
+    Raises:
+        TrainingDiverged: The loss became NaN or infinite.
+        GrowthError: PerforatedAI failed, or no epoch trained the dendrites it grew.
+        CheckpointError: A checkpoint cannot be written or read, or is another run's.
     """
     device = backbone.device
-    lengths = states.lengths.tolist()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    model = build_model(config, backbone, n_classes)
-    all_labels = torch.tensor(labels)
-    device_labels = all_labels.to(device)
-    validation_labels = all_labels[list(validation_indices)]
-    weights = torch.ones(n_classes, device=device)
-    if config.class_weighted:
-        weights = class_weights([labels[i] for i in train_indices], n_classes).to(device)
-
+    model = build_model(config, backbone, data.n_classes)
+    validation_labels = torch.tensor([data.labels[i] for i in data.validation])
     with contextlib.ExitStack() as stack:
         grower = None
         if isinstance(config.treatment, DendriteConfig):
@@ -267,103 +263,43 @@ def train(
             grower = stack.enter_context(DendriteGrower(maps, config.treatment, device, folder))
             adopt_grown_modules(model, grower.modules)
             model.activation = config.treatment.activation
-
-        progress, optimizer = _start_or_resume(config, model, grower, device, folder, identity)
-        parameters = model.parameters()
-        loss_sum = torch.zeros((), device=device, dtype=torch.float64)
-
-        def loss_of(where: Tensor, longest: int) -> Tensor:
-            hidden, last = states.batch(where, longest)
-            with _autocast(config, device):
-                pooled = model.pooled(hidden, last)
-            # Head and loss in fp32, outside autocast.
-            logits = model.head(pooled)
-            return weighted_loss(logits, device_labels[where], weights, config.label_smoothing)
-
-        def one_step(where: Tensor, longest: int) -> None:
-            loss = loss_of(where, longest)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            optimizer.step()
-            # Summed on the device: asking for each value would stall the GPU at every step. A
-            # single NaN or infinity survives the sum.
-            loss_sum.add_(loss.detach())
-
-        run_step = StepRunner(one_step, device)
-        steps_per_epoch = math.ceil(len(train_indices) / config.batch_size)
-        total_steps = steps_per_epoch * config.epochs
+        run = _Run(config, data, model, device)
+        if identity is not None:
+            run.resume(folder / CHECKPOINT, identity, grower)
+        progress = run.progress
+        run_step = StepRunner(run.step, device)
+        steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         last_good: State | None = None
         step_done(progress.step)
 
         for epoch in range(len(progress.history), config.epochs):
             started = time.perf_counter()
-            loss_sum.zero_()
+            run.loss_sum.zero_()
             rate = 0.0
-            batches = epoch_batches(train_indices, lengths, config.batch_size, config.seed, epoch)
-            # One transfer an epoch; a transfer a step would make every step wait for the host.
-            on_device = torch.tensor([i for batch in batches for i in batch]).to(device)
-            chunks = on_device.split([len(batch) for batch in batches])
-            for batch, where in zip(batches, chunks, strict=True):
-                scheduled = learning_rate_at(progress.step, total_steps, config)
+            for where, longest in data.training_batches(config, epoch):
+                scheduled = learning_rate_at(progress.step, steps_per_epoch * config.epochs, config)
                 rate = progress.learning_rate_factor * scheduled
-                set_learning_rate(optimizer, rate)
-                run_step(where, max(lengths[i] for i in batch))
+                set_learning_rate(run.optimizer, rate)
+                run_step(where, longest)
                 progress.step += 1
                 step_done(1)
 
-            train_loss = float(loss_sum) / steps_per_epoch
-            logits = class_logits(model, states, validation_indices, lengths)
+            train_loss = float(run.loss_sum) / steps_per_epoch
+            logits = class_logits(model, data.states, data.validation, data.lengths)
             if not math.isfinite(train_loss) or not bool(logits.isfinite().all()):
                 raise TrainingDiverged(_keep_last_good(model, last_good, folder, epoch, rate))
             validation = validate(logits, validation_labels, epoch)
-            trainable = trainable_count(model.tensors())
             last_good = State(validation, model.snapshot())
-            progress.observe(last_good)
+            best = progress.observe(last_good)
+            # What the epoch was trained with: growth may change both.
+            dendrites, trainable = progress.dendrites, trainable_count(model.tensors())
 
             event = None
-            trained_with = progress.dendrites
             if grower is not None:
-                before = model.tensors()
-                grown = grower.epoch_end(
-                    growth_score(validation.nll), optimizer, may_grow=epoch < config.epochs - 1
-                )
-                if grown is not None:
-                    event = grown.description
-                    rule = grower.config
-                    # The library went back to its best state of the maps it knows, and never takes
-                    # the first epoch for it. All of the model goes back to the best of all epochs,
-                    # or stays where it was; otherwise it would be of two.
-                    assert progress.best_of_all is not None
-                    goes_on = epoch - progress.best_of_all.validation.epoch < rule.restart_age
-                    model.go_back((last_good if goes_on else progress.best_of_all).tensors)
-                    if rule.candidates == "refined":
-                        with model.module_by_module():
-                            _refine(
-                                grower.modules,
-                                loss_of,
-                                config,
-                                epoch,
-                                lengths,
-                                train_indices,
-                                validation_indices,
-                            )
-                    progress.grown(grown.dendrites, prune=rule.prune)
-                    former, optimizer = optimizer, new_optimizer(model.parameters(), config, device)
-                    if goes_on:
-                        event += UNINTERRUPTED
-                        carry_over(former, before, optimizer, model.tensors())
-                    else:
-                        progress.learning_rate_factor = rule.learning_rate_factor
-                    parameters = model.parameters()
-                    run_step.reset()
+                event = run.grow(grower, last_good, best)
             elif config.restarts is not None and epoch in config.restarts.epochs:
-                event = RESTARTED
-                assert progress.best_of_all is not None
-                model.copy_in(progress.best_of_all.tensors)
-                progress.restarted(prune=config.restarts.prune)
-                progress.learning_rate_factor = config.restarts.learning_rate_factor
-                optimizer = new_optimizer(parameters, config, device)
+                event = run.restart(config.restarts, best)
+            if event is not None:
                 run_step.reset()
             record = EpochRecord(
                 epoch=epoch,
@@ -372,7 +308,7 @@ def train(
                 val_accuracy=validation.accuracy,
                 val_macro_f1=validation.macro_f1,
                 learning_rate=rate,
-                dendrites=trained_with,
+                dendrites=dendrites,
                 trainable_params=trainable,
                 seconds=time.perf_counter() - started,
                 event=event,
@@ -380,79 +316,178 @@ def train(
             progress.history.append(record)
             progress.seconds += record.seconds
             if identity is not None:
-                save_checkpoint(
-                    folder / CHECKPOINT,
-                    progress.to_checkpoint(identity, model.tensors(), optimizer_tensors(optimizer)),
-                )
+                run.save(folder / CHECKPOINT, identity)
             epoch_done(record)
 
+        result = run.finish()
+        if grower is not None:
+            grower.draw(folder / "PAI.png")
+    return result
+
+
+class _Run:
+    """What the epochs of a run share, and what growing or restarting replaces."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        model: AdaptedModel,
+        device: torch.device,
+    ) -> None:
+        self._config, self._data, self._model = config, data, model
+        self._device = device
+        self._labels = torch.tensor(data.labels).to(device)
+        weights = torch.ones(data.n_classes)
+        if config.class_weighted:
+            weights = class_weights([data.labels[i] for i in data.train], data.n_classes)
+        self._weights = weights.to(device)
+        self.progress = Progress()
+        self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+        """Of the steps since it was last zeroed."""
+        self._new_optimizer()
+
+    def _new_optimizer(self) -> None:
+        self._parameters = self._model.parameters()
+        self.optimizer = new_optimizer(self._parameters, self._config, self._device)
+
+    def _loss(self, where: Tensor, longest: int) -> Tensor:
+        """Mean loss of the examples `where` (B,), padded to `longest` tokens: scalar."""
+        hidden, last = self._data.states.batch(where, longest)
+        with _autocast(self._config, self._device):
+            pooled = self._model.pooled(hidden, last)
+        # Head and loss in fp32, outside autocast.
+        logits = self._model.head(pooled)
+        labels, smoothing = self._labels[where], self._config.label_smoothing
+        return weighted_loss(logits, labels, self._weights, smoothing)
+
+    def step(self, where: Tensor, longest: int) -> None:
+        """One optimizer step on the examples `where` (B,), padded to `longest` tokens."""
+        loss = self._loss(where, longest)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
+        self.optimizer.step()
+        # Summed on the device: asking for each value would stall the GPU at every step. A single
+        # NaN or infinity survives the sum.
+        self.loss_sum.add_(loss.detach())
+
+    def resume(self, checkpoint: Path, identity: str, grower: DendriteGrower | None) -> None:
+        """Bring everything to where it was when the checkpoint, if there is one, was written."""
+        found = load_checkpoint(checkpoint, self._device, identity)
+        if found is None:
+            return
+        self.progress = Progress.from_checkpoint(found)
+        if grower is not None:
+            self._replay_growth(grower)
+        self._model.copy_in(found.tensors["model"])
+        self._new_optimizer()
+        restore_optimizer(self.optimizer, found.tensors.get("optimizer", {}))
+
+    def save(self, checkpoint: Path, identity: str) -> None:
+        """Write what `resume` reads."""
+        optimizer = optimizer_tensors(self.optimizer)
+        kept = self.progress.to_checkpoint(identity, self._model.tensors(), optimizer)
+        save_checkpoint(checkpoint, kept)
+
+    def grow(self, grower: DendriteGrower, state: State, best: State) -> str | None:
+        """Tell the library how the epoch that ended in `state` validates; it may grow dendrites.
+
+        It goes back to the best state of the maps it knows, and never takes the first epoch for
+        that. So all of the model goes back to `best`, the best of all epochs, or to `state` where
+        growth does not restart the run; otherwise it would be of two states. Returns what was
+        done, for the history, or None.
+        """
+        model, progress, rule = self._model, self.progress, grower.config
+        validation, before = state.validation, model.tensors()
+        grown = self._tell(grower, validation.epoch, validation.nll)
+        if grown is None:
+            return None
+        restarts = rule.restarts_run([*(r.val_loss for r in progress.history), validation.nll])
+        model.go_back((best if restarts else state).tensors)
+        if rule.candidates == "refined":
+            self._refine(grower.modules, validation.epoch + 1)
+        progress.grown(grown.dendrites, prune=rule.prune)
+        former = self.optimizer
+        self._new_optimizer()
+        if restarts:
+            progress.learning_rate_factor = rule.learning_rate_factor
+        else:
+            carry_over(former, before, self.optimizer, model.tensors())
+        return _growth_text(grown, restarts)
+
+    def restart(self, rule: Restarts, best: State) -> str:
+        """Do what growing does besides adding dendrites; returns what was done."""
+        self._model.copy_in(best.tensors)
+        self.progress.restarted(prune=rule.prune)
+        self.progress.learning_rate_factor = rule.learning_rate_factor
+        self._new_optimizer()
+        return RESTARTED
+
+    def finish(self) -> TrainResult:
+        """Give the model its selected state and say what the run found."""
+        model, progress = self._model, self.progress
         if progress.best is None:
             raise GrowthError("dendrites were grown but no epoch trained them")
         model.restore(progress.best.tensors)
         model.round_to_stored()
-        if grower is not None:
-            grower.draw(folder / "PAI.png")
-
-    return TrainResult(
-        model=model,
-        history=progress.history,
-        selected=progress.best.validation,
-        best_before_growth=progress.best_before_growth,
-        dendrites=max((m.n_dendrites for m in model.dendritic_maps()), default=0),
-        dendrite_logit_share=_logit_share(model, states, validation_indices, lengths),
-        trainable_params=trainable_count(model.tensors()),
-        optimizer_steps=progress.step,
-        train_seconds=progress.seconds,
-        peak_memory_mb=_peak_memory_mb(device),
-    )
-
-
-def _refine(
-    maps: Mapping[str, DendriticLinear],
-    loss_of: Callable[[Tensor, int], Tensor],
-    config: TrainConfig,
-    epoch: int,
-    lengths: Sequence[int],
-    train_indices: Sequence[int],
-    validation_indices: Sequence[int],
-) -> None:
-    """Refine the dendrites just grown, on batches as the next epoch would make them."""
-    device = next(iter(maps.values())).weight.device
-
-    def loss(batch: Sequence[int]) -> Tensor:
-        return loss_of(torch.tensor(batch, device=device), max(lengths[i] for i in batch))
-
-    fit, choose = (
-        epoch_batches(indices, lengths, config.batch_size, config.seed, epoch + 1)[:count]
-        for indices, count in (
-            (train_indices, BATCHES),
-            (validation_indices, CHOOSING_BATCHES),
+        return TrainResult(
+            model=model,
+            history=progress.history,
+            selected=progress.best.validation,
+            best_before_growth=progress.best_before_growth,
+            dendrites=max((m.n_dendrites for m in model.dendritic_maps()), default=0),
+            dendrite_logit_share=_logit_share(model, self._data),
+            trainable_params=trainable_count(model.tensors()),
+            optimizer_steps=progress.step,
+            train_seconds=progress.seconds,
+            peak_memory_mb=_peak_memory_mb(self._device),
         )
-    )
-    refine_new_dendrites(maps, loss, fit, choose, config.seed)
+
+    def _tell(self, grower: DendriteGrower, epoch: int, nll: float) -> GrowthEvent | None:
+        may_grow = epoch < self._config.epochs - 1
+        return grower.epoch_end(growth_score(nll), self.optimizer, may_grow=may_grow)
+
+    def _refine(self, maps: Mapping[str, DendriticLinear], epoch: int) -> None:
+        """Refine the dendrites just grown, on batches as `epoch`, the next, would make them."""
+        data = self._data
+
+        def loss(batch: Sequence[int]) -> Tensor:
+            where = torch.tensor(batch, device=self._device)
+            return self._loss(where, max(data.lengths[i] for i in batch))
+
+        fit = data.batches(data.train, self._config, epoch)[:BATCHES]
+        choose = data.batches(data.validation, self._config, epoch)[:CHOOSING_BATCHES]
+        with self._model.module_by_module():
+            refine_new_dendrites(maps, loss, fit, choose, self._config.seed)
+
+    def _replay_growth(self, grower: DendriteGrower) -> None:
+        """Bring the library to where it was: tell it the scores of the epochs that are over.
+
+        It decides by scores alone, draws the same new dendrites from the same seed, and keeps a
+        copy of the best state it was shown, which therefore has to be the right one at that epoch.
+        """
+        history, best = self.progress.history, self.progress.best_of_all
+        for epoch, record in enumerate(history):
+            if best is not None and best.validation.epoch == epoch:
+                self._model.copy_in(best.tensors)
+            grown = self._tell(grower, epoch, record.val_loss)
+            event = None
+            if grown is not None:
+                nlls = [r.val_loss for r in history[: epoch + 1]]
+                event = _growth_text(grown, grower.config.restarts_run(nlls))
+                self._new_optimizer()
+            if event != record.event:
+                raise GrowthError(
+                    f"told the scores of the unfinished run again, PerforatedAI did {event!r} "
+                    f"after epoch {epoch}, not {record.event!r}; train the run anew with "
+                    "--overwrite"
+                )
 
 
-def _start_or_resume(
-    config: TrainConfig,
-    model: AdaptedModel,
-    grower: DendriteGrower | None,
-    device: torch.device,
-    folder: Path,
-    identity: str | None,
-) -> tuple[Progress, torch.optim.Optimizer]:
-    """A fresh start, or everything as it was when the checkpoint in `folder` was written."""
-    found = None
-    if identity is not None:
-        found = load_checkpoint(folder / CHECKPOINT, device, identity)
-    if found is None:
-        return Progress(), new_optimizer(model.parameters(), config, device)
-    progress = Progress.from_checkpoint(found)
-    if grower is not None:
-        _replay_growth(grower, model, config, progress)
-    model.copy_in(found.tensors["model"])
-    optimizer = new_optimizer(model.parameters(), config, device)
-    restore_optimizer(optimizer, found.tensors.get("optimizer", {}))
-    return progress, optimizer
+def _growth_text(grown: GrowthEvent, restarts: bool) -> str:
+    """A growth as the history tells it."""
+    return grown.description if restarts else f"{grown.description}{UNINTERRUPTED}"
 
 
 def growth_score(nll: float) -> float:
@@ -461,28 +496,3 @@ def growth_score(nll: float) -> float:
     It lies in (0, 1] and ranks states as the selection rule does.
     """
     return math.exp(-nll)
-
-
-def _replay_growth(
-    grower: DendriteGrower, model: AdaptedModel, config: TrainConfig, progress: Progress
-) -> None:
-    """Bring the library to where it was: tell it the scores of the epochs that are over.
-
-    It decides by scores alone, draws the same new dendrites from the same seed, and keeps a copy
-    of the best state it was shown, which therefore has to be the right one at that epoch.
-    """
-    optimizer = new_optimizer(model.parameters(), config, grower.device)
-    for record in progress.history:
-        best = progress.best_of_all
-        if best is not None and best.validation.epoch == record.epoch:
-            model.copy_in(best.tensors)
-        may_grow = record.epoch < config.epochs - 1
-        grown = grower.epoch_end(growth_score(record.val_loss), optimizer, may_grow=may_grow)
-        event = None if grown is None else grown.description
-        if event != (record.event and record.event.removesuffix(UNINTERRUPTED)):
-            raise GrowthError(
-                f"told the scores of the unfinished run again, PerforatedAI did {event!r} after "
-                f"epoch {record.epoch}, not {record.event!r}; train the run anew with --overwrite"
-            )
-        if grown is not None:
-            optimizer = new_optimizer(model.parameters(), config, grower.device)

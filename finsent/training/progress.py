@@ -66,12 +66,13 @@ class Progress:
     seconds: float = 0.0
     """Spent training, all attempts together."""
 
-    def observe(self, state: State) -> None:
-        """Take note of an epoch's end."""
+    def observe(self, state: State) -> State:
+        """Take note of an epoch's end; returns the best state of all epochs so far."""
         if self.best is None or state.validation.nll < self.best.validation.nll:
             self.best = state
         if self.best_of_all is None or state.validation.nll < self.best_of_all.validation.nll:
             self.best_of_all = state
+        return self.best_of_all
 
     def grown(self, dendrites: int, *, prune: bool) -> None:
         """Take note of growth: from now on there are `dendrites` on every map."""

@@ -36,7 +36,13 @@ from finsent.results.metrics import confidence_intervals, score
 from finsent.results.provenance import versions
 from finsent.training.checkpoints import CHECKPOINT
 from finsent.training.child import Job
-from finsent.training.loop import TrainResult, class_logits, train, use_deterministic_kernels
+from finsent.training.loop import (
+    TrainingData,
+    TrainResult,
+    class_logits,
+    train,
+    use_deterministic_kernels,
+)
 from finsent.training.progress import EpochRecord
 from finsent.training.progress_lines import ProgressBar, ShowProgress
 
@@ -115,6 +121,8 @@ def _run_locked(job: Job, bases: Bases, show: ShowProgress) -> Path:
             shutil.rmtree(job.work_folder)  # what a run that failed early may have left
             job.work_folder.mkdir()
         labels = [e.label for e in dataset.examples]
+        classes = len(dataset.label_names)
+        data = TrainingData(states, labels, classes, split.train, split.validation)
         steps = -(-len(split.train) // config.batch_size)
         bar.start_training(steps * config.epochs)
 
@@ -127,11 +135,7 @@ def _run_locked(job: Job, bases: Bases, show: ShowProgress) -> Path:
         result = train(
             config,
             backbone,
-            states,
-            labels,
-            split.train,
-            split.validation,
-            len(dataset.label_names),
+            data,
             job.work_folder,
             identity=_identity(config, dataset.fingerprint, split.fingerprint, backbone.sha256),
             step_done=bar.advance,

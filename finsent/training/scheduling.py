@@ -27,7 +27,6 @@ from finsent.data.registry import load_dataset
 from finsent.machine.workers import Workers, WorkersError, connected, settings, with_settings
 from finsent.results import runs, schema
 from finsent.training.child import Child, Job
-from finsent.training.progress import UNINTERRUPTED
 
 COPYING = ("restart", "matched")
 """Arms that are made after the dendritic run of the same seed, from what it became."""
@@ -267,11 +266,13 @@ def _job(plan: Plan, arm: str, seed: int, shared: Path) -> Job:
         treatment = plan.dendrites
     elif arm in COPYING:
         model = runs.read_run(plan.folder("dendritic", seed))
+        nlls = [line["val_loss"] for line in model.history]
         restarts = Restarts(
             tuple(
                 line["epoch"]
                 for line in model.history
-                if line["event"] is not None and not line["event"].endswith(UNINTERRUPTED)
+                if line["event"] is not None
+                and plan.dendrites.restarts_run(nlls[: line["epoch"] + 1])
             ),
             plan.dendrites.learning_rate_factor,
             plan.dendrites.prune,

@@ -134,11 +134,6 @@ class RowResult:
     """Its share of the stack's time."""
 
 
-def interrupts(dendrites: DendriteConfig, start: Start | None) -> bool:
-    """Whether a run that goes on from there has a fresh optimizer and a lower learning rate."""
-    return start is not None and (dendrites.restart_age == 0 or start.ongoing is None)
-
-
 class GrowthRule:
     """When a dendrite is added, as PerforatedAI decides it for one dendrite a map: after `patience`
     epochs without a better score, at the latest after epoch `grow_by`, never after the last.

@@ -32,7 +32,7 @@ from finsent.models.backbones import (
 )
 from finsent.models.presets import cue, preset
 from finsent.results.metrics import score
-from finsent.study.lora.rows import Ground, Row, RowResult, interrupts
+from finsent.study.lora.rows import Ground, Row, RowResult
 from finsent.study.lora.training import train_rows
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.rows import RESULTS, RunKey, StudyRun, append_runs, read_runs
@@ -243,7 +243,7 @@ class CellTrainer:
             ground, fresh, self._resources, f"{cell.dataset} {cell.regime.name} baseline"
         )
         forks = [trained.fork for trained in baselines]
-        interrupted = [interrupts(ground.dendrites, fork) for fork in forks]
+        interrupted = [fork.ongoing is None for fork in forks]
         found: dict[tuple[str, str, int], RowResult] = {}
         going_on: list[tuple[str, str, int, Row]] = []
         for index, (row, fork) in enumerate(zip(fresh, forks, strict=True)):

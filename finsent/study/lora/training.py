@@ -30,18 +30,11 @@ from finsent.study.lora.rows import (
     RowResult,
     Said,
     Start,
-    interrupts,
 )
 from finsent.study.lora.stack import LoraStack
 from finsent.study.rows import StudyError
-from finsent.training.loop import (
-    batch_order,
-    class_weights,
-    epoch_batches,
-    learning_rate_at,
-    validate,
-    weighted_loss,
-)
+from finsent.training.loop import batch_order, epoch_batches, validate
+from finsent.training.optimization import class_weights, learning_rate_at, weighted_loss
 from finsent.training.progress import Validation
 from finsent.training.stepping import StepRunner
 
@@ -131,7 +124,7 @@ class _Trainer:
         load(start.tensors)
         if dendrites.prune:
             self._best.observe(index, start.validation)
-        if interrupts(dendrites, start) or start.ongoing is None:
+        if start.ongoing is None:
             self._factors[index] = dendrites.learning_rate_factor
         else:
             load(start.ongoing.tensors)
@@ -264,13 +257,12 @@ class _Trainer:
             self._best_of_all.observe(index, validation)
             self._best.observe(index, validation)
             if row.start is None and self._rules[index].observe(epoch, validation.nll):
-                best = self._best_of_all.validations[index]
-                goes_on = epoch - best.epoch < self._ground.dendrites.restart_age
+                restarts = self._ground.dendrites.restarts_run(self._nlls[index])
                 self._forks[index] = Start(
                     epoch,
                     self._stack.tensors(index, self._best_of_all.values),
-                    best,
-                    self._optimizer.ongoing(index) if goes_on else None,
+                    self._best_of_all.validations[index],
+                    None if restarts else self._optimizer.ongoing(index),
                 )
             if row.restart_after == epoch:
                 self._stack.values[index] = self._best_of_all.values[index]

@@ -1,0 +1,108 @@
+"""The loss of a run, its learning rate, and its optimizer, whose state may outlive growth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finsent.config import TrainConfig
+
+
+def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then linear decay to zero at `total` steps."""
+    warmup = round(config.warmup_fraction * total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * (total - step) / max(1, total - warmup)
+
+
+def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
+    """Inverse class frequencies, scaled so that a balanced set gets 1: (n_classes,).
+
+    A class that does not occur gets weight 0; its loss never occurs either.
+    """
+    counts = torch.bincount(torch.tensor(labels), minlength=n_classes).float()
+    weights = len(labels) / (n_classes * counts)
+    return torch.where(counts > 0, weights, torch.zeros(()))
+
+
+def weighted_loss(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    smoothing: float,
+    real: Tensor | None = None,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """`F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)`: scalar.
+
+    Written out because torch's smoothing waits for the device, which a captured step must not. For
+    K runs side by side: logits (K, n, classes), labels (K, n), weights (K, 1, classes) and which
+    examples are `real` (K, n), 1.0 or 0.0; then a loss for each run (K,). `targets`, distributions
+    of the shape of the logits, stand in for the labels; those still decide what an example weighs.
+    """
+    n_classes = logits.shape[-1]
+    true = F.one_hot(labels, n_classes)
+    aims = (true if targets is None else targets) * (1 - smoothing) + smoothing / n_classes
+    losses = -(F.log_softmax(logits, dim=-1) * aims * weights).sum(dim=-1)
+    shares = (true * weights).sum(dim=-1)
+    if real is None:
+        return losses.sum() / shares.sum()
+    # A run without an example has no loss; it takes no step either.
+    return (losses * real).sum(dim=-1) / (shares * real).sum(dim=-1).clamp(min=1e-9)
+
+
+def new_optimizer(
+    parameters: Sequence[nn.Parameter], config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable tensors. On CUDA its learning rate is a tensor there, so that a
+    captured step reads the rate of the moment."""
+    on_cuda = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
+    return torch.optim.AdamW(
+        parameters,
+        lr=rate,
+        weight_decay=config.weight_decay,
+        fused=on_cuda,
+        capturable=on_cuda,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the rate without replacing a tensor that a captured step reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def carry_over(
+    former: torch.optim.Optimizer,
+    before: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    after: Mapping[str, Tensor],
+) -> None:
+    """Give a new optimizer what the one before it knew of the tensors that were there already.
+
+    before, after: the trainable tensors by name, as each optimizer has them. A tensor that gained
+    rows (output weights of a further dendrite) starts them at zero; one without a former namesake
+    starts afresh, with its own count of steps.
+    """
+    for name, tensor in after.items():
+        known = former.state.get(before[name]) if name in before else None
+        if not known:
+            continue
+        optimizer.state[tensor] = {
+            key: _grown_to(value, tensor.shape) if value.dim() else value.clone()
+            for key, value in known.items()
+        }
+
+
+def _grown_to(value: Tensor, shape: torch.Size) -> Tensor:
+    grown = value.new_zeros(shape)
+    grown[: len(value)] = value
+    return grown
