@@ -69,7 +69,9 @@ def ray_alone() -> dict[str, float]:
     for _ in range(REPEATS):
         begun = time.perf_counter()
         with connected(Workers(2)) as pool:
-            assert len(list(pool.run(nothing, [("first", 0), ("second", 1)]))) == 2
+            ended = len(list(pool.run(nothing, [("first", 0), ("second", 1)])))
+            if ended != 2:
+                raise RuntimeError(f"{ended} of 2 tasks ended; see what Ray printed above")
             starts.append(time.perf_counter() - begun)
             processes = psutil.Process().children(recursive=True)
             memory.append(sum(process.memory_full_info().pss for process in processes) / 2**20)

@@ -223,7 +223,13 @@ def test_a_trainer_killed_in_the_middle_goes_on(
 
 def test_an_exhausted_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1_000_000_000, 16_000_000_000))
-    said = child_main._plain(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."))
+
+    def exhausted(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ...")
+
+    monkeypatch.setattr(child_main, "run_job", exhausted)
+    said = child_main._error_of(None, None, None)  # type: ignore[arg-type]
+    assert said is not None
     assert "1.0 of 16.0 GB are free" in said
     assert "--precision nf4" in said
     assert "\n" not in said

@@ -284,7 +284,8 @@ class _Holder:
 
     def call(self, item: Any) -> Any:
         """The function's value."""
-        assert self._function is not None
+        if self._function is None:
+            raise RuntimeError("call `make` before `call`: this worker has no function yet")
         return self._function(item)
 
 

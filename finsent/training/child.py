@@ -102,8 +102,8 @@ class Child:
     def make(self, job: Job) -> str | None:
         """Have a job made; returns why it failed, after which the process is gone, or None."""
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
+        if stdin is None or stdout is None:
+            raise RuntimeError("the process was started without pipes to send a job through")
         try:
             print(job.to_json(), file=stdin, flush=True)
         except BrokenPipeError:  # it died between two jobs

@@ -20,37 +20,10 @@ from typing import IO
 import torch
 from safetensors import SafetensorError
 
-from finsent.config import ConfigError
-from finsent.data.records import DataError
-from finsent.growth.grower import GrowthError
-from finsent.models.adapter_files import AdapterError
-from finsent.models.presets import BackboneError
-from finsent.models.weights import WeightsError
-from finsent.results import schema
-from finsent.results.metrics import EvaluationError
-from finsent.training.checkpoints import CheckpointError
+from finsent.machine.errors import message_for_user
 from finsent.training.child import Job
-from finsent.training.loop import TrainingDiverged
 from finsent.training.progress_lines import ProgressBar, ProgressLines, ShowProgress
-from finsent.training.run import Bases, JobError, run_job
-
-EXPECTED = (
-    AdapterError,
-    BackboneError,
-    ConfigError,
-    DataError,
-    CheckpointError,
-    EvaluationError,
-    GrowthError,
-    JobError,
-    OSError,
-    SafetensorError,
-    TrainingDiverged,
-    WeightsError,
-    schema.ArtifactError,
-    torch.cuda.OutOfMemoryError,
-)
-"""Errors whose message is meant for the user; anything else is a bug and shows its traceback."""
+from finsent.training.run import Bases, run_job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,10 +50,14 @@ def _error_of(job: Job, bases: Bases, show: ShowProgress) -> str | None:
     """Make a run; returns what to tell the user if that failed."""
     try:
         run_job(job, bases, show)
-    except EXPECTED as error:
-        return _plain(error)
-    except Exception:  # a bug: the trainer tells it with the other failures
-        return traceback.format_exc()
+    except torch.cuda.OutOfMemoryError:
+        return _too_small()
+    except SafetensorError as error:
+        return f"a file of weights is damaged: {error}"
+    except Exception as error:
+        said = message_for_user(error)
+        # A bug is told by the trainer as well, with the other failures.
+        return traceback.format_exc() if said is None else said
     return None
 
 
@@ -105,16 +82,13 @@ def _jobs_from(lines: IO[str]) -> Iterator[Job]:
         idle.set()
 
 
-def _plain(error: BaseException) -> str:
-    """The message in one line that says what to do."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        free, total = torch.cuda.mem_get_info()
-        return (
-            f"the GPU is too small for this run: {free / 1e9:.1f} of {total / 1e9:.1f} GB are "
-            "free; use --precision nf4, a smaller --batch-size or --max-length, or adapt fewer "
-            "blocks with --last-layers"
-        )
-    return str(error)
+def _too_small() -> str:
+    free, total = torch.cuda.mem_get_info()
+    return (
+        f"the GPU is too small for this run: {free / 1e9:.1f} of {total / 1e9:.1f} GB are free; "
+        "use --precision nf4, a smaller --batch-size or --max-length, or adapt fewer blocks with "
+        "--last-layers"
+    )
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ class _AdaptedSum(torch.autograd.Function):
                 z = rows @ a.T
                 add_maps_(y, z, term.parts, maps)
                 saved += [rows, a, z, *(tensor for of_map in maps for tensor in of_map)]
-        assert y is not None
+        if y is None:
+            raise ValueError("a sum of products needs at least one term")
         ctx.terms = terms
         ctx.save_for_backward(*saved)
         return y.view(*shape, -1)

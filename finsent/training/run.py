@@ -83,7 +83,8 @@ def run_job(
     bases: Bases | None = None,
     show: ShowProgress | None = None,
 ) -> Path:
-    """Train and evaluate one run; returns its folder. What can go wrong is one of EXPECTED.
+    """Train and evaluate one run; returns its folder. What a user can mend
+    is told by an error of finsent or of the file system; see `finsent.machine.errors`.
 
     A run that was killed goes on after its last whole epoch, and two processes never make the same
     one at the same time.

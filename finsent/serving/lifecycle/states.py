@@ -69,8 +69,8 @@ _SHOWN = {
 }
 
 
-class TransitionError(RuntimeError):
-    """An event that cannot happen in the phase that the model is in: a programming error."""
+class TransitionError(AssertionError):
+    """An event that cannot happen in the phase that the model is in: a mistake in the program."""
 
 
 @dataclass(frozen=True)

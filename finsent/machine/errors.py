@@ -1,0 +1,41 @@
+"""Which errors end in one line for the user, and which are bugs and keep their traceback."""
+
+from __future__ import annotations
+
+import errno
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+"""What a disk says when it takes no more; the operating system names no file with it."""
+FILE_ERRORS = frozenset(
+    {
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    }
+)
+"""What is wrong with a file that somebody named."""
+
+
+def message_for_user(error: BaseException) -> str | None:
+    """What to tell the user in one line.
+
+    Args:
+        error: Anything that a command ended with.
+
+    Returns:
+        The message of finsent's own errors, which say what to do, and of a file or a disk that
+        refuses. None for everything else, other kinds of OSError among them: that is a mistake in
+        the program, and only its traceback helps.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno in DISK_ERRORS or (error.errno in FILE_ERRORS and error.filename):
+            where = "" if error.filename is None else f"{error.filename}: "
+            return f"{where}{error.strerror}"
+        return None
+    # An AssertionError of ours says that the program contradicts itself.
+    ours = type(error).__module__.split(".")[0] == "finsent"
+    return str(error) if ours and not isinstance(error, AssertionError) else None
