@@ -32,9 +32,9 @@ from finsent.machine.workers import Workers
 from finsent.models.adapters import linear_shapes, lora_ranks
 from finsent.models.backbones import HiddenStates, computes_bf16, default_device
 from finsent.results.provenance import git_commit
-from finsent.study.lora.rows import Ground, Row
-from finsent.study.lora.runner import Cell, CellTrainer, Resources, dealt
-from finsent.study.lora.training import train_rows
+from finsent.study.lora.runner import Cell, CellTrainer, Resources, make_splits
+from finsent.study.lora.stack_runs import StackContext, StackRun
+from finsent.study.lora.training import train_stack
 from finsent.study.plans import LoraRegime, LoraStudy
 from finsent.training.fused_blocks import FusedBlocks
 from finsent.training.loop import use_deterministic_kernels
@@ -54,7 +54,7 @@ def recipe(device: torch.device, batch_size: int) -> TrainConfig:
     )
 
 
-def random_ground(config: TrainConfig, device: torch.device) -> tuple[Ground, list[Split]]:
+def random_context(config: TrainConfig, device: torch.device) -> tuple[StackContext, list[Split]]:
     """SmolLM2's geometry with random weights, and sentences of PhraseBank's lengths."""
     from transformers import LlamaConfig, LlamaModel
 
@@ -83,7 +83,7 @@ def random_ground(config: TrainConfig, device: torch.device) -> tuple[Ground, li
         turned = texts[number * 7 :] + texts[: number * 7]
         test, validation, train = turned[:tenth], turned[tenth : 2 * tenth], turned[2 * tenth :]
         parts.append(Split(tuple(train), tuple(validation), tuple(test), ""))
-    ground = Ground(
+    context = StackContext(
         blocks=FusedBlocks(model, {}, {}, 1.0),
         hidden_size=576,
         states=HiddenStates(values, offsets),
@@ -93,31 +93,31 @@ def random_ground(config: TrainConfig, device: torch.device) -> tuple[Ground, li
         config=config,
         dendrites=DendriteConfig(grow_by=latest_growth(config.epochs)),
     )
-    return ground, parts
+    return context, parts
 
 
-def real_ground(
+def real_context(
     config: TrainConfig, device: torch.device, data_dir: Path | None
-) -> tuple[Ground, list[Split]]:
+) -> tuple[StackContext, list[Split]]:
     """The embedded backbone and AllAgree in repeated 10-fold cross-validation."""
     folds = [(f"fold-{number}", seed) for seed in range(SEEDS) for number in range(FOLDS)]
-    found = dealt([("allagree", 1.0, fold) for fold in folds], data_dir)
+    found = make_splits([("allagree", 1.0, fold) for fold in folds], data_dir)
     parts = [found["allagree", 1.0, fold] for fold in folds]
     resources = Resources(config, device.type, Workers(), 50, data_dir, None)
     cell = Cell("allagree", STUDY.regimes[0], (), ())
-    return CellTrainer(STUDY, resources).ground(cell), parts
+    return CellTrainer(STUDY, resources).context(cell), parts
 
 
-def rows_of(ground: Ground, parts: list[Split], count: int) -> list[Row]:
+def rows_of(context: StackContext, parts: list[Split], count: int) -> list[StackRun]:
     """The first runs of the study, without treatment."""
-    ranks = lora_ranks(ground.adapted, ground.config.lora.r, ground.hidden_size * 3, None)
+    ranks = lora_ranks(context.adapted, context.config.lora.r, context.hidden_size * 3, None)
     return [
-        Row(number // FOLDS, part.train, part.validation, part.test, ranks)
+        StackRun(number // FOLDS, part.train, part.validation, part.test, ranks)
         for number, part in enumerate(parts[:count])
     ]
 
 
-def timed(ground: Ground, rows: list[Row]) -> tuple[float, int, list[Any]]:
+def timed(context: StackContext, rows: list[StackRun]) -> tuple[float, int, list[Any]]:
     """(seconds, run-steps, results) of training these rows."""
     steps = 0
 
@@ -125,11 +125,11 @@ def timed(ground: Ground, rows: list[Row]) -> tuple[float, int, list[Any]]:
         nonlocal steps
         steps += taken
 
-    if ground.device.type == "cuda":
+    if context.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    results = train_rows(ground, rows, step_done=count)
+    results = train_stack(context, rows, step_done=count)
     return time.perf_counter() - started, steps, results
 
 
@@ -149,9 +149,9 @@ def main() -> int:
     config = recipe(device, options.batch_size)
     begun = time.perf_counter()
     if options.random:
-        ground, parts = random_ground(config, device)
+        context, parts = random_context(config, device)
     else:
-        ground, parts = real_ground(config, device, options.data_dir)
+        context, parts = real_context(config, device, options.data_dir)
     found: dict[str, Any] = {
         "weights": "random, full geometry" if options.random else "real",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
@@ -175,9 +175,9 @@ def main() -> int:
         # Short runs: the first pays for kernels and graphs, the second shows the speed.
         grow_by = latest_growth(options.epochs)
         short = replace(
-            ground,
+            context,
             config=replace(config, epochs=options.epochs),
-            dendrites=replace(ground.dendrites, grow_by=grow_by),
+            dendrites=replace(context.dendrites, grow_by=grow_by),
         )
         first, _, _ = timed(short, rows_of(short, parts, count))
         seconds, steps, _ = timed(short, rows_of(short, parts, count))
@@ -191,13 +191,13 @@ def main() -> int:
         }
         write()
     if options.whole:
-        rows = rows_of(ground, parts, FOLDS * SEEDS)
-        seconds, steps, together = timed(ground, rows)
+        rows = rows_of(context, parts, FOLDS * SEEDS)
+        seconds, steps, together = timed(context, rows)
         found["fifty_runs"] = {"seconds": seconds, "run_steps": steps, "epochs": EPOCHS}
         write()
-        seconds, steps, alone = timed(ground, rows[:1])
+        seconds, steps, alone = timed(context, rows[:1])
         nlls = zip(alone[0].validation_nlls, together[0].validation_nlls, strict=True)
-        same = alone[0].said.test.argmax(1) == together[0].said.test.argmax(1)
+        same = alone[0].logits.test.argmax(1) == together[0].logits.test.argmax(1)
         found["one_of_them_alone"] = {
             "seconds": seconds,
             "largest_difference_of_validation_nll": max(abs(a - b) for a, b in nlls),

@@ -7,8 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from finsent.models.backbones import Backbone
+    from finsent.results.runs import Run
 
 # Before anything imports triton: kernels for a GPU are tested without one.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -33,6 +38,26 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_environment(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this test and its child processes use the shared tiny-phi."""
     monkeypatch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
+
+
+@pytest.fixture
+def tiny(tiny_environment: None) -> Backbone:
+    """The backbone that every small run is made on."""
+    import torch
+
+    from finsent.models.backbones import load_backbone
+
+    return load_backbone("tiny-phi", "fp32", torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> dict[str, Run]:
+    """A run of each arm, made once: tests read it and leave it as it is."""
+    from tests.training_factory import BASE, DENDRITES, run_arms
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINSENT_CACHE_DIR", str(tiny_cache))
+        return run_arms(tmp_path_factory.mktemp("artifacts"), BASE, DENDRITES)
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from finsent.config import ConfigError, DendriteConfig, Restarts, TrainConfig, arm_config
 from finsent.results import runs
-from finsent.study.lora.rows import Row, RowResult
 from finsent.study.lora.stack import LoraStack
-from finsent.study.lora.training import train_rows
+from finsent.study.lora.stack_runs import RunResult, StackRun
+from finsent.study.lora.training import train_stack
 from finsent.training import loop, scheduling
 from finsent.training.optimization import carry_over, new_optimizer
 from finsent.training.progress import UNINTERRUPTED
-from tests.test_lora_stack import CONFIG, CPU, Trainer, ground_for, initial_of, row
+from tests.test_lora_stack import CONFIG, CPU, Trainer, context_for, initial_of, row
 from tests.test_study_lora import HereChild, plan_of
 from tests.test_study_lora import here as here
 
@@ -53,7 +53,7 @@ def silent_dendrites(monkeypatch: pytest.MonkeyPatch) -> None:
             if name.endswith((".dendrite", ".output_weights"))
         }
         assert dead
-        self.put(self.live, index, dead)
+        self.put(self.owned, index, dead)
 
     grow = LoraStack.grow
     monkeypatch.setattr(LoraStack, "grow", grown)
@@ -94,9 +94,9 @@ def test_an_optimizer_takes_over_what_the_one_before_knew_and_starts_afresh_with
 def losses_of(
     folder: Path, dendrites: DendriteConfig | None, monkeypatch: pytest.MonkeyPatch
 ) -> loop.TrainResult:
-    ground = ground_for(CONFIG)
+    context = context_for(CONFIG)
     config = replace(CONFIG, seed=7, treatment=dendrites)
-    return Trainer(config, 3, folder).run(initial_of(ground, row(ground, 3, 7)), monkeypatch)
+    return Trainer(config, 3, folder).run(initial_of(context, row(context, 3, 7)), monkeypatch)
 
 
 def test_a_silent_dendrite_changes_nothing_where_growth_does_not_restart(
@@ -136,23 +136,25 @@ def test_a_run_that_has_stalled_is_restarted_all_the_same(
     assert found.history[2].learning_rate == baseline.history[2].learning_rate / 2
 
 
-def grown(of: Row, baseline: RowResult, dendrites: DendriteConfig, **changes: object) -> RowResult:
-    going_on = replace(of, start=baseline.fork, **changes)  # type: ignore[arg-type]
-    return train_rows(ground_for(CONFIG, dendrites), [going_on])[0]
+def grown(
+    of: StackRun, baseline: RunResult, dendrites: DendriteConfig, **changes: object
+) -> RunResult:
+    forked = replace(of, fork=baseline.fork, **changes)  # type: ignore[arg-type]
+    return train_stack(context_for(CONFIG, dendrites), [forked])[0]
 
 
 def test_stacked_runs_go_on_as_the_trainers_do(
     tmp_path: Path, tiny_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = row(ground_for(CONFIG), 3, 7)
-    (baseline,) = train_rows(ground_for(CONFIG, STALLED), [fresh])
-    assert baseline.fork.ongoing is not None
+    fresh = row(context_for(CONFIG), 3, 7)
+    (baseline,) = train_stack(context_for(CONFIG, STALLED), [fresh])
+    assert baseline.fork.snapshot is not None
     assert baseline.fork.validation.epoch == baseline.fork.epoch == 0
     same = grown(fresh, baseline, STALLED)
     assert same.validation_nlls == pytest.approx(baseline.validation_nlls[1:], rel=1e-6)
     always = replace(STALLED, restart="always")
-    (restarting,) = train_rows(ground_for(CONFIG, always), [fresh])
-    assert restarting.fork.ongoing is None
+    (restarting,) = train_stack(context_for(CONFIG, always), [fresh])
+    assert restarting.fork.snapshot is None
     assert restarting.validation_nlls == baseline.validation_nlls
     restarted = grown(fresh, restarting, always)
     assert restarted.validation_nlls != pytest.approx(baseline.validation_nlls[1:], rel=1e-3)
@@ -172,15 +174,15 @@ def test_a_silent_dendrite_changes_nothing_in_a_stack_either(
     tiny_environment: None, silent_dendrites: None
 ) -> None:
     # Another seed and rank beside it, which is interrupted neither.
-    fresh = [row(ground_for(CONFIG), 3, 7), row(ground_for(CONFIG), 4, 8, rank=3)]
-    ground = ground_for(CONFIG, WORSE)
-    baselines = train_rows(ground, fresh)
+    fresh = [row(context_for(CONFIG), 3, 7), row(context_for(CONFIG), 4, 8, rank=3)]
+    context = context_for(CONFIG, WORSE)
+    baselines = train_stack(context, fresh)
     assert baselines[0].fork.validation.epoch == 0
-    going_on = [
-        replace(one, start=baseline.fork, candidates="random")
+    forked = [
+        replace(one, fork=baseline.fork, candidates="random")
         for one, baseline in zip(fresh, baselines, strict=True)
     ]
-    for found, baseline in zip(train_rows(ground, going_on), baselines, strict=True):
+    for found, baseline in zip(train_stack(context, forked), baselines, strict=True):
         assert found.validation_nlls == pytest.approx(baseline.validation_nlls[2:], rel=1e-5)
         assert found.dendrites == 1
 
@@ -205,9 +207,9 @@ def test_dendrites_that_do_not_pay_are_dropped_and_said_to_be(
 
 
 def test_stacked_dendrites_that_do_not_pay_are_dropped(tiny_environment: None) -> None:
-    fresh = row(ground_for(CONFIG), 3, 7)
+    fresh = row(context_for(CONFIG), 3, 7)
     harmful = DendriteConfig(grow_by=0, patience=9, learning_rate_factor=400.0)
-    (baseline,) = train_rows(ground_for(CONFIG, harmful), [fresh])
+    (baseline,) = train_stack(context_for(CONFIG, harmful), [fresh])
     kept = grown(fresh, baseline, harmful, candidates="random")
     assert kept.dendrites == 1
     assert kept.selected.nll > baseline.fork.validation.nll

@@ -25,9 +25,9 @@ from finsent.growth import refinement
 from finsent.growth.grower import DendriteGrower
 from finsent.models.adapters import linear_shapes, lora_ranks
 from finsent.models.backbones import Backbone, entering_hidden_states, load_backbone, upper_blocks
-from finsent.study.lora.rows import Ground, GrowthRule, Row, RowResult
 from finsent.study.lora.stack import HEAD, LoraStack
-from finsent.study.lora.training import train_rows
+from finsent.study.lora.stack_runs import GrowthRule, RunResult, StackContext, StackRun
+from finsent.study.lora.training import train_stack
 from finsent.study.rows import StudyError
 from finsent.training import loop
 from finsent.training.adapted_model import AdaptedModel, build_model
@@ -48,11 +48,11 @@ DENDRITES = DendriteConfig(grow_by=1, patience=9)
 
 
 @pytest.fixture
-def ground(tiny_environment: None) -> Ground:
-    return ground_for(CONFIG)
+def context(tiny_environment: None) -> StackContext:
+    return context_for(CONFIG)
 
 
-def ground_for(config: TrainConfig, dendrites: DendriteConfig = DENDRITES) -> Ground:
+def context_for(config: TrainConfig, dendrites: DendriteConfig = DENDRITES) -> StackContext:
     backbone = load_backbone("tiny-phi", "fp32", CPU)
     dataset = load_dataset("sample")
     token_ids = backbone.tokenize([e.text for e in dataset.examples], config.max_length)
@@ -60,7 +60,7 @@ def ground_for(config: TrainConfig, dendrites: DendriteConfig = DENDRITES) -> Gr
     states = entering_hidden_states(backbone, token_ids, first)
     upper = upper_blocks(backbone.decoder, first)
     adapted = linear_shapes(upper, config.lora.target_modules)
-    return Ground(
+    return StackContext(
         blocks=FusedBlocks(upper, {}, {}, 1.0),
         hidden_size=backbone.hidden_size,
         states=states,
@@ -76,10 +76,12 @@ def part(fold: int, seed: int, fraction: float = 1.0) -> Split:
     return part_examples(load_dataset("sample"), f"fold-{fold}", seed, fraction)
 
 
-def row(ground: Ground, fold: int, seed: int, fraction: float = 1.0, rank: int = 2) -> Row:
+def row(
+    context: StackContext, fold: int, seed: int, fraction: float = 1.0, rank: int = 2
+) -> StackRun:
     split = part(fold, seed, fraction)
-    ranks = dict.fromkeys(ground.adapted, rank)
-    return Row(seed, split.train, split.validation, split.test, ranks)
+    ranks = dict.fromkeys(context.adapted, rank)
+    return StackRun(seed, split.train, split.validation, split.test, ranks)
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,17 +126,19 @@ class Trainer:
         )
 
 
-def initial_of(ground: Ground, of: Row) -> dict[str, Tensor]:
-    return renamed(stack_of(ground, [of]).tensors(0))
+def initial_of(context: StackContext, of: StackRun) -> dict[str, Tensor]:
+    return renamed(stack_of(context, [of]).tensors(0))
 
 
-def stack_of(ground: Ground, rows: Sequence[Row], *, dendrites: bool = False) -> LoraStack:
+def stack_of(
+    context: StackContext, rows: Sequence[StackRun], *, dendrites: bool = False
+) -> LoraStack:
     return LoraStack(
-        ground.blocks,
-        ground.adapted,
+        context.blocks,
+        context.adapted,
         [of.ranks for of in rows],
         [of.seed for of in rows],
-        hidden_size=ground.hidden_size,
+        hidden_size=context.hidden_size,
         n_classes=3,
         scaling=2.0,
         dtype=torch.float32,
@@ -143,7 +147,7 @@ def stack_of(ground: Ground, rows: Sequence[Row], *, dendrites: bool = False) ->
     )
 
 
-def same_history(found: RowResult, expected: loop.TrainResult, since: int = 0) -> None:
+def same_history(found: RunResult, expected: loop.TrainResult, since: int = 0) -> None:
     losses = [record.val_loss for record in expected.history[since:]]
     assert found.validation_nlls == pytest.approx(losses, rel=2e-5)
     assert found.selected.epoch == expected.selected.epoch
@@ -153,17 +157,17 @@ def same_history(found: RowResult, expected: loop.TrainResult, since: int = 0) -
 
 
 def test_a_stacked_run_is_the_trainers_and_knows_nothing_of_its_neighbours(
-    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: StackContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Other seeds, folds, sizes of the training part and ranks beside it.
-    rows = [row(ground, 3, 7), row(ground, 0, 8, fraction=0.25), row(ground, 5, 9, rank=5)]
-    together = train_rows(ground, rows)
+    rows = [row(context, 3, 7), row(context, 0, 8, fraction=0.25), row(context, 5, 9, rank=5)]
+    together = train_stack(context, rows)
     for index, one in enumerate(rows):
-        (alone,) = train_rows(ground, [one])
+        (alone,) = train_stack(context, [one])
         assert together[index].validation_nlls == pytest.approx(alone.validation_nlls, rel=1e-5)
-        assert torch.allclose(together[index].said.test, alone.said.test, atol=2e-3)
+        assert torch.allclose(together[index].logits.test, alone.logits.test, atol=2e-3)
     trainer = Trainer(replace(CONFIG, seed=7), 3, tmp_path)
-    expected = trainer.run(initial_of(ground, rows[0]), monkeypatch)
+    expected = trainer.run(initial_of(context, rows[0]), monkeypatch)
     same_history(together[0], expected)
     assert len({r.optimizer_steps for r in together}) == 2, "a quarter of the data, fewer steps"
     trained = renamed(together[0].tensors)
@@ -172,36 +176,36 @@ def test_a_stacked_run_is_the_trainers_and_knows_nothing_of_its_neighbours(
     logits = loop.class_logits(
         expected.model, trainer.states, trainer.split.test, trainer.states.lengths.tolist()
     )
-    assert torch.allclose(together[0].said.test, logits, atol=2e-2)
+    assert torch.allclose(together[0].logits.test, logits, atol=2e-2)
 
 
 def test_restart_and_matched_runs_are_the_trainers(
-    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: StackContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = row(ground, 3, 7)
-    (baseline,) = train_rows(ground, [fresh])
+    fresh = row(context, 3, 7)
+    (baseline,) = train_stack(context, [fresh])
     assert baseline.fork.epoch == 1
-    (restarted,) = train_rows(ground, [replace(fresh, start=baseline.fork)])
+    (restarted,) = train_stack(context, [replace(fresh, fork=baseline.fork)])
     restarts = Restarts((1,), DENDRITES.learning_rate_factor)
     config = arm_config(replace(CONFIG, seed=7), "restart", restarts)
-    expected = Trainer(config, 3, tmp_path).run(initial_of(ground, fresh), monkeypatch)
+    expected = Trainer(config, 3, tmp_path).run(initial_of(context, fresh), monkeypatch)
     same_history(restarted, expected, since=2)
 
     treatment = MatchedCapacity(3000, restarts)
-    ranks = lora_ranks(ground.adapted, 2, ground.hidden_size * 3, treatment)
+    ranks = lora_ranks(context.adapted, 2, context.hidden_size * 3, treatment)
     assert len(set(ranks.values())) == 2, "uneven ranks are the case worth testing"
     larger = replace(fresh, ranks=ranks, restart_after=1)
-    matched = train_rows(ground, [fresh, larger])[1]
+    matched = train_stack(context, [fresh, larger])[1]
     config = arm_config(replace(CONFIG, seed=7), "matched", treatment)
-    expected = Trainer(config, 3, tmp_path).run(initial_of(ground, larger), monkeypatch)
+    expected = Trainer(config, 3, tmp_path).run(initial_of(context, larger), monkeypatch)
     same_history(matched, expected)
 
 
 def test_a_dendritic_run_is_what_perforatedai_makes_of_it(
-    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: StackContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = row(ground, 3, 7)
-    (baseline,) = train_rows(ground, [fresh])
+    fresh = row(context, 3, 7)
+    (baseline,) = train_stack(context, [fresh])
     config = arm_config(replace(CONFIG, seed=7), "dendritic", DENDRITES)
     drawn: dict[str, Tensor] = {}
     epoch_end = DendriteGrower.epoch_end
@@ -214,7 +218,7 @@ def test_a_dendritic_run_is_what_perforatedai_makes_of_it(
         return event
 
     monkeypatch.setattr(DendriteGrower, "epoch_end", noted)
-    expected = Trainer(config, 3, tmp_path).run(initial_of(ground, fresh), monkeypatch)
+    expected = Trainer(config, 3, tmp_path).run(initial_of(context, fresh), monkeypatch)
     assert [r.event for r in expected.history] == [None, "grew dendrite 1", None, None]
     spread = torch.cat([tensor.flatten() for tensor in drawn.values()])
     assert float(spread.std()) == pytest.approx(DENDRITES.init_scale, rel=0.1)
@@ -230,10 +234,10 @@ def test_a_dendritic_run_is_what_perforatedai_makes_of_it(
     grow = LoraStack.grow
     monkeypatch.setattr(LoraStack, "grow", grown_like_that)
     rows = [
-        replace(fresh, start=baseline.fork),
-        replace(fresh, start=baseline.fork, candidates="random"),
+        replace(fresh, fork=baseline.fork),
+        replace(fresh, fork=baseline.fork, candidates="random"),
     ]
-    restarted, dendritic = train_rows(ground, rows)
+    restarted, dendritic = train_stack(context, rows)
     same_history(dendritic, expected, since=2)
     assert (restarted.dendrites, dendritic.dendrites) == (0, 1)
     assert restarted.validation_nlls != dendritic.validation_nlls
@@ -256,25 +260,25 @@ def test_growth_is_decided_as_perforatedai_decides_it(tmp_path: Path, seed: int)
 
 
 def test_refined_dendrites_are_not_drawn_ones_and_know_no_neighbours(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch
+    context: StackContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What refining is worth is tested elsewhere.
     monkeypatch.setattr(refinement, "STEPS", 10)
     monkeypatch.setattr(refinement, "POOL", 2)
-    fresh = [row(ground, 3, 7), row(ground, 4, 8)]
-    baselines = train_rows(ground, fresh)
-    starts = [replace(r, start=b.fork) for r, b in zip(fresh, baselines, strict=True)]
-    grown_only = train_rows(ground, [replace(r, candidates="random") for r in starts])
-    refined = train_rows(ground, [replace(r, candidates="refined") for r in starts])
+    fresh = [row(context, 3, 7), row(context, 4, 8)]
+    baselines = train_stack(context, fresh)
+    starts = [replace(r, fork=b.fork) for r, b in zip(fresh, baselines, strict=True)]
+    grown_only = train_stack(context, [replace(r, candidates="random") for r in starts])
+    refined = train_stack(context, [replace(r, candidates="refined") for r in starts])
     for plain, better in zip(grown_only, refined, strict=True):
         assert plain.validation_nlls != better.validation_nlls
-    alone = train_rows(ground, [replace(starts[1], candidates="refined")])[0]
+    alone = train_stack(context, [replace(starts[1], candidates="refined")])[0]
     assert refined[1].validation_nlls == pytest.approx(alone.validation_nlls, rel=1e-3)
 
 
-def test_a_stack_keeps_padding_at_zero_and_gives_tensors_back(ground: Ground) -> None:
-    rows = [row(ground, 0, 1, rank=2), row(ground, 0, 2, rank=4)]
-    stack = stack_of(ground, rows, dendrites=True)
+def test_a_stack_keeps_padding_at_zero_and_gives_tensors_back(context: StackContext) -> None:
+    rows = [row(context, 0, 1, rank=2), row(context, 0, 2, rank=4)]
+    stack = stack_of(context, rows, dendrites=True)
     plain = stack.tensors(0)
     assert not any("dendrite" in name for name in plain)
     assert {len(t) for n, t in plain.items() if n.endswith("lora_A.weight")} == {2}
@@ -284,44 +288,44 @@ def test_a_stack_keeps_padding_at_zero_and_gives_tensors_back(ground: Ground) ->
     assert grown[f"{HEAD}.dendrite"].shape == grown[f"{HEAD}.weight"].shape
     count = sum(t.numel() for t in grown.values())
     assert stack.parameters_of(0) == count
-    other = stack_of(ground, [rows[1], rows[0]], dendrites=True)
+    other = stack_of(context, [rows[1], rows[0]], dendrites=True)
     other.load(1, grown)
     assert {n: t.tolist() for n, t in other.tensors(1).items()} == {
         n: t.tolist() for n, t in grown.items()
     }
     with pytest.raises(ValueError, match="without room"):
-        stack_of(ground, rows).grow(0, 1, 0.1)
+        stack_of(context, rows).grow(0, 1, 0.1)
 
 
-def test_a_loss_that_is_not_finite_is_reported(ground: Ground) -> None:
-    wild = replace(ground, config=replace(ground.config, learning_rate=1e30))
+def test_a_loss_that_is_not_finite_is_reported(context: StackContext) -> None:
+    wild = replace(context, config=replace(context.config, learning_rate=1e30))
     with pytest.raises(StudyError, match="seed 7 became NaN or infinite in epoch 0"):
-        train_rows(wild, [row(wild, 3, 7)])
+        train_stack(wild, [row(wild, 3, 7)])
 
 
-def test_a_run_may_begin_with_what_another_ended_with(ground: Ground) -> None:
-    first = train_rows(ground, [row(ground, 0, 3)])[0]
+def test_a_run_may_begin_with_what_another_ended_with(context: StackContext) -> None:
+    first = train_stack(context, [row(context, 0, 3)])[0]
     # At next to no learning rate a run stays where it began.
-    still = replace(ground, config=replace(ground.config, learning_rate=1e-9))
+    still = replace(context, config=replace(context.config, learning_rate=1e-9))
     fresh = row(still, 0, 5)
-    (begun,) = train_rows(still, [replace(fresh, initial=first.tensors)])
+    (begun,) = train_stack(still, [replace(fresh, initial=first.tensors)])
     assert begun.tensors.keys() == first.tensors.keys()
     for name, tensor in first.tensors.items():
         torch.testing.assert_close(begun.tensors[name], tensor, atol=1e-5, rtol=0)
-    (drawn,) = train_rows(still, [fresh])
+    (drawn,) = train_stack(still, [fresh])
     assert not torch.allclose(drawn.tensors[f"{HEAD}.weight"], first.tensors[f"{HEAD}.weight"])
 
 
-def test_targets_in_place_of_labels_are_what_a_run_learns(ground: Ground) -> None:
-    fresh = row(ground, 0, 3)
+def test_targets_in_place_of_labels_are_what_a_run_learns(context: StackContext) -> None:
+    fresh = row(context, 0, 3)
     # Every sentence is said to be neutral, whatever its label.
-    neutral = torch.zeros(len(ground.labels), 3)
+    neutral = torch.zeros(len(context.labels), 3)
     neutral[:, 1] = 1
-    (misled,) = train_rows(replace(ground, targets=neutral), [fresh], last_state=True)
-    assert misled.said_last is not None
-    assert bool((misled.said_last.validation.argmax(dim=1) == 1).all())
-    one_hot = torch.nn.functional.one_hot(ground.labels, 3).float()
+    (misled,) = train_stack(replace(context, targets=neutral), [fresh], last_state=True)
+    assert misled.last_logits is not None
+    assert bool((misled.last_logits.validation.argmax(dim=1) == 1).all())
+    one_hot = torch.nn.functional.one_hot(context.labels, 3).float()
     (same,), (plain,) = (
-        train_rows(replace(ground, targets=targets), [fresh]) for targets in (one_hot, None)
+        train_stack(replace(context, targets=targets), [fresh]) for targets in (one_hot, None)
     )
-    torch.testing.assert_close(same.said.test, plain.said.test)
+    torch.testing.assert_close(same.logits.test, plain.logits.test)

@@ -13,7 +13,7 @@ from finsent.config import ConfigError, DendriteConfig, LoraConfig, TrainConfig
 from finsent.data.registry import load_dataset, make_split
 from finsent.growth import lora_refinement
 from finsent.growth.lora_refinement import refine_new_dendrites
-from finsent.growth.refinement import Signal, Target, correlation, refine
+from finsent.growth.refinement import CorrelationTarget, Residuals, correlation, refine
 from finsent.models.adapter_files import DendriticMap
 from finsent.models.backbones import default_device, entering_hidden_states, load_backbone
 from finsent.models.dendritic_linear import DendriticLinear
@@ -39,7 +39,7 @@ def test_correlation_is_the_statisticians_and_ignores_padding() -> None:
     real = torch.ones(2, 30)
     real[1, 20:] = 0
     b[:, :, 3] = 0.0  # nothing depends on it
-    target = Target.of(Signal(a, b * 1e-9, real))
+    target = CorrelationTarget.of(Residuals(a, b * 1e-9, real))
     pool = torch.cat([a, 2 * b.flip(1) + 1], dim=2)
     found = correlation(pool, target)
     assert found.isfinite().all()
@@ -59,14 +59,14 @@ def test_the_best_of_the_pool_follows_what_is_wanted() -> None:
     weight, bias = refine(
         lambda count: torch.randn(1, count, 5, generator=generator),
         "relu",
-        Signal(x[:, :400], wanted[:, :400], half),
-        Signal(x[:, 400:], wanted[:, 400:], half),
+        Residuals(x[:, :400], wanted[:, :400], half),
+        Residuals(x[:, 400:], wanted[:, 400:], half),
         bias=True,
     )
     assert (weight.shape, bias.shape) == ((1, 3, 5), (1, 3))
     followed = correlation(
         (x @ weight.transpose(1, 2) + bias[:, None]).relu(),
-        Target.of(Signal(x, wanted, torch.ones(1, 800))),
+        CorrelationTarget.of(Residuals(x, wanted, torch.ones(1, 800))),
     )
     assert float(followed.min()) > 0.95
 

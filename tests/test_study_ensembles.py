@@ -17,8 +17,8 @@ from finsent.machine.workers import Workers
 from finsent.study.lora import ensembles
 from finsent.study.lora import runner as lora_runner
 from finsent.study.lora.ensembles import RECIPES, EnsembleRunner
-from finsent.study.lora.rows import Ground, Row, RowResult
 from finsent.study.lora.runner import Resources
+from finsent.study.lora.stack_runs import RunResult, StackContext, StackRun
 from finsent.study.plans import (
     ENSEMBLES,
     SELECTION_SEED,
@@ -72,24 +72,24 @@ def test_members_answer_alone_and_together_on_every_data_set(
     tmp_path: Path, half: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[list[int]] = []
-    kept: dict[tuple[int, int], RowResult] = {}
-    train_rows = lora_runner.train_rows
+    kept: dict[tuple[int, int], RunResult] = {}
+    train_stack = lora_runner.train_stack
     whole = load_dataset("sample")
     folds = list(grouped_folds(whole, 0))
     fold_of = {tuple(fold.test.tolist()): fold.number for fold in folds}
 
-    def noted(ground: object, rows: list[Row], **options: object) -> list[RowResult]:
+    def noted(context: object, rows: list[StackRun], **options: object) -> list[RunResult]:
         numbers = [fold_of[tuple(row.test)] for row in rows]
         if stop and 3 in numbers:
             raise KeyboardInterrupt
         trained.append(numbers)
-        found = train_rows(ground, rows, **options)  # type: ignore[arg-type]
-        if rows[0].start is None:
+        found = train_stack(context, rows, **options)  # type: ignore[arg-type]
+        if rows[0].fork is None:
             for number, row, result in zip(numbers, rows, found, strict=True):
                 kept[number, row.seed] = result
         return found
 
-    monkeypatch.setattr(lora_runner, "train_rows", noted)
+    monkeypatch.setattr(lora_runner, "train_stack", noted)
     path = tmp_path / "studies" / "tiny" / RESULTS
     stop = True
     with pytest.raises(KeyboardInterrupt):
@@ -125,14 +125,14 @@ def _check_fold(
     whole: Dataset,
     half: Dataset,
     test: list[int],
-    kept: dict[tuple[int, int], RowResult],
+    kept: dict[tuple[int, int], RunResult],
     found: dict[tuple[str, str, str, int, int], StudyRun],
 ) -> None:
     """Fold 5, computed again from what its members said."""
     ids = {example.id for example in half.examples}
     for recipe in ("whole", "whole-last"):
         said = [
-            one.said_last if recipe == "whole-last" else one.said
+            one.last_logits if recipe == "whole-last" else one.logits
             for one in (kept[5, member] for member in (0, 1))
         ]
         logits = [one.test.double() for one in said if one is not None]
@@ -164,14 +164,14 @@ def test_runs_of_several_regimes_answer_together_once_they_learned_validation_to
         together=True,
         refit=True,
     )
-    train_rows = lora_runner.train_rows
-    made: list[tuple[list[Row], list[RowResult]]] = []
+    train_stack = lora_runner.train_stack
+    made: list[tuple[list[StackRun], list[RunResult]]] = []
 
-    def noted(ground: Ground, rows: list[Row], **options: Any) -> list[RowResult]:
-        made.append((rows, train_rows(ground, rows, **options)))
+    def noted(context: StackContext, rows: list[StackRun], **options: Any) -> list[RunResult]:
+        made.append((rows, train_stack(context, rows, **options)))
         return made[-1][1]
 
-    monkeypatch.setattr(lora_runner, "train_rows", noted)
+    monkeypatch.setattr(lora_runner, "train_stack", noted)
     runner = EnsembleRunner(study, tmp_path, replace(RESOURCES, stacked=20))
     with pytest.raises(StudyError, match="nothing to choose from"):
         runner.select()
@@ -200,7 +200,7 @@ def test_runs_of_several_regimes_answer_together_once_they_learned_validation_to
     # Fold 3, computed again from what its members said after the last epoch.
     labels = np.array([whole.examples[i].label for i in folds[3].test])
     said = [one for _, results in made for one in results[6:8]]
-    mean = np.mean([one.said_last.test.double().softmax(1).numpy() for one in said], axis=0)  # type: ignore[union-attr]
+    mean = np.mean([one.last_logits.test.double().softmax(1).numpy() for one in said], axis=0)  # type: ignore[union-attr]
     together = found["together", "ensemble", 3, 0]
     assert together.nll == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), 1e-4)
     assert together.trainable_params == sum(one.trainable_params for one in said)
@@ -271,16 +271,16 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tiny_environment: None) -> Datase
 def test_the_way_to_fine_tune_is_chosen_where_nothing_is_tested(
     tmp_path: Path, elsewhere: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_rows = lora_runner.train_rows
-    made: list[list[Row]] = []
+    train_stack = lora_runner.train_stack
+    made: list[list[StackRun]] = []
     widths: list[int] = []
 
-    def noted(ground: Ground, rows: list[Row], **options: Any) -> list[RowResult]:
+    def noted(context: StackContext, rows: list[StackRun], **options: Any) -> list[RunResult]:
         made.append(rows)
-        widths.append(int(ground.states.lengths.sum()))
-        return train_rows(ground, rows, **options)
+        widths.append(int(context.states.lengths.sum()))
+        return train_stack(context, rows, **options)
 
-    monkeypatch.setattr(lora_runner, "train_rows", noted)
+    monkeypatch.setattr(lora_runner, "train_stack", noted)
     resources = replace(RESOURCES, stacked=10)
     runner = EnsembleRunner(CHOICE, tmp_path, resources)
     with pytest.raises(StudyError, match="nothing of plain on sample: try it on validation first"):

@@ -12,7 +12,7 @@ from finsent.models.adapter_files import DendriticMap
 from finsent.models.dendritic_linear import DendriticLinear
 from finsent.study.head_recipe import HEAD_ARMS, HeadRecipe
 from finsent.study.heads.candidates import (
-    Part,
+    StackedExamples,
     held_out,
     nll,
     random_candidate,
@@ -20,7 +20,7 @@ from finsent.study.heads.candidates import (
     residuals,
 )
 from finsent.study.heads.stack import HeadStack, matching_hidden_units
-from finsent.study.heads.training import View, parts, train_heads
+from finsent.study.heads.training import FeatureTransform, stacked_examples, train_heads
 from finsent.study.rows import StudyError
 
 CLASSES, WIDTH = 3, 6
@@ -56,11 +56,11 @@ def data(rows: int = 90) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-def stacked(folds: list[Fold], rows: int = 90) -> tuple[Part, Part]:
+def stacked(folds: list[Fold], rows: int = 90) -> tuple[StackedExamples, StackedExamples]:
     x, y = data(rows)
-    views = [View.fit(x[torch.as_tensor(fold.train)], None) for fold in folds]
+    views = [FeatureTransform.fit(x[torch.as_tensor(fold.train)], None) for fold in folds]
     train, validation = (
-        parts(views, x, y, [getattr(fold, part) for fold in folds])
+        stacked_examples(views, x, y, [getattr(fold, part) for fold in folds])
         for part in ("train", "validation")
     )
     return train, validation
@@ -147,7 +147,7 @@ def test_candidates_may_leave_validation_alone() -> None:
     # Training with labels of validation turned around: what grows does not notice.
     recipe = HeadRecipe(epochs=4, dendrites=1, batch_size=16, chosen_on="training", prune=False)
     recipe = recipe.with_(learning_rate=1e-9)  # every epoch is the first one: nothing to choose
-    turned = Part(validation.x, (validation.y + 1) % CLASSES, validation.real)
+    turned = StackedExamples(validation.x, (validation.y + 1) % CLASSES, validation.real)
     ends = [
         train_heads("dendritic", recipe, folds, train, part, CLASSES, 4).heads.tensors
         for part in (validation, turned)
@@ -202,14 +202,14 @@ def test_what_a_head_sees_is_fitted_on_training_sentences_only() -> None:
     fold = folds_of(1)[0]
     rows = torch.as_tensor(fold.train)
     for dimensions in (None, 2):
-        view = View.fit(x[rows], dimensions)
+        view = FeatureTransform.fit(x[rows], dimensions)
         seen = view(x[rows])
         torch.testing.assert_close(seen.mean(0), torch.zeros(seen.shape[1]), atol=1e-5, rtol=0)
         torch.testing.assert_close(seen.std(0), torch.ones(seen.shape[1]), atol=1e-3, rtol=0)
         other = x.clone()
         other[torch.as_tensor(fold.test)] += 100
-        torch.testing.assert_close(View.fit(other[rows], dimensions)(x[rows]), seen)
-    assert parts([view], x, y, [fold.test]).x.shape == (1, len(fold.test), 2)
+        torch.testing.assert_close(FeatureTransform.fit(other[rows], dimensions)(x[rows]), seen)
+    assert stacked_examples([view], x, y, [fold.test]).x.shape == (1, len(fold.test), 2)
 
 
 @pytest.mark.parametrize("dendrites", [1, 3, 8])

@@ -31,8 +31,8 @@ from finsent.machine.workers import Workers
 from finsent.results import leaderboard, runs
 from finsent.serving.retiming import retime
 from finsent.study.lora import runner, training
-from finsent.study.lora.rows import Ground, Row, RowResult
-from finsent.study.lora.runner import Cell, CellTrainer, LoraStudyRunner, Made, Resources
+from finsent.study.lora.runner import Cell, CellOutcome, CellTrainer, LoraStudyRunner, Resources
+from finsent.study.lora.stack_runs import RunResult, StackContext, StackRun
 from finsent.study.plans import LORA, LoraRegime, LoraStudy
 from finsent.study.rows import RESULTS, StudyError, read_runs
 from finsent.training import scheduling
@@ -160,15 +160,15 @@ def test_a_lora_study_is_lines_and_goes_on_where_it_stopped(
 ) -> None:
     path = tmp_path / "studies" / "tiny" / RESULTS
     made: list[tuple[tuple[str, int], ...]] = []
-    runs_of = CellTrainer.runs_of
+    train_cell = CellTrainer.train_cell
 
-    def noted(self: CellTrainer, cell: Cell) -> Made:
+    def noted(self: CellTrainer, cell: Cell) -> CellOutcome:
         made.append(cell.folds)
         if stop and len(made) == 2:
             raise KeyboardInterrupt
-        return runs_of(self, cell)
+        return train_cell(self, cell)
 
-    monkeypatch.setattr(CellTrainer, "runs_of", noted)
+    monkeypatch.setattr(CellTrainer, "train_cell", noted)
     stop = True
     with pytest.raises(KeyboardInterrupt):
         LoraStudyRunner(STUDY, tmp_path, RESOURCES).run()
@@ -205,14 +205,14 @@ def test_a_run_that_ends_in_no_numbers_is_named_and_costs_no_other(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def spoilt(ground: Ground, rows: Sequence[Row], **options: Any) -> list[RowResult]:
-        found = training.train_rows(ground, rows, **options)
+    def spoilt(context: StackContext, rows: Sequence[StackRun], **options: Any) -> list[RunResult]:
+        found = training.train_stack(context, rows, **options)
         for row, result in zip(rows, found, strict=True):
             if row.candidates == "refined":
-                result.said.test.fill_(float("nan"))
+                result.logits.test.fill_(float("nan"))
         return found
 
-    monkeypatch.setattr(runner, "train_rows", spoilt)
+    monkeypatch.setattr(runner, "train_stack", spoilt)
     study = replace(STUDY, splits=("fold-0",))
     name = "sample r1-data-25 grown-refined dendritic fold-0 seed 0"
     assert LoraStudyRunner(study, tmp_path, RESOURCES).run() == [name]

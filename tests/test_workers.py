@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 import finsent.__main__
-from finsent.config import STUDY_ARMS, DendriteConfig, LoraConfig, TrainConfig
+from finsent.config import STUDY_ARMS
 from finsent.machine.workers import (
     INTERRUPTS,
     Pool,
@@ -37,20 +36,10 @@ from finsent.results import runs
 from finsent.study.lora.runner import LoraStudyRunner, Resources
 from finsent.study.plans import LoraRegime, LoraStudy
 from finsent.study.rows import RESULTS, read_runs
-from finsent.training import child_main, progress_lines, scheduling
-from finsent.training import run as run_module
-from finsent.training.child import Child, Job
+from tests.test_scheduling import plan_of
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
-BASE = TrainConfig(
-    backbone="tiny-phi",
-    dataset="sample",
-    epochs=2,
-    learning_rate=5e-3,
-    lora=LoraConfig(r=2),
-    autocast=False,
-)
 TRAIN = ["train", "--backbone", "tiny-phi", "--dataset", "sample", "--epochs", "2", "--lora-r", "2"]
 TRAIN += ["--grow-by", "0", "--no-autocast", "--seeds", "0", "1", "--arms", "dendritic"]
 
@@ -299,49 +288,6 @@ with connected(Workers(2)) as pool:
             time.sleep(0.1)
 
 
-def plan_of(artifacts: Path, **changes: Any) -> scheduling.Plan:
-    given: dict[str, Any] = {
-        "base": BASE,
-        "dendrites": DendriteConfig(grow_by=0),
-        "arms": ("baseline",),
-        "seeds": (0,),
-        "artifacts": artifacts,
-        "device": "cpu",
-        "workers": Workers(),
-        "overwrite": False,
-        "command": "test",
-        "git_commit": None,
-        "data_dir": None,
-        "backbone_dir": None,
-    }
-    return scheduling.Plan(**{**given, **changes})
-
-
-def test_a_process_that_is_killed_is_a_run_that_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its dendritic run takes the controls that copy from it along; the next seed is made."""
-    asked: list[str] = []
-
-    class Dying(Child):
-        def make(self, job: Job) -> str | None:
-            asked.append(f"{job.config.arm} {job.config.seed}")
-            if asked[-1] == "dendritic 0":
-                os.kill(self._process.pid, signal.SIGKILL)
-                return super().make(job)
-            return None
-
-    monkeypatch.setattr(scheduling, "Child", Dying)
-    plan = plan_of(tmp_path, arms=("baseline", "dendritic", "restart"), seeds=(0,))
-    other = plan_of(tmp_path, seeds=(1,))
-    failed = scheduling.execute_all([plan, other])
-    assert failed == ["sample dendritic seed 0", "sample restart seed 0"]
-    assert asked == ["baseline 0", "dendritic 0", "baseline 1"]
-    said = capsys.readouterr().err
-    assert "error: sample dendritic seed 0: its process was ended by SIGKILL" in said
-    assert "error: sample restart seed 0: it copies from the dendritic run" in said
-
-
 def test_two_workers_make_the_lines_of_a_study(tmp_path: Path, tiny_environment: None) -> None:
     study = LoraStudy(
         name="tiny",
@@ -361,41 +307,6 @@ def test_two_workers_make_the_lines_of_a_study(tmp_path: Path, tiny_environment:
         found.append([replace(line, train_seconds=0.0) for line in lines])
     assert len(found[0]) == 2 * len(STUDY_ARMS)
     assert found[0] == found[1]
-
-
-def test_folders_that_another_machine_does_not_see_are_named(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path / "artifacts", backbone_dir=tmp_path / "phi")
-    work = scheduling.SeedWork(plan, 0, "none", settings(), tmp_path, lines=True)
-    (failure,) = scheduling.make_seed(work)
-    assert f"does not see {tmp_path / 'artifacts'}; put it where every machine" in failure.why
-    mark = tmp_path / "artifacts" / runs.WORK_FOLDER / "none"
-    mark.parent.mkdir(parents=True)
-    mark.touch()
-    (failure,) = scheduling.make_seed(work)
-    assert f"does not see {tmp_path / 'phi'};" in failure.why
-
-
-def test_jobs_survive_the_way_to_their_process(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config = TrainConfig(**{**BASE.__dict__, "treatment": DendriteConfig(grow_by=0)})
-    job = Job(config, tmp_path, tmp_path / "s", "cpu", "a\nb", None, tmp_path, None, overwrite=True)
-    assert "\n" not in job.to_json()
-    assert Job.from_json(job.to_json()) == job
-
-
-def test_a_bug_in_a_run_is_told_with_its_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError("by zero")
-
-    monkeypatch.setattr(run_module, "run_job", broken)
-    job = Job(BASE, tmp_path, tmp_path, "cpu", "test", None)
-    error = child_main._error_of(job, run_module.Bases(), progress_lines.ProgressLines)
-    assert error is not None
-    assert "Traceback" in error
-    assert json.loads(json.dumps({"error": error}))["error"] == error
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -514,28 +425,3 @@ def test_an_interrupt_that_ray_swallows_ends_the_work_all_the_same() -> None:
                 next(pool.run(str, [("a", 1)]))
         assert (len(waits), cancelled) == (2, [1])
         assert signal.getsignal(number) is before
-
-
-def test_nodes_that_share_a_disk_may_tidy_it_up_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = tmp_path / "finsent-token"
-    folder.mkdir()
-    for name in ("one", "two"):
-        (folder / name).touch()
-    rmtree = scheduling.shutil.rmtree
-
-    def overtaken(path: Path) -> None:
-        """The other node was faster with a file that was listed here."""
-        if not tried:
-            tried.append(path)
-            (path / "one").unlink()
-            raise FileNotFoundError(path / "one")
-        rmtree(path)
-
-    tried: list[Path] = []
-    monkeypatch.setattr(scheduling.shutil, "rmtree", overtaken)
-    scheduling._clean([SimpleNamespace(token="finsent-token")])  # type: ignore[list-item]
-    assert tried
-    assert not folder.exists()

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finsent.growth.refinement import Signal, candidate_outputs, refine
+from finsent.growth.refinement import Residuals, candidate_outputs, refine
 from finsent.models.dendritic_linear import DendriticLinear
 
-BATCHES = 8
+FITTING_BATCHES = 8
 """Training batches that candidates are fitted on."""
 CHOOSING_BATCHES = 4
 """Validation batches on which the best are chosen."""
-SILENT = 1e-3
+MIN_RELATIVE_RMS = 1e-3
 """Share of a map's own size below which a dendrite is left as it is."""
-ROWS = 512
+TOKENS_PER_BATCH = 512
 """Tokens of a batch that are kept for a map, drawn at random where there are more."""
 
 
@@ -40,8 +40,8 @@ def refine_new_dendrites(
     loss_of: mean loss of some examples, by their indices. fit, choose: batches of such indices.
     """
     generator = torch.Generator().manual_seed(seed)
-    fitted = _signals(maps, loss_of, fit, generator)
-    chosen = _signals(maps, loss_of, choose, generator)
+    fitted = _residuals(maps, loss_of, fit, generator)
+    chosen = _residuals(maps, loss_of, choose, generator)
     for name, module in maps.items():
         if name not in fitted or name not in chosen:
             continue  # nothing flows through it for these sentences
@@ -58,58 +58,60 @@ def refine_new_dendrites(
             draw, module.activation, fitted[name], chosen[name], bias=newest.bias is not None
         )
         with torch.no_grad():
-            size = _relative_size(module, fitted[name], weight, bias)
+            ratio = _relative_rms(module, fitted[name], weight, bias)
             # Only a rectifier keeps its shape under another scale; for the others, what was
             # refined stays as it is.
-            factor = size if module.activation == "relu" else torch.ones_like(size)
+            factor = ratio if module.activation == "relu" else torch.ones_like(ratio)
             newest.weight.copy_((weight[0] * factor[:, None]).to(newest.weight.dtype))
             if newest.bias is not None:
                 newest.bias.copy_((bias[0] * factor).to(newest.bias.dtype))
 
 
-def _relative_size(module: DendriticLinear, signal: Signal, weight: Tensor, bias: Tensor) -> Tensor:
+def _relative_rms(
+    module: DendriticLinear, residuals: Residuals, weight: Tensor, bias: Tensor
+) -> Tensor:
     """Factor (out,) that makes the dendrite's output as large as the map's own, by r.m.s."""
-    outputs = candidate_outputs(module.activation, signal.x, weight, bias)[0]
-    own = signal.x[0] @ module.weight.float().T
-    return size_factor(own.square().mean(0).sqrt(), outputs.square().mean(0).sqrt())
+    outputs = candidate_outputs(module.activation, residuals.x, weight, bias)[0]
+    own = residuals.x[0] @ module.weight.float().T
+    return rms_ratio(own.square().mean(0).sqrt(), outputs.square().mean(0).sqrt())
 
 
-def size_factor(own: Tensor, outputs: Tensor) -> Tensor:
+def rms_ratio(own: Tensor, outputs: Tensor) -> Tensor:
     """What makes a dendrite's outputs as large as the map's own, given root mean squares of both.
 
     1 for a dendrite that is as good as silent wherever it was fitted: no factor would wake it.
     """
-    return torch.where(outputs > SILENT * own, own / outputs.clamp_min(1e-12), 1.0)
+    return torch.where(outputs > MIN_RELATIVE_RMS * own, own / outputs.clamp_min(1e-12), 1.0)
 
 
-def _signals(
+def _residuals(
     maps: Mapping[str, DendriticLinear],
     loss_of: Callable[[Sequence[int]], Tensor],
     batches: Sequence[Sequence[int]],
     generator: torch.Generator,
-) -> dict[str, Signal]:
+) -> dict[str, Residuals]:
     """Name -> what enters a map and minus the gradient of what leaves it, over some batches."""
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in maps}
     for batch in batches:
-        with _watching(maps) as seen:
+        with _recording(maps) as seen:
             loss_of(batch).backward()
         for name, (x, gradient) in seen.items():
             # Tokens that the answer does not depend on, padding among them, have none.
             used = gradient.abs().sum(dim=1) > 0
             x, gradient = x[used], gradient[used]
-            kept = torch.randperm(len(x), generator=generator)[:ROWS].to(x.device)
+            kept = torch.randperm(len(x), generator=generator)[:TOKENS_PER_BATCH].to(x.device)
             rows[name].append((x[kept], -gradient[kept]))
     found = {}
     for name, pieces in rows.items():
         x = torch.cat([piece for piece, _ in pieces])[None]
-        wanted = torch.cat([piece for _, piece in pieces])[None]
+        errors = torch.cat([piece for _, piece in pieces])[None]
         if x.shape[1] > 1:
-            found[name] = Signal(x, wanted, torch.ones(x.shape[:2], device=x.device))
+            found[name] = Residuals(x, errors, torch.ones(x.shape[:2], device=x.device))
     return found
 
 
 @contextlib.contextmanager
-def _watching(maps: Mapping[str, DendriticLinear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def _recording(maps: Mapping[str, DendriticLinear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Inside, every forward and backward pass leaves (input, output gradient) of each map, as
     (rows, in) and (rows, out) in fp32. Gradients of the parameters are cleared at the end."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}

@@ -23,19 +23,19 @@ LEARNING_RATE = 0.03
 
 
 @dataclass(frozen=True)
-class Signal:
-    """Inputs of R maps and what their outputs should have been moved by."""
+class Residuals:
+    """Inputs of R maps and the errors at their outputs, which candidates correlate with."""
 
     x: Tensor
     """(R, n, in)"""
-    wanted: Tensor
+    errors: Tensor
     """(R, n, out): minus the gradient of the loss, up to a factor."""
-    real: Tensor
+    mask: Tensor
     """(R, n), 1.0 for rows that count and 0.0 for padding."""
 
 
 def refine(
-    draw: Callable[[int], Tensor], activation: str, fit: Signal, choose: Signal, *, bias: bool
+    draw: Callable[[int], Tensor], activation: str, fit: Residuals, choose: Residuals, *, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """Weights V (R, out, in) and biases c (R, out) of one dendrite for every output unit.
 
@@ -43,12 +43,12 @@ def refine(
     Candidates are fitted on `fit`; the state and the member with the highest correlation on
     `choose` win. Without `bias`, c stays zero.
     """
-    out = fit.wanted.shape[2]
+    out = fit.errors.shape[2]
     weight = draw(POOL * out).requires_grad_()
     device = weight.device
     c = torch.zeros(weight.shape[:2], device=device, requires_grad=bias)
     optimizer = torch.optim.Adam([weight, c] if bias else [weight], LEARNING_RATE)
-    now, later = Target.of(fit), Target.of(choose)
+    now, later = CorrelationTarget.of(fit), CorrelationTarget.of(choose)
     best = torch.full(weight.shape[:2], -1.0, device=device)
     best_weight, best_bias = weight.detach().clone(), c.detach().clone()
     for step in range(STEPS + 1):
@@ -80,30 +80,30 @@ def candidate_outputs(activation: str, x: Tensor, weight: Tensor, bias: Tensor) 
 
 
 @dataclass(frozen=True)
-class Target:
-    """What candidates are held against: the part of a signal that does not change with them."""
+class CorrelationTarget:
+    """What candidates correlate with: the part of residuals that does not change with them."""
 
     weights: Tensor
     """(R, 1, n): a row's share of its map's real rows."""
-    wanted: Tensor
-    """(R, n, out): wanted movements with mean 0 and variance 1, times their row's share."""
+    errors: Tensor
+    """(R, n, out): errors with mean 0 and variance 1, times their row's share."""
 
     @classmethod
-    def of(cls, signal: Signal) -> Target:
-        """Target of a signal; every map needs a real row."""
-        weights = (signal.real / signal.real.sum(1, keepdim=True))[:, None, :]
-        centred = signal.wanted - weights @ signal.wanted
+    def of(cls, residuals: Residuals) -> CorrelationTarget:
+        """Target of these residuals; every map needs a real row."""
+        weights = (residuals.mask / residuals.mask.sum(1, keepdim=True))[:, None, :]
+        centred = residuals.errors - weights @ residuals.errors
         spread = (weights @ centred.square()).sqrt()
         # A unit that nothing depends on wants nothing: zeros, not zero by zero.
         return cls(weights, centred / spread.clamp_min(1e-30) * weights.transpose(1, 2))
 
 
-def correlation(outputs: Tensor, target: Target) -> Tensor:
+def correlation(outputs: Tensor, target: CorrelationTarget) -> Tensor:
     """|correlation| over a map's real rows: (R, n, pool * out) to (R, pool * out). Column
     p * out + c is held against output unit c."""
-    of_pool = outputs.unflatten(2, (-1, target.wanted.shape[2]))
+    of_pool = outputs.unflatten(2, (-1, target.errors.shape[2]))
     # The target is centred, so the outputs need not be.
-    covariance = (of_pool * target.wanted[:, :, None, :]).sum(1).flatten(1)
+    covariance = (of_pool * target.errors[:, :, None, :]).sum(1).flatten(1)
     mean = target.weights @ outputs
     variance = target.weights @ outputs.square() - mean.square()
     return covariance.abs() / (variance.squeeze(1).clamp_min(0.0) + 1e-12).sqrt()

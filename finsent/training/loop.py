@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from finsent.config import DendriteConfig, Restarts, TrainConfig
 from finsent.growth.grower import DendriteGrower, GrowthError, GrowthEvent
-from finsent.growth.lora_refinement import BATCHES, CHOOSING_BATCHES, refine_new_dendrites
+from finsent.growth.lora_refinement import CHOOSING_BATCHES, FITTING_BATCHES, refine_new_dendrites
 from finsent.models.adapters import save_adapter, trainable_count
 from finsent.models.backbones import Backbone, HiddenStates
 from finsent.models.dendritic_linear import DendriticLinear
@@ -456,7 +456,7 @@ class _Run:
             where = torch.tensor(batch, device=self._device)
             return self._loss(where, max(data.lengths[i] for i in batch))
 
-        fit = data.batches(data.train, self._config, epoch)[:BATCHES]
+        fit = data.batches(data.train, self._config, epoch)[:FITTING_BATCHES]
         choose = data.batches(data.validation, self._config, epoch)[:CHOOSING_BATCHES]
         with self._model.module_by_module():
             refine_new_dendrites(maps, loss, fit, choose, self._config.seed)

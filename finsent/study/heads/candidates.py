@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finsent.growth.refinement import Signal, candidate_outputs, refine
+from finsent.growth.refinement import Residuals, candidate_outputs, refine
 from finsent.study.heads.stack import HeadStack
 
 RIDGE = 1e-3
@@ -22,7 +22,7 @@ STEP_SIZES = (1.0, 0.5, 0.25, 0.0)
 
 
 @dataclass(frozen=True)
-class Part:
+class StackedExamples:
     """Examples of R runs: features (R, n, d), classes (R, n), and which rows are real (R, n)."""
 
     x: Tensor
@@ -30,7 +30,7 @@ class Part:
     real: Tensor
 
 
-def residuals(logits: Tensor, part: Part) -> Tensor:
+def residuals(logits: Tensor, part: StackedExamples) -> Tensor:
     """one-hot minus probability, (R, n, C); zero for rows that are padding."""
     onehot = F.one_hot(part.y, logits.shape[-1]).float()
     return (onehot - logits.softmax(-1)) * part.real[..., None]
@@ -48,19 +48,21 @@ HELD_OUT = 1 / 3
 """Share of the training part that candidates are chosen on where validation is left alone."""
 
 
-def held_out(heads: HeadStack, train: Part) -> tuple[Part, Part]:
+def held_out(heads: HeadStack, train: StackedExamples) -> tuple[StackedExamples, StackedExamples]:
     """The training part as two, for fitting and for choosing, drawn from each run's generator."""
     chances = torch.stack(
         [torch.rand(train.real.shape[1], generator=generator) for generator in heads.generators]
     )
     later = (chances < HELD_OUT).float()
     return (
-        Part(train.x, train.y, train.real * (1 - later)),
-        Part(train.x, train.y, train.real * later),
+        StackedExamples(train.x, train.y, train.real * (1 - later)),
+        StackedExamples(train.x, train.y, train.real * later),
     )
 
 
-def refined_candidate(heads: HeadStack, train: Part, validation: Part) -> None:
+def refined_candidate(
+    heads: HeadStack, train: StackedExamples, validation: StackedExamples
+) -> None:
     """Insert the best of a pool of refined candidates for every class and run.
 
     Candidates are fitted on `train`; when to stop, which to take and how large a step to make is
@@ -70,13 +72,13 @@ def refined_candidate(heads: HeadStack, train: Part, validation: Part) -> None:
     at zero and train with everything else.
     """
     with torch.no_grad():
-        wanted = residuals(heads.logits(train.x), train)
-        wanted_later = residuals(heads.logits(validation.x), validation)
+        errors = residuals(heads.logits(train.x), train)
+        later_errors = residuals(heads.logits(validation.x), validation)
     weight, bias = refine(
         lambda count: heads.normal((count, heads.features), heads.features**-0.5),
         heads.activation,
-        Signal(train.x, wanted, train.real),
-        Signal(validation.x, wanted_later, validation.real),
+        Residuals(train.x, errors, train.real),
+        Residuals(validation.x, later_errors, validation.real),
         bias=True,
     )
     with torch.no_grad():
@@ -87,7 +89,7 @@ def refined_candidate(heads: HeadStack, train: Part, validation: Part) -> None:
             size = (outputs.square().sum(1) / train.real.sum(1)[:, None]).sqrt().clamp_min(1e-6)
             weight, bias, outputs = weight / size[..., None], bias / size, outputs / size[:, None]
         chances = heads.logits(train.x).softmax(-1)
-        slope = (wanted * outputs).sum(1)
+        slope = (errors * outputs).sum(1)
         curvature = (chances * (1 - chances) * outputs.square()).sum(1)
         step = slope / (curvature + RIDGE * train.real.sum(1)[:, None])
         output = _validated(heads, weight, bias, step, validation)
@@ -95,7 +97,7 @@ def refined_candidate(heads: HeadStack, train: Part, validation: Part) -> None:
 
 
 def _validated(
-    heads: HeadStack, weight: Tensor, bias: Tensor, step: Tensor, validation: Part
+    heads: HeadStack, weight: Tensor, bias: Tensor, step: Tensor, validation: StackedExamples
 ) -> Tensor:
     """The share of the Newton step (R, C) with the lowest validation NLL, the same for all classes
     of a run."""
@@ -108,7 +110,7 @@ def _validated(
     return shares[:, None] * step
 
 
-def nll(logits: Tensor, part: Part) -> Tensor:
+def nll(logits: Tensor, part: StackedExamples) -> Tensor:
     """Mean negative log likelihood of each run's real examples, (R,), nats."""
     losses = F.cross_entropy(logits.transpose(1, 2), part.y, reduction="none")
     return (losses * part.real).sum(1) / part.real.sum(1)

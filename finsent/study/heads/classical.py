@@ -22,7 +22,7 @@ from finsent.data.folds import FOLDS, Fold, grouped_folds, smaller
 from finsent.data.registry import Dataset, load_dataset
 from finsent.results.metrics import score
 from finsent.study.heads.features import frozen_features
-from finsent.study.heads.training import View
+from finsent.study.heads.training import FeatureTransform
 from finsent.study.plans import HEADS, Regime
 from finsent.study.rows import (
     CLASSICAL,
@@ -123,7 +123,7 @@ def frozen_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     found = []
     for name in FEATURES:
         x = task.features[name]
-        view = View.fit(x[torch.as_tensor(fold.train)], dimensions)
+        view = FeatureTransform.fit(x[torch.as_tensor(fold.train)], dimensions)
         train, validation, test = (
             view(x[torch.as_tensor(rows)]).numpy()
             for rows in (fold.train, fold.validation, fold.test)

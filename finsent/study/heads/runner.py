@@ -21,9 +21,14 @@ from finsent.models.weights import terminal_bar
 from finsent.results.metrics import score
 from finsent.results.runs import read_json, write_json
 from finsent.study.head_recipe import HEAD_ARMS, HeadRecipe
-from finsent.study.heads.candidates import Part
+from finsent.study.heads.candidates import StackedExamples
 from finsent.study.heads.features import Features, frozen_features
-from finsent.study.heads.training import StackResult, View, parts, train_heads
+from finsent.study.heads.training import (
+    FeatureTransform,
+    StackResult,
+    stacked_examples,
+    train_heads,
+)
 from finsent.study.plans import SELECTION_FOLDS, SELECTION_SEED, HeadStudy, Regime, Settings
 from finsent.study.rows import RESULTS, RunKey, StudyError, StudyRun, append_runs, read_runs
 from finsent.study.selection import (
@@ -346,13 +351,16 @@ class HeadStudyRunner:
         ]
         x = self._features(dataset_name).values[features]
         y = torch.tensor([example.label for example in dataset.examples])
-        views = [View.fit(x[torch.as_tensor(fold.train)], regime.dimensions) for fold in folds]
+        views = [
+            FeatureTransform.fit(x[torch.as_tensor(fold.train)], regime.dimensions)
+            for fold in folds
+        ]
         prepared = _Prepared(
             folds,
             views,
-            train=parts(views, x, y, [fold.train for fold in folds]),
-            validation=parts(views, x, y, [fold.validation for fold in folds]),
-            test=parts(views, x, y, [fold.test for fold in folds]),
+            train=stacked_examples(views, x, y, [fold.train for fold in folds]),
+            validation=stacked_examples(views, x, y, [fold.validation for fold in folds]),
+            test=stacked_examples(views, x, y, [fold.test for fold in folds]),
         )
         self._prepared = (key, prepared)
         return prepared
@@ -383,7 +391,7 @@ class _Prepared:
     """The examples of some folds as their heads see them."""
 
     folds: list[Fold]
-    views: list[View]
-    train: Part
-    validation: Part
-    test: Part
+    views: list[FeatureTransform]
+    train: StackedExamples
+    validation: StackedExamples
+    test: StackedExamples

@@ -134,7 +134,7 @@ def matching_hidden_units(features: int, classes: int, dendrites: int) -> int:
     return max(1, round(added / (features + 1 + classes)))
 
 
-def choose(
+def where_better(
     better: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Run by run: the new state where `better` (R,) is true, else the old one."""

@@ -13,13 +13,19 @@ from torch import Tensor
 
 from finsent.data.folds import Fold
 from finsent.study.head_recipe import HEAD_ARMS, HeadRecipe
-from finsent.study.heads.candidates import Part, held_out, nll, random_candidate, refined_candidate
-from finsent.study.heads.stack import HeadStack, choose, matching_hidden_units
+from finsent.study.heads.candidates import (
+    StackedExamples,
+    held_out,
+    nll,
+    random_candidate,
+    refined_candidate,
+)
+from finsent.study.heads.stack import HeadStack, matching_hidden_units, where_better
 from finsent.study.rows import StudyError
 
 
 @dataclass(frozen=True)
-class View:
+class FeatureTransform:
     """What a head sees of the features of one fold, fitted on its training part alone."""
 
     mean: Tensor
@@ -30,7 +36,7 @@ class View:
     """(d,) standard deviations where nothing is projected."""
 
     @classmethod
-    def fit(cls, x: Tensor, dimensions: int | None) -> View:
+    def fit(cls, x: Tensor, dimensions: int | None) -> FeatureTransform:
         """x: training features (n, d). dimensions: leading principal components (None: all d)."""
         mean = x.mean(0)
         if dimensions is None:
@@ -67,11 +73,13 @@ class StackResult:
     """Of the whole stack."""
 
 
-def parts(views: Sequence[View], x: Tensor, y: Tensor, indices: Sequence[np.ndarray]) -> Part:
+def stacked_examples(
+    views: Sequence[FeatureTransform], x: Tensor, y: Tensor, indices: Sequence[np.ndarray]
+) -> StackedExamples:
     """Runs' examples, padded to the longest: a run sees `x` (n, d) through its own view."""
     longest = max(map(len, indices))
     width = views[0](x[:1]).shape[1]
-    out = Part(
+    out = StackedExamples(
         torch.zeros(len(indices), longest, width),
         torch.zeros(len(indices), longest, dtype=torch.long),
         torch.zeros(len(indices), longest),
@@ -93,8 +101,8 @@ def train_heads(
     arm: str,
     recipe: HeadRecipe,
     folds: Sequence[Fold],
-    train: Part,
-    validation: Part,
+    train: StackedExamples,
+    validation: StackedExamples,
     n_classes: int,
     steps_per_epoch: int,
 ) -> StackResult:
@@ -118,7 +126,8 @@ def train_heads(
         activation=recipe.activation,
     )
     orders = [
-        _Order(int(n), run_generator(f, 1)) for n, f in zip(train.real.sum(1), folds, strict=True)
+        _ShuffledOrder(int(n), run_generator(f, 1))
+        for n, f in zip(train.real.sum(1), folds, strict=True)
     ]
     optimizer = _optimizer(heads, recipe)
     total, step, factor = recipe.epochs * steps_per_epoch, 0, 1.0
@@ -173,7 +182,7 @@ def _optimizer(heads: HeadStack, recipe: HeadRecipe) -> torch.optim.Optimizer:
     )
 
 
-class _Order:
+class _ShuffledOrder:
     """Endless passes over n examples, each in a new order."""
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
@@ -200,7 +209,7 @@ class _Best:
         self._any = False
 
     @torch.no_grad()
-    def observe(self, heads: HeadStack, validation: Part, epoch: int) -> None:
+    def observe(self, heads: HeadStack, validation: StackedExamples, epoch: int) -> None:
         logits = heads.logits(validation.x)
         losses = nll(logits, validation)
         if not bool(losses.isfinite().all()):
@@ -212,7 +221,7 @@ class _Best:
             ahead = torch.ones_like(ahead)
             self.state = heads.snapshot()
         self._any = True
-        self.state = choose(ahead, heads.snapshot(), self.state)
+        self.state = where_better(ahead, heads.snapshot(), self.state)
         self.epoch = torch.where(ahead, epoch, self.epoch)
         self.nll = torch.where(ahead, losses, self.nll)
         self.accuracy = torch.where(ahead, accuracy, self.accuracy)

@@ -24,8 +24,15 @@ from finsent.data.registry import Dataset, Split, load_dataset, make_split
 from finsent.data.splits import twin_groups
 from finsent.models.adapters import lora_ranks
 from finsent.results.metrics import score
-from finsent.study.lora.rows import Ground, Row, RowResult, Said
-from finsent.study.lora.runner import Cell, CellTrainer, Resources, dealt, spread, trained
+from finsent.study.lora.runner import (
+    Cell,
+    CellTrainer,
+    Resources,
+    make_splits,
+    map_cells,
+    train_in_stacks,
+)
+from finsent.study.lora.stack_runs import RunResult, SplitLogits, StackContext, StackRun
 from finsent.study.plans import SELECTION_SEED, EnsembleStudy, LoraRegime, LoraStudy, Source
 from finsent.study.rows import (
     ENSEMBLE,
@@ -38,19 +45,19 @@ from finsent.study.rows import (
 )
 from finsent.study.selection import SELECTION, append_selection, best_regime, read_selection
 
-SINGLE = "baseline"
+MEMBER = "baseline"
 """Arm of a member alone."""
 WHOLE, RESTARTED = "whole", "restarted"
 """Recipes: trained through, or gone back to the best state once, as the control `restart` is."""
-LAST = "-last"
+LAST_STATE = "-last"
 """Ends a recipe's name whose state is the one after the last epoch, not that of the lowest NLL."""
-RECIPES = tuple(way + state for way in (WHOLE, RESTARTED) for state in ("", LAST))
+RECIPES = tuple(way + state for way in (WHOLE, RESTARTED) for state in ("", LAST_STATE))
 REFITTED = "refitted"
 """Recipe: trained on the validation part as well, to the last epoch."""
-TOGETHER = "together"
+ALL_REGIMES = "together"
 """Stands for the regime of an ensemble whose members are of several."""
 
-FIRST_EPOCHS = 3
+PRETRAINING_EPOCHS = 3
 """Of training on another data set first, chosen on nothing: about as many steps as a run's own."""
 
 
@@ -105,10 +112,10 @@ class EnsembleRunner:
         if not cells:
             print(f"all runs of study {self._study.name} are in {self._path}")
             return
-        make = _Maker(self._study, self._resources)
+        make = _TrainerFactory(self._study, self._resources)
         total = sum(len(cell.folds) for cell in cells)
         with tqdm(total=total, desc=self._study.name, unit="fold", smoothing=0.1) as bar:
-            for lines in spread(make, cells, self._resources):
+            for lines in map_cells(make, cells, self._resources):
                 append_runs(self._path, [line for line in lines if line.key not in done])
                 bar.update(len({(line.dataset, line.fold) for line in lines}))
 
@@ -132,7 +139,7 @@ class EnsembleRunner:
 
     def _parts(self, source: Source, folds: Sequence[int], repetition: int) -> tuple[Split, ...]:
         wanted = [(source.dataset, 1.0, (f"fold-{number}", repetition)) for number in folds]
-        found = dealt(wanted, self._resources.data_dir)
+        found = make_splits(wanted, self._resources.data_dir)
         return tuple(found[deal] for deal in wanted)
 
     def _regimes_of(self, source: Source) -> tuple[LoraRegime, ...]:
@@ -156,11 +163,11 @@ class EnsembleRunner:
 
     def _keys(self, source: Source, regimes: Sequence[LoraRegime], fold: int) -> Iterator[RunKey]:
         study = self._study
-        members = [(SINGLE, member) for member in range(study.members)]
+        members = [(MEMBER, member) for member in range(study.members)]
         together = (ENSEMBLE, study.repetition)
         runs = [(regime.name, *one) for regime in regimes for one in (*members, together)]
         if len(regimes) > 1:
-            runs.append((TOGETHER, *together))
+            runs.append((ALL_REGIMES, *together))
         for tested in source.tested:
             for recipe in (REFITTED,) if study.refit else RECIPES:
                 for name, arm, seed in runs:
@@ -170,7 +177,7 @@ class EnsembleRunner:
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _TrainerFactory:
     """Makes what makes cells; a worker does so once and keeps the base."""
 
     study: EnsembleStudy
@@ -188,18 +195,18 @@ class _EnsembleTrainer:
         self._dataset = lru_cache(maxsize=None)(lambda name: load_dataset(name, resources.data_dir))
         as_lora = LoraStudy(study.name, (), (), backbone=study.backbone)
         self._trainer = CellTrainer(as_lora, resources)
-        self._beginnings = lru_cache(maxsize=None)(self._trained_first)
+        self._initial_states = lru_cache(maxsize=None)(self._pretrained)
 
-    def _ground(self, dataset: str, regime: LoraRegime, epochs: int | None) -> Ground:
-        ground = self._trainer.ground(Cell(dataset, regime, (), ()))
-        epochs = epochs or ground.config.epochs
+    def _context(self, dataset: str, regime: LoraRegime, epochs: int | None) -> StackContext:
+        context = self._trainer.context(Cell(dataset, regime, (), ()))
+        epochs = epochs or context.config.epochs
         return replace(
-            ground,
-            config=replace(ground.config, epochs=epochs),
-            dendrites=replace(ground.dendrites, grow_by=latest_growth(epochs)),
+            context,
+            config=replace(context.config, epochs=epochs),
+            dendrites=replace(context.dendrites, grow_by=latest_growth(epochs)),
         )
 
-    def _trained_first(
+    def _pretrained(
         self, regime: LoraRegime, dataset: str, seeds: tuple[int, ...]
     ) -> list[Mapping[str, Tensor] | None]:
         """What runs of these seeds begin with: the best state of a run on `regime.first_on`, which
@@ -211,41 +218,41 @@ class _EnsembleTrainer:
         known = set(groups[: len(target.examples)].tolist())
         fresh = [group not in known for group in groups[len(target.examples) :].tolist()]
         rows = []
-        ground = self._ground(first.name, replace(regime, targets="labels"), FIRST_EPOCHS)
-        ranks = self._ranks(ground, regime)
+        context = self._context(first.name, replace(regime, targets="labels"), PRETRAINING_EPOCHS)
+        ranks = self._ranks(context, regime)
         for seed in seeds:
             part = make_split(first, seed)
             train, validation = (
                 [index for index in indices if fresh[index]]
                 for indices in ((*part.train, *part.test), part.validation)
             )
-            rows.append(Row(seed, train, validation, validation, ranks))
-        found = trained(ground, rows, self._resources, f"{first.name} first")
+            rows.append(StackRun(seed, train, validation, validation, ranks))
+        found = train_in_stacks(context, rows, self._resources, f"{first.name} first")
         return [result.tensors for result in found]
 
     @staticmethod
-    def _ranks(ground: Ground, regime: LoraRegime) -> Mapping[str, int]:
-        return lora_ranks(ground.adapted, regime.r, ground.hidden_size * ground.n_classes, None)
+    def _ranks(context: StackContext, regime: LoraRegime) -> Mapping[str, int]:
+        return lora_ranks(context.adapted, regime.r, context.hidden_size * context.n_classes, None)
 
     def validated(self, cell: _Cell) -> list[dict[str, str]]:
         """Lines of selection.csv: one run of every fold, in the best and in the last state. The
         folds' test parts are not looked at."""
         (regime,) = cell.regimes
-        ground = self._ground(cell.source.dataset, regime, cell.source.epochs)
-        ranks = self._ranks(ground, regime)
-        (initial,) = self._beginnings(regime, cell.source.dataset, (0,))
+        context = self._context(cell.source.dataset, regime, cell.source.epochs)
+        ranks = self._ranks(context, regime)
+        (initial,) = self._initial_states(regime, cell.source.dataset, (0,))
         rows = [
-            Row(0, part.train, part.validation, part.validation, ranks, initial=initial)
+            StackRun(0, part.train, part.validation, part.validation, ranks, initial=initial)
             for part in cell.parts
         ]
-        results = self._trained(ground, rows, f"{cell.source.dataset} {regime.name}")
+        results = self._trained(context, rows, f"{cell.source.dataset} {regime.name}")
         dataset = self._dataset(cell.source.dataset)
         lines = []
         for last in (False, True):
             scores = [
                 score(
                     [dataset.examples[i].label for i in part.validation],
-                    _probabilities(_said(result, last=last).validation),
+                    _probabilities(_split_logits(result, last=last).validation),
                     dataset.label_names,
                 )
                 for part, result in zip(cell.parts, results, strict=True)
@@ -257,11 +264,11 @@ class _EnsembleTrainer:
                 {
                     "dataset": cell.source.dataset,
                     "regime": regime.name,
-                    "recipe": WHOLE + LAST * last,
-                    "arm": SINGLE,
+                    "recipe": WHOLE + LAST_STATE * last,
+                    "arm": MEMBER,
                     "features": "",
-                    "learning_rate": f"{ground.config.learning_rate:g}",
-                    "weight_decay": f"{ground.config.weight_decay:g}",
+                    "learning_rate": f"{context.config.learning_rate:g}",
+                    "weight_decay": f"{context.config.weight_decay:g}",
                     "validation_nll": nll,
                     "validation_accuracy": accuracy,
                     "dendrites": "0",
@@ -289,7 +296,7 @@ class _EnsembleTrainer:
                 backbone=self._study.backbone,
                 dataset=source.dataset,
                 fold=number,
-                n_train=len(self._learned(part)),
+                n_train=len(self._training_indices(part)),
                 dendrites=0,
             )
             for recipe, (_, last) in recipes.items():
@@ -297,52 +304,54 @@ class _EnsembleTrainer:
                 in_recipe = partial(line, recipe=recipe)
                 yield from self._lines(in_recipe, scores, of_regimes, last=last)
 
-    def _learned(self, part: Split) -> list[int]:
+    def _training_indices(self, part: Split) -> list[int]:
         return [*part.train, *(part.validation if self._study.refit else ())]
 
-    def _results(self, cell: _Cell, regime: LoraRegime) -> dict[str, tuple[list[RowResult], bool]]:
+    def _results(self, cell: _Cell, regime: LoraRegime) -> dict[str, tuple[list[RunResult], bool]]:
         """Recipe -> every member of every fold, fold by fold, and whether their last states count
         or those that validate best."""
         source = cell.source
-        ground = self._ground(source.dataset, regime, source.epochs)
-        ranks = self._ranks(ground, regime)
+        context = self._context(source.dataset, regime, source.epochs)
+        ranks = self._ranks(context, regime)
         members = range(self._study.members)
-        beginnings = self._beginnings(regime, source.dataset, tuple(members))
+        initial = self._initial_states(regime, source.dataset, tuple(members))
         rows = [
-            Row(
+            StackRun(
                 member,
-                self._learned(part),
+                self._training_indices(part),
                 part.validation,
                 part.test,
                 ranks,
-                initial=beginnings[member],
+                initial=initial[member],
             )
             for part in cell.parts
             for member in members
         ]
         what = f"{source.dataset} {regime.name}"
         if self._study.refit:
-            return {REFITTED: (self._trained(ground, rows, f"{what} {REFITTED}"), True)}
-        whole = self._trained(ground, rows, f"{what} {WHOLE}")
-        again = [replace(row, start=one.fork) for row, one in zip(rows, whole, strict=True)]
-        restarted = self._trained(ground, again, f"{what} {RESTARTED}")
+            return {REFITTED: (self._trained(context, rows, f"{what} {REFITTED}"), True)}
+        whole = self._trained(context, rows, f"{what} {WHOLE}")
+        again = [replace(row, fork=one.fork) for row, one in zip(rows, whole, strict=True)]
+        restarted = self._trained(context, again, f"{what} {RESTARTED}")
         for row, result, before in zip(again, restarted, whole, strict=True):
             # The part before it went back was trained once, for both.
-            result.seconds += before.seconds * row.first_epoch / ground.config.epochs
+            result.seconds += before.seconds * row.first_epoch / context.config.epochs
         return {
-            way + LAST * last: (results, last)
+            way + LAST_STATE * last: (results, last)
             for way, results in ((WHOLE, whole), (RESTARTED, restarted))
             for last in (False, True)
         }
 
-    def _trained(self, ground: Ground, rows: Sequence[Row], what: str) -> list[RowResult]:
-        return trained(ground, rows, self._resources, what, last_state=True)
+    def _trained(
+        self, context: StackContext, rows: Sequence[StackRun], what: str
+    ) -> list[RunResult]:
+        return train_in_stacks(context, rows, self._resources, what, last_state=True)
 
     def _lines(
         self,
         line: Callable[..., StudyRun],
         scores: Mapping[str, _Scores],
-        found: Mapping[str, Sequence[RowResult]],
+        found: Mapping[str, Sequence[RunResult]],
         *,
         last: bool,
     ) -> Iterator[StudyRun]:
@@ -350,16 +359,16 @@ class _EnsembleTrainer:
         and all of several. found: members by regime."""
         groups = {name: list(results) for name, results in found.items()}
         if len(found) > 1:
-            groups[TOGETHER] = [result for results in found.values() for result in results]
+            groups[ALL_REGIMES] = [result for results in found.values() for result in results]
         for name, results in groups.items():
-            said = [_said(result, last=last) for result in results]
-            validation = np.stack([_probabilities(one.validation) for one in said])
-            test = np.stack([_probabilities(one.test) for one in said])
+            logits = [_split_logits(result, last=last) for result in results]
+            validation = np.stack([_probabilities(one.validation) for one in logits])
+            test = np.stack([_probabilities(one.test) for one in logits])
             for tested, scored in scores.items():
                 of_group = partial(line, regime=name, test_dataset=tested)
                 for member, result in enumerate(results if name in found else ()):
                     yield of_group(
-                        arm=SINGLE,
+                        arm=MEMBER,
                         seed=member,
                         **self._scored(scored, validation[member], test[member]),
                         **_costs([result]),
@@ -381,11 +390,11 @@ class _EnsembleTrainer:
         return columns
 
 
-def _said(result: RowResult, *, last: bool) -> Said:
-    said = result.said_last if last else result.said
-    if said is None:
+def _split_logits(result: RunResult, *, last: bool) -> SplitLogits:
+    logits = result.last_logits if last else result.logits
+    if logits is None:
         raise StudyError("a run was trained without asking for its last state")
-    return said
+    return logits
 
 
 def _probabilities(logits: Tensor) -> NDArray[np.float64]:
@@ -395,7 +404,7 @@ def _probabilities(logits: Tensor) -> NDArray[np.float64]:
     return found
 
 
-def _costs(results: Sequence[RowResult]) -> dict[str, Any]:
+def _costs(results: Sequence[RunResult]) -> dict[str, Any]:
     """Columns of a line: what some runs took in all, and the latest epoch that was selected."""
     return {
         "trainable_params": sum(result.trainable_params for result in results),

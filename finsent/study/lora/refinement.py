@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from finsent.growth.lora_refinement import ROWS, size_factor
-from finsent.growth.refinement import Signal, candidate_outputs, refine
+from finsent.growth.lora_refinement import TOKENS_PER_BATCH, rms_ratio
+from finsent.growth.refinement import Residuals, candidate_outputs, refine
 from finsent.study.lora.stack import LoraStack
 
-TOGETHER = 8
+RUNS_AT_ONCE = 8
 """Runs refined at a time: their candidates' outputs on every token take the memory."""
 Loss = Callable[[Tensor, int], Tensor]
 """(texts (K, B), longest) -> the loss of each run (K,)."""
@@ -23,18 +23,18 @@ def refine_stack(
 ) -> None:
     """Train the dendrites that some runs have just grown; output weights stay zero, so every run
     computes what it computed. fit, choose: batches of training and of validation texts."""
-    fitted = _signals(stack, loss_of, fit)
-    chosen = _signals(stack, loss_of, choose)
+    fitted = _residuals(stack, loss_of, fit)
+    chosen = _residuals(stack, loss_of, choose)
     for name, _ in stack.growing():
-        for at in range(0, len(rows), TOGETHER):
-            some = torch.tensor(rows[at : at + TOGETHER], device=stack.values.device)
+        for at in range(0, len(rows), RUNS_AT_ONCE):
+            some = torch.tensor(rows[at : at + RUNS_AT_ONCE], device=stack.values.device)
             _refine(stack, name, some, fitted[name], chosen[name])
 
 
-def _refine(stack: LoraStack, name: str, rows: Tensor, fit: Signal, choose: Signal) -> None:
+def _refine(stack: LoraStack, name: str, rows: Tensor, fit: Residuals, choose: Residuals) -> None:
     activation, own_weight = stack.activation, stack.raw(f"{name}.weight")[rows]
     inner = own_weight.shape[2]
-    fit, choose = _of(fit, rows), _of(choose, rows)
+    fit, choose = _select(fit, rows), _select(choose, rows)
     # The same first draws for every run: none may depend on who stands beside it.
     generators = [torch.Generator().manual_seed(inner) for _ in rows]
 
@@ -48,53 +48,53 @@ def _refine(stack: LoraStack, name: str, rows: Tensor, fit: Signal, choose: Sign
             # Only a rectifier keeps its shape under another scale.
             outputs = candidate_outputs(activation, fit.x, weight, bias)
             own = fit.x @ own_weight.transpose(1, 2)
-            weight = weight * size_factor(_size(own, fit), _size(outputs, fit))[..., None]
+            weight = weight * rms_ratio(_rms(own, fit), _rms(outputs, fit))[..., None]
         stack.raw(f"{name}.dendrite")[rows] = weight
 
 
-def _size(outputs: Tensor, signal: Signal) -> Tensor:
+def _rms(outputs: Tensor, residuals: Residuals) -> Tensor:
     """Root mean square over real tokens: (R, n, out) to (R, out)."""
-    real = signal.real[..., None]
-    return ((outputs.square() * real).sum(1) / real.sum(1).clamp_min(1.0)).sqrt()
+    mask = residuals.mask[..., None]
+    return ((outputs.square() * mask).sum(1) / mask.sum(1).clamp_min(1.0)).sqrt()
 
 
-def _of(signal: Signal, rows: Tensor) -> Signal:
-    return Signal(signal.x[rows], signal.wanted[rows], signal.real[rows])
+def _select(residuals: Residuals, rows: Tensor) -> Residuals:
+    return Residuals(residuals.x[rows], residuals.errors[rows], residuals.mask[rows])
 
 
-def _signals(stack: LoraStack, loss_of: Loss, batches: Batches) -> dict[str, Signal]:
+def _residuals(stack: LoraStack, loss_of: Loss, batches: Batches) -> dict[str, Residuals]:
     """For every growing map: what enters it and minus the gradient of what leaves it."""
     maps = dict(stack.growing())
-    pieces: dict[str, list[Signal]] = {name: [] for name in maps}
+    pieces: dict[str, list[Residuals]] = {name: [] for name in maps}
     for number, (where, longest) in enumerate(batches):
         for grown in maps.values():
-            grown.watched = []
+            grown.recorded = []
         try:
             loss_of(where, longest).sum().backward()
             for name, grown in maps.items():
-                assert grown.watched is not None
-                ((x, gradient),) = grown.watched
+                assert grown.recorded is not None
+                ((x, gradient),) = grown.recorded
                 pieces[name].append(_sampled(x.float(), -gradient.float(), number))
         finally:
             for grown in maps.values():
-                grown.watched = None
+                grown.recorded = None
     return {
-        name: Signal(
+        name: Residuals(
             torch.cat([piece.x for piece in of_map], dim=1),
-            torch.cat([piece.wanted for piece in of_map], dim=1),
-            torch.cat([piece.real for piece in of_map], dim=1),
+            torch.cat([piece.errors for piece in of_map], dim=1),
+            torch.cat([piece.mask for piece in of_map], dim=1),
         )
         for name, of_map in pieces.items()
     }
 
 
-def _sampled(x: Tensor, wanted: Tensor, seed: int) -> Signal:
-    """Up to ROWS tokens of each run that its loss depends on: (K, n, in) and (K, n, out)."""
-    used = (wanted != 0).any(dim=2).float()
+def _sampled(x: Tensor, errors: Tensor, seed: int) -> Residuals:
+    """Up to TOKENS_PER_BATCH tokens that a run's loss depends on: (K, n, in) and (K, n, out)."""
+    used = (errors != 0).any(dim=2).float()
     chances = torch.rand(x.shape[1], generator=torch.Generator().manual_seed(seed)).to(x.device)
-    kept = (used + chances).topk(min(ROWS, x.shape[1]), dim=1).indices
-    return Signal(
+    kept = (used + chances).topk(min(TOKENS_PER_BATCH, x.shape[1]), dim=1).indices
+    return Residuals(
         x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])),
-        wanted.gather(1, kept[..., None].expand(-1, -1, wanted.shape[2])),
+        errors.gather(1, kept[..., None].expand(-1, -1, errors.shape[2])),
         used.gather(1, kept),
     )

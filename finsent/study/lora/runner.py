@@ -32,8 +32,8 @@ from finsent.models.backbones import (
 )
 from finsent.models.presets import cue, preset
 from finsent.results.metrics import score
-from finsent.study.lora.rows import Ground, Row, RowResult
-from finsent.study.lora.training import train_rows
+from finsent.study.lora.stack_runs import RunResult, StackContext, StackRun
+from finsent.study.lora.training import train_stack
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.rows import RESULTS, RunKey, StudyRun, append_runs, read_runs
 from finsent.training.fused_blocks import FusedBlocks
@@ -60,7 +60,7 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Made:
+class CellOutcome:
     """What became of a cell."""
 
     lines: list[StudyRun]
@@ -102,8 +102,8 @@ class LoraStudyRunner:
             for _ in _keys(self.study, cell.dataset, cell.regime, split, seed)
         )
         with tqdm(total=total, desc=self.study.name, unit="run", smoothing=0.1) as bar:
-            make = _Maker(self.study, self.resources)
-            for made in spread(make, cells, self.resources):
+            make = _TrainerFactory(self.study, self.resources)
+            for made in map_cells(make, cells, self.resources):
                 append_runs(path, [line for line in made.lines if line.key not in done])
                 for name in made.failed:
                     bar.write(f"error: {name}: its probabilities are not finite", file=sys.stderr)
@@ -128,7 +128,7 @@ class LoraStudyRunner:
                     (dataset, regime, tuple(folds[i : i + size]))
                     for i in range(0, len(folds), size)
                 ]
-        parts = dealt(
+        parts = make_splits(
             {(d, r.fraction, fold) for d, r, folds in wanted for fold in folds},
             self.resources.data_dir,
         )
@@ -142,7 +142,7 @@ T = TypeVar("T")
 C = TypeVar("C")
 
 
-def spread(
+def map_cells(
     make: Callable[[], Callable[[C], T]], cells: Sequence[C], resources: Resources
 ) -> Iterator[T]:
     """What is made of every cell, as it is ready: here, or by workers, each of which calls `make`
@@ -154,33 +154,33 @@ def spread(
         yield from pool.map(make, cells)
 
 
-def trained(
-    ground: Ground,
-    rows: Sequence[Row],
+def train_in_stacks(
+    context: StackContext,
+    rows: Sequence[StackRun],
     resources: Resources,
     what: str,
     *,
     last_state: bool = False,
-) -> list[RowResult]:
+) -> list[RunResult]:
     """Every row's result, as many side by side as the resources allow, with progress by steps where
-    there are no workers; the rest as for `train_rows`."""
-    found: list[RowResult] = []
-    per_run = -(-len(rows[0].train) // ground.config.batch_size)
-    epochs = sum(ground.config.epochs - row.first_epoch for row in rows)
+    there are no workers; the rest as for `train_stack`."""
+    found: list[RunResult] = []
+    per_run = -(-len(rows[0].train) // context.config.batch_size)
+    epochs = sum(context.config.epochs - row.first_epoch for row in rows)
     quiet = not resources.workers.alone
     with tqdm(total=per_run * epochs, desc=what, unit="step", leave=False, disable=quiet) as bar:
         for at in range(0, len(rows), resources.stacked):
             stack = rows[at : at + resources.stacked]
-            found += train_rows(ground, stack, last_state=last_state, step_done=bar.update)
+            found += train_stack(context, stack, last_state=last_state, step_done=bar.update)
     return found
 
 
-Deal = tuple[str, float, tuple[str, int]]
+SplitKey = tuple[str, float, tuple[str, int]]
 """Data set, share of the training part, and (split, seed)."""
 
 
-def dealt(wanted: Iterable[Deal], data_dir: Path | None) -> dict[Deal, Split]:
-    """Splits, dealt on every core: a thousand of them keep one busy for minutes."""
+def make_splits(wanted: Iterable[SplitKey], data_dir: Path | None) -> dict[SplitKey, Split]:
+    """Splits, made on every core: a thousand of them keep one busy for minutes."""
     from joblib import Parallel, delayed
 
     order = sorted(wanted)
@@ -209,14 +209,14 @@ def _fold(split: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _TrainerFactory:
     """Makes what makes cells; a worker does so once and keeps the base."""
 
     study: LoraStudy
     resources: Resources
 
-    def __call__(self) -> Callable[[Cell], Made]:
-        return CellTrainer(self.study, self.resources).runs_of
+    def __call__(self) -> Callable[[Cell], CellOutcome]:
+        return CellTrainer(self.study, self.resources).train_cell
 
 
 class CellTrainer:
@@ -230,56 +230,56 @@ class CellTrainer:
         self._states = lru_cache(maxsize=2)(self._entering)
         self._blocks = lru_cache(maxsize=None)(self._upper)
 
-    def runs_of(self, cell: Cell) -> Made:
+    def train_cell(self, cell: Cell) -> CellOutcome:
         """Every arm and recipe of a cell's folds."""
-        ground = self.ground(cell)
-        head = ground.hidden_size * ground.n_classes
-        plain = lora_ranks(ground.adapted, cell.regime.r, head, None)
+        context = self.context(cell)
+        head = context.hidden_size * context.n_classes
+        plain = lora_ranks(context.adapted, cell.regime.r, head, None)
         fresh = [
-            Row(seed, part.train, part.validation, part.test, plain)
+            StackRun(seed, part.train, part.validation, part.test, plain)
             for (_, seed), part in zip(cell.folds, cell.parts, strict=True)
         ]
-        baselines = trained(
-            ground, fresh, self._resources, f"{cell.dataset} {cell.regime.name} baseline"
+        baselines = train_in_stacks(
+            context, fresh, self._resources, f"{cell.dataset} {cell.regime.name} baseline"
         )
         forks = [trained.fork for trained in baselines]
-        interrupted = [fork.ongoing is None for fork in forks]
-        found: dict[tuple[str, str, int], RowResult] = {}
-        going_on: list[tuple[str, str, int, Row]] = []
+        restarted_by_growth = [fork.snapshot is None for fork in forks]
+        found: dict[tuple[str, str, int], RunResult] = {}
+        forked: list[tuple[str, str, int, StackRun]] = []
         for index, (row, fork) in enumerate(zip(fresh, forks, strict=True)):
-            again = replace(row, start=fork)
-            if interrupted[index]:
-                going_on.append(("restart", "", index, again))
+            again = replace(row, fork=fork)
+            if restarted_by_growth[index]:
+                forked.append(("restart", "", index, again))
             else:
                 # Growing is no restart here: what a run does without dendrites is known.
                 found["restart", "", index] = baselines[index]
-            going_on += [
+            forked += [
                 ("dendritic", recipe, index, replace(again, candidates=LORA_RECIPES[recipe]))
                 for recipe in cell.regime.recipes
             ]
         # Runs that need no refining first, and runs that go on at the same epoch side by side.
-        going_on.sort(key=lambda entry: (entry[3].candidates == "refined", entry[3].first_epoch))
-        grown = trained(
-            ground,
-            [row for *_, row in going_on],
+        forked.sort(key=lambda entry: (entry[3].candidates == "refined", entry[3].first_epoch))
+        grown = train_in_stacks(
+            context,
+            [row for *_, row in forked],
             self._resources,
             f"{cell.dataset} {cell.regime.name} grown",
         )
         # The same for all: one dendrite a map, dropped again or not.
         target = max(result.trained_params for result in grown)
-        spent = lora_ranks(ground.adapted, cell.regime.r, head, MatchedCapacity(target))
-        matched = trained(
-            ground,
+        spent = lora_ranks(context.adapted, cell.regime.r, head, MatchedCapacity(target))
+        matched = train_in_stacks(
+            context,
             [
                 replace(row, ranks=spent, restart_after=fork.epoch if again else None)
-                for row, fork, again in zip(fresh, forks, interrupted, strict=True)
+                for row, fork, again in zip(fresh, forks, restarted_by_growth, strict=True)
             ],
             self._resources,
             f"{cell.dataset} {cell.regime.name} matched",
         )
-        for (arm, recipe, index, row), result in zip(going_on, grown, strict=True):
+        for (arm, recipe, index, row), result in zip(forked, grown, strict=True):
             # The part before it grew was trained once, for all.
-            shared = baselines[index].seconds * row.first_epoch / ground.config.epochs
+            shared = baselines[index].seconds * row.first_epoch / context.config.epochs
             found[arm, recipe, index] = replace(result, seconds=result.seconds + shared)
         lines: list[StudyRun] = []
         failed: list[str] = []
@@ -293,13 +293,13 @@ class CellTrainer:
                 if recipe == cell.regime.recipes[0]:
                     of_arms["baseline"] = baselines[index]
                 for arm, result in sorted(of_arms.items()):
-                    if bool(result.said.test.isfinite().all()):
+                    if bool(result.logits.test.isfinite().all()):
                         part = cell.parts[index]
                         lines.append(self._line(cell, recipe, arm, split, seed, part, result))
                     else:
                         what = (cell.dataset, cell.regime.name, recipe, arm, split, f"seed {seed}")
                         failed.append(" ".join(what))
-        return Made(lines, failed)
+        return CellOutcome(lines, failed)
 
     def _line(
         self,
@@ -309,11 +309,11 @@ class CellTrainer:
         split: str,
         seed: int,
         part: Split,
-        result: RowResult,
+        result: RunResult,
     ) -> StudyRun:
         dataset = self._dataset(cell.dataset)
         labels = [dataset.examples[i].label for i in part.test]
-        probabilities = result.said.test.double().softmax(dim=1).numpy()
+        probabilities = result.logits.test.double().softmax(dim=1).numpy()
         found = score(labels, probabilities, dataset.label_names)
         return StudyRun(
             backbone=self._study.backbone,
@@ -339,8 +339,8 @@ class CellTrainer:
             validation_accuracy=result.selected.accuracy,
         )
 
-    def ground(self, cell: Cell) -> Ground:
-        """What the runs of a cell stand on; its folds do not matter."""
+    def context(self, cell: Cell) -> StackContext:
+        """What the runs of a cell share; its folds do not matter."""
         config, dataset = self._config(cell), self._dataset(cell.dataset)
         backbone, regime = self._base, cell.regime
         first = backbone.first_adapted_block(config.lora.last_layers)
@@ -348,7 +348,7 @@ class CellTrainer:
         targets = None
         if regime.targets == "agreement":
             targets = torch.tensor(agreed_shares(dataset), device=self._device)
-        return Ground(
+        return StackContext(
             blocks=self._blocks(first),
             hidden_size=backbone.hidden_size,
             states=self._states(

@@ -27,13 +27,13 @@ HEAD = "score"
 
 
 @dataclass
-class Map:
+class StackedMap:
     """A trainable map of K runs: W (K, out, in), and with dendrites V (K, out, in), t (K, out)."""
 
     weight: Tensor
     dendrite: Tensor | None
     output_weights: Tensor | None
-    watched: list[tuple[Tensor, Tensor]] | None = None
+    recorded: list[tuple[Tensor, Tensor]] | None = None
     """Where it is a list, every backward pass leaves what entered the map and the gradient of what
     left it there: (K, n, in) and (K, n, out)."""
 
@@ -73,19 +73,19 @@ class LoraStack:
         self._adapted, self._ranks = dict(adapted), [dict(of_run) for of_run in ranks]
         self._hidden, self._n_classes = hidden_size, n_classes
         self._grown = [False] * self.runs
-        self._offsets, self._of_head = self._lay_out(dendrites)
+        self._offsets, self._head_size = self._lay_out(dendrites)
         size = sum(math.prod(shape) for _, shape in self._offsets.values())
         self.values = torch.zeros(self.runs, size, device=device)
         self.grads = torch.zeros_like(self.values)
-        self.live = torch.zeros_like(self.values, dtype=torch.bool)
+        self.owned = torch.zeros_like(self.values, dtype=torch.bool)
         """Which scalars a run has; the others are zero and stay so."""
-        self._staged = torch.zeros(self.runs, size - self._of_head, device=device, dtype=dtype)
+        self._staged = torch.zeros(self.runs, size - self._head_size, device=device, dtype=dtype)
         self._staged_grads = torch.zeros_like(self._staged)
-        self._factor = torch.ones(size - self._of_head, device=device)
+        self._factor = torch.ones(size - self._head_size, device=device)
         for name, (at, shape) in self._offsets.items():
             if name.endswith((".lora_B.weight", ".lora_B.output_weights")):
                 # The scaling is part of what is linear, never of what enters the activation.
-                start = at - self._of_head
+                start = at - self._head_size
                 self._factor[start : start + math.prod(shape)] = scaling
         self._leaves = {name: self._leaf(name) for name in self._offsets}
         names = (HEAD, *(f"{path}.lora_B" for path in self._adapted))
@@ -108,7 +108,7 @@ class LoraStack:
                 shapes[f"{name}.output_weights"] = (outputs,)
 
         add(HEAD, HEAD, self._n_classes, self._hidden)
-        of_head = sum(math.prod(shape) for shape in shapes.values())
+        head_size = sum(math.prod(shape) for shape in shapes.values())
         for path, (inputs, outputs) in self._adapted.items():
             rank = max(of_run[path] for of_run in self._ranks)
             add(f"{path}.lora_A", "lora_A", rank, inputs)
@@ -117,7 +117,7 @@ class LoraStack:
         for name, shape in shapes.items():
             offsets[name] = (at, shape)
             at += math.prod(shape)
-        return offsets, of_head
+        return offsets, head_size
 
     def _view(self, flat: Tensor, name: str) -> Tensor:
         """(K, *shape) of one tensor inside (K, parameters)."""
@@ -128,8 +128,8 @@ class LoraStack:
         """What the forward pass reads. Gradients add up where the optimizer finds them."""
         at, shape = self._offsets[name]
         values, grads = self.values, self.grads
-        if at >= self._of_head:
-            at, values, grads = at - self._of_head, self._staged, self._staged_grads
+        if at >= self._head_size:
+            at, values, grads = at - self._head_size, self._staged, self._staged_grads
         leaf, grad = (
             flat[:, at : at + math.prod(shape)].unflatten(1, shape) for flat in (values, grads)
         )
@@ -140,15 +140,15 @@ class LoraStack:
     @torch.no_grad()
     def stage(self) -> None:
         """Before a forward pass: take over the values, and clear all gradients."""
-        self._staged.copy_(self.values[:, self._of_head :] * self._factor)
+        self._staged.copy_(self.values[:, self._head_size :] * self._factor)
         self.grads.zero_()
         self._staged_grads.zero_()
 
     @torch.no_grad()
     def gather(self) -> Tensor:
         """After a backward pass: the gradients of `values` (K, parameters)."""
-        torch.mul(self._staged_grads, self._factor, out=self.grads[:, self._of_head :])
-        return self.grads.mul_(self.live)
+        torch.mul(self._staged_grads, self._factor, out=self.grads[:, self._head_size :])
+        return self.grads.mul_(self.owned)
 
     @torch.no_grad()
     def _draw(self, row: int, seed: int) -> None:
@@ -167,7 +167,7 @@ class LoraStack:
     def _set(self, row: int, name: str, tensor: Tensor) -> None:
         """Give a run's tensor its values."""
         self.put(self.values, row, {name: tensor})
-        self.put(self.live, row, {name: torch.ones_like(tensor)})
+        self.put(self.owned, row, {name: torch.ones_like(tensor)})
 
     @torch.no_grad()
     def put(self, flat: Tensor, row: int, tensors: Mapping[str, Tensor]) -> None:
@@ -211,7 +211,7 @@ class LoraStack:
 
         KeyError for a tensor that has no place.
         """
-        self.live[row] = False
+        self.owned[row] = False
         self.values[row] = 0
         for name, tensor in tensors.items():
             self._set(row, name, tensor)
@@ -236,13 +236,13 @@ class LoraStack:
 
     def parameters_of(self, row: int) -> int:
         """Trainable scalars of a run."""
-        return int(self.live[row].sum())
+        return int(self.owned[row].sum())
 
     def dendrites_of(self, row: int) -> int:
         """Dendrites per map."""
         return int(self._grown[row])
 
-    def growing(self) -> Iterator[tuple[str, Map]]:
+    def growing(self) -> Iterator[tuple[str, StackedMap]]:
         """Every map with room for a dendrite, by name."""
         for name, found in self._maps.items():
             if found.dendrite is not None:
@@ -252,8 +252,8 @@ class LoraStack:
         """(K, *shape) of a tensor's values in fp32, as they are trained."""
         return self._view(self.values, name)
 
-    def _map(self, name: str) -> Map:
-        return Map(
+    def _map(self, name: str) -> StackedMap:
+        return StackedMap(
             self._leaves[f"{name}.weight"],
             self._leaves.get(f"{name}.dendrite"),
             self._leaves.get(f"{name}.output_weights"),
@@ -284,9 +284,9 @@ class LoraStack:
         if head.dendrite is not None and head.output_weights is not None:
             outputs = activation_function(self.activation)(pooled @ head.dendrite.transpose(1, 2))
             y = torch.addcmul(y, head.output_weights[:, None, :], outputs)
-        if head.watched is not None:
-            watched, x = head.watched, pooled.detach()
-            y.register_hook(lambda gradient: watched.append((x, gradient)))
+        if head.recorded is not None:
+            recorded, x = head.recorded, pooled.detach()
+            y.register_hook(lambda gradient: recorded.append((x, gradient)))
         return y
 
 
@@ -296,7 +296,7 @@ class _Part:
 
     outputs: slice
     a: Tensor
-    b: Map
+    b: StackedMap
 
 
 @dataclass(frozen=True)
@@ -394,8 +394,8 @@ class _StackedSum(torch.autograd.Function):
                     through_activation_(product.activation, drive, outputs)
                     gz.baddbmm_(drive, v)
                     of_dendrite = [drive.transpose(1, 2) @ z, gt]
-                if part.b.watched is not None:
-                    part.b.watched.append((z.detach(), g_part.detach().clone()))
+                if part.b.recorded is not None:
+                    part.b.recorded.append((z.detach(), g_part.detach().clone()))
                 found += [gz.transpose(1, 2) @ rows, gb, *of_dendrite]
                 if gx is not None:
                     gx.view(*rows.shape).baddbmm_(gz, a)

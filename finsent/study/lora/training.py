@@ -17,21 +17,21 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from finsent.growth.lora_refinement import BATCHES, CHOOSING_BATCHES
+from finsent.growth.lora_refinement import CHOOSING_BATCHES, FITTING_BATCHES
 from finsent.models.adapters import STORED_DTYPE
 from finsent.models.tokenization import token_batches
 from finsent.study.lora.optimizer import StackedAdamW
 from finsent.study.lora.refinement import refine_stack
-from finsent.study.lora.rows import (
-    NEVER,
-    Ground,
-    GrowthRule,
-    Row,
-    RowResult,
-    Said,
-    Start,
-)
 from finsent.study.lora.stack import LoraStack
+from finsent.study.lora.stack_runs import (
+    WORST,
+    ForkPoint,
+    GrowthRule,
+    RunResult,
+    SplitLogits,
+    StackContext,
+    StackRun,
+)
 from finsent.study.rows import StudyError
 from finsent.training.loop import batch_order, epoch_batches, validate
 from finsent.training.optimization import class_weights, learning_rate_at, weighted_loss
@@ -42,36 +42,36 @@ EVALUATION_TOKENS = 65536
 """Padded tokens of an evaluation batch, all runs together."""
 
 
-def train_rows(
-    ground: Ground,
-    rows: Sequence[Row],
+def train_stack(
+    context: StackContext,
+    rows: Sequence[StackRun],
     *,
     last_state: bool = False,
     step_done: Callable[[int], None] = lambda steps: None,
-) -> list[RowResult]:
+) -> list[RunResult]:
     """Train runs side by side to the end of the recipe's epochs; one result for each.
 
-    `last_state` asks for RowResult.said_last too. `step_done` is told of every step and how many
+    `last_state` asks for RunResult.last_logits too. `step_done` is told of every step and how many
     runs took it. Raises StudyError when a loss is no longer finite.
     """
     started = time.perf_counter()
-    config = ground.config
+    config = context.config
     with_dendrites = any(row.candidates is not None for row in rows)
     stack = LoraStack(
-        ground.blocks,
-        ground.adapted,
+        context.blocks,
+        context.adapted,
         [row.ranks for row in rows],
         [row.seed for row in rows],
-        hidden_size=ground.hidden_size,
-        n_classes=ground.n_classes,
+        hidden_size=context.hidden_size,
+        n_classes=context.n_classes,
         scaling=config.lora.alpha / config.lora.r,
-        dtype=ground.states.values.dtype,
-        device=ground.device,
-        placement=ground.dendrites.placement,
-        activation=ground.dendrites.activation,
+        dtype=context.states.values.dtype,
+        device=context.device,
+        placement=context.dendrites.placement,
+        activation=context.dendrites.activation,
         dendrites=with_dendrites,
     )
-    trainer = _Trainer(ground, stack, rows)
+    trainer = _Trainer(context, stack, rows)
     refined = [i for i, row in enumerate(rows) if row.candidates == "refined"]
     if refined:
         refine_stack(stack, refined, trainer.loss_of, *trainer.refining_batches())
@@ -84,15 +84,15 @@ def train_rows(
 class _Trainer:
     """The loop's state: what is best so far, and where every run stands."""
 
-    def __init__(self, ground: Ground, stack: LoraStack, rows: Sequence[Row]) -> None:
-        self._ground, self._stack, self._rows = ground, stack, list(rows)
-        config, device = ground.config, ground.device
-        self._lengths: list[int] = ground.states.lengths.tolist()
-        self._labels = ground.labels.cpu()
+    def __init__(self, context: StackContext, stack: LoraStack, rows: Sequence[StackRun]) -> None:
+        self._context, self._stack, self._rows = context, stack, list(rows)
+        config, device = context.config, context.device
+        self._lengths: list[int] = context.states.lengths.tolist()
+        self._labels = context.labels.cpu()
         weights = [
-            class_weights(self._labels[list(row.train)].tolist(), ground.n_classes)
+            class_weights(self._labels[list(row.train)].tolist(), context.n_classes)
             if config.class_weighted
-            else torch.ones(ground.n_classes)
+            else torch.ones(context.n_classes)
             for row in rows
         ]
         self._weights = torch.stack(weights)[:, None, :].to(device)
@@ -102,54 +102,54 @@ class _Trainer:
         self._optimizer = StackedAdamW(stack, config)
         self._loss_sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
         self._run_step = StepRunner(self._step, device)
-        self._rules = [GrowthRule(ground.dendrites, config.epochs) for _ in rows]
-        self._forks = {i: row.start for i, row in enumerate(rows) if row.start is not None}
+        self._rules = [GrowthRule(context.dendrites, config.epochs) for _ in rows]
+        self._forks = {i: row.fork for i, row in enumerate(rows) if row.fork is not None}
         self._best_of_all, self._best = _Best(stack), _Best(stack)
         self._nlls: list[list[float]] = [[] for _ in rows]
         for index, row in enumerate(rows):
-            if row.start is not None:
-                self._go_on(index, row, row.start)
+            if row.fork is not None:
+                self._resume(index, row, row.fork)
             elif row.initial is not None:
                 stack.load(index, row.initial)
 
-    def _go_on(self, index: int, row: Row, start: Start) -> None:
-        """Bring a run to where it starts, grown if it is to have dendrites."""
-        stack, dendrites = self._stack, self._ground.dendrites
+    def _resume(self, index: int, row: StackRun, fork: ForkPoint) -> None:
+        """Bring a run to its fork, grown if it is to have dendrites."""
+        stack, dendrites = self._stack, self._context.dendrites
 
         def load(tensors: Mapping[str, Tensor]) -> None:
             stack.load(index, tensors)
             if row.candidates is not None:
                 stack.grow(index, row.seed, dendrites.init_scale)
 
-        load(start.tensors)
+        load(fork.tensors)
         if dendrites.prune:
-            self._best.observe(index, start.validation)
-        if start.ongoing is None:
+            self._best.observe(index, fork.validation)
+        if fork.snapshot is None:
             self._factors[index] = dendrites.learning_rate_factor
         else:
-            load(start.ongoing.tensors)
-            self._optimizer.go_on(index, start.ongoing)
+            load(fork.snapshot.tensors)
+            self._optimizer.restore(index, fork.snapshot)
 
     def loss_of(self, where: Tensor, longest: int) -> Tensor:
         """Mean weighted loss of each run (K,) for texts (K, B), -1 where a run has fewer."""
-        where = where.to(self._ground.device)
+        where = where.to(self._context.device)
         texts = where.clamp(min=0)
         return weighted_loss(
             self._logits(texts, longest),
-            self._ground.labels[texts],
+            self._context.labels[texts],
             self._weights,
-            self._ground.config.label_smoothing,
+            self._context.config.label_smoothing,
             real=(where >= 0).float(),
-            targets=None if self._ground.targets is None else self._ground.targets[texts],
+            targets=None if self._context.targets is None else self._context.targets[texts],
         )
 
     def _logits(self, texts: Tensor, longest: int) -> Tensor:
         """(K, B) -> (K, B, classes)."""
         self._stack.stage()
-        hidden, last = self._ground.states.batch(texts.flatten(), longest)
+        hidden, last = self._context.states.batch(texts.flatten(), longest)
         # What stands in for a missing text may be longer than the batch.
         last = last.clamp(max=longest - 1)
-        return self._stack.logits(self._stack.pooled(hidden, last, self._ground.config.pooling))
+        return self._stack.logits(self._stack.pooled(hidden, last, self._context.config.pooling))
 
     def _step(self, where: Tensor, longest: int) -> None:
         texts = where.unflatten(0, (self._stack.runs, -1))
@@ -160,7 +160,7 @@ class _Trainer:
 
     def epoch(self, epoch: int, step_done: Callable[[int], None]) -> None:
         """Train and validate every run that has begun."""
-        config, rows = self._ground.config, self._rows
+        config, rows = self._context.config, self._rows
         active = [row.first_epoch <= epoch for row in rows]
         self._loss_sums.zero_()
         plans = [
@@ -184,8 +184,8 @@ class _Trainer:
                 self._steps[row] += bool(batch)
         # One transfer an epoch; a transfer a step would make every step wait for the host.
         packed = [self._packed(batches, config.batch_size) for batches in steps]
-        where = torch.stack([texts for texts, _ in packed]).to(self._ground.device)
-        on_device = torch.tensor(rates).to(self._ground.device)
+        where = torch.stack([texts for texts, _ in packed]).to(self._context.device)
+        on_device = torch.tensor(rates).to(self._context.device)
         for index, (batches, (_, longest)) in enumerate(zip(steps, packed, strict=True)):
             self._optimizer.rates.copy_(on_device[index])
             self._run_step(where[index].flatten(), longest)
@@ -193,7 +193,7 @@ class _Trainer:
         self._validated(epoch, active)
 
     def _batches(self, indices: Sequence[int], seed: int, epoch: int) -> list[list[int]]:
-        return epoch_batches(indices, self._lengths, self._ground.config.batch_size, seed, epoch)
+        return epoch_batches(indices, self._lengths, self._context.config.batch_size, seed, epoch)
 
     def _packed(self, batches: Sequence[Sequence[int]], width: int) -> tuple[Tensor, int]:
         """(K, width) texts, -1 where there are fewer, and the tokens of the longest."""
@@ -204,11 +204,11 @@ class _Trainer:
     def refining_batches(self) -> tuple[list[tuple[Tensor, int]], list[tuple[Tensor, int]]]:
         """Batches for fitting candidates and for choosing, as the next epoch would make them."""
         found = []
-        for part, count in (("train", BATCHES), ("validation", CHOOSING_BATCHES)):
+        for part, count in (("train", FITTING_BATCHES), ("validation", CHOOSING_BATCHES)):
             of_rows = [
                 self._batches(getattr(row, part), row.seed, row.first_epoch) for row in self._rows
             ]
-            width = self._ground.config.batch_size
+            width = self._context.config.batch_size
             places = range(min(count, max(map(len, of_rows))))
             found.append(
                 [self._packed([b[p] if p < len(b) else [] for b in of_rows], width) for p in places]
@@ -232,7 +232,7 @@ class _Trainer:
         parts = []
         for columns in token_batches(widths, max(1, EVALUATION_TOKENS // len(indices))):
             texts, longest = self._packed([[row[c] for c in columns] for row in padded], 0)
-            logits = self._logits(texts.clamp(min=0).to(self._ground.device), longest)
+            logits = self._logits(texts.clamp(min=0).to(self._context.device), longest)
             parts.append(logits.float().cpu())
         joined = torch.cat(parts, dim=1)
         found = []
@@ -256,44 +256,46 @@ class _Trainer:
             self._nlls[index].append(validation.nll)
             self._best_of_all.observe(index, validation)
             self._best.observe(index, validation)
-            if row.start is None and self._rules[index].observe(epoch, validation.nll):
-                restarts = self._ground.dendrites.restarts_run(self._nlls[index])
-                self._forks[index] = Start(
+            if row.fork is None and self._rules[index].observe(epoch, validation.nll):
+                restarts = self._context.dendrites.restarts_run(self._nlls[index])
+                self._forks[index] = ForkPoint(
                     epoch,
                     self._stack.tensors(index, self._best_of_all.values),
                     self._best_of_all.validations[index],
-                    None if restarts else self._optimizer.ongoing(index),
+                    None if restarts else self._optimizer.snapshot(index),
                 )
             if row.restart_after == epoch:
                 self._stack.values[index] = self._best_of_all.values[index]
-                if not self._ground.dendrites.prune:
+                if not self._context.dendrites.prune:
                     self._best.forget(index)
                 self._optimizer.reset(index)
-                self._factors[index] = self._ground.dendrites.learning_rate_factor
+                self._factors[index] = self._context.dendrites.learning_rate_factor
 
-    def results(self, started: float, *, last_state: bool) -> list[RowResult]:
+    def results(self, started: float, *, last_state: bool) -> list[RunResult]:
         """Every run's, with the stack in the selected states. started: time the training began."""
         seconds = (time.perf_counter() - started) / len(self._rows)
-        said_last: list[Said | None] = [None] * len(self._rows)
+        last_logits: list[SplitLogits | None] = [None] * len(self._rows)
         if last_state:
-            said_last = [*self._said(self._stack.values)]
-        said = self._said(self._best.values)
+            last_logits = [*self._split_logits(self._stack.values)]
+        selected = self._split_logits(self._best.values)
         return [
-            self._result(index, said[index], said_last[index], seconds)
+            self._result(index, selected[index], last_logits[index], seconds)
             for index in range(len(self._rows))
         ]
 
-    def _result(self, index: int, said: Said, said_last: Said | None, seconds: float) -> RowResult:
-        start, selected = self._rows[index].start, self._best.validations[index]
+    def _result(
+        self, index: int, logits: SplitLogits, last_logits: SplitLogits | None, seconds: float
+    ) -> RunResult:
+        fork, selected = self._rows[index].fork, self._best.validations[index]
         tensors, dendrites = self._stack.tensors(index), self._stack.dendrites_of(index)
-        if start is not None and selected.epoch <= start.epoch:
+        if fork is not None and selected.epoch <= fork.epoch:
             # Dendrites that did not pay are dropped; they were silent in that state.
-            tensors = {name: tensors[name] for name in start.tensors}
+            tensors = {name: tensors[name] for name in fork.tensors}
             dendrites = 0
-        return RowResult(
+        return RunResult(
             tensors=tensors,
-            said=said,
-            said_last=said_last,
+            logits=logits,
+            last_logits=last_logits,
             selected=selected,
             validation_nlls=self._nlls[index],
             fork=self._forks[index],
@@ -304,8 +306,8 @@ class _Trainer:
             seconds=seconds,
         )
 
-    def _said(self, values: Tensor) -> list[Said]:
-        """What every run says with these values, which it has from then on."""
+    def _split_logits(self, values: Tensor) -> list[SplitLogits]:
+        """Every run's logits with these values, which it has from then on."""
         self._stack.values.copy_(values.to(STORED_DTYPE))
         validation, test = (
             self.class_logits(indices)
@@ -314,7 +316,7 @@ class _Trainer:
                 [row.test for row in self._rows],
             )
         )
-        return [Said(*both) for both in zip(validation, test, strict=True)]
+        return [SplitLogits(*both) for both in zip(validation, test, strict=True)]
 
 
 class _Best:
@@ -323,7 +325,7 @@ class _Best:
     def __init__(self, stack: LoraStack) -> None:
         self._stack = stack
         self.values = torch.zeros_like(stack.values)
-        self.validations = [NEVER] * stack.runs
+        self.validations = [WORST] * stack.runs
 
     def observe(self, row: int, validation: Validation) -> None:
         """Take note of a state of the stack."""
@@ -333,4 +335,4 @@ class _Best:
 
     def forget(self, row: int) -> None:
         """Later epochs compete anew."""
-        self.validations[row] = NEVER
+        self.validations[row] = WORST

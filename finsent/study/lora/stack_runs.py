@@ -14,13 +14,13 @@ from finsent.models.backbones import HiddenStates
 from finsent.training.fused_blocks import FusedBlocks
 from finsent.training.progress import Validation
 
-NEVER = Validation(epoch=-1, accuracy=0.0, macro_f1=0.0, nll=math.inf)
+WORST = Validation(epoch=-1, accuracy=0.0, macro_f1=0.0, nll=math.inf)
 """Worse than any state."""
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What all runs of a stack stand on."""
+class StackContext:
+    """What all runs of a stack share: frozen blocks, data and recipe."""
 
     blocks: FusedBlocks
     """The upper blocks of the decoder, frozen."""
@@ -36,7 +36,7 @@ class Ground:
     """The recipe; seed and treatment are the runs' own."""
     dendrites: DendriteConfig
     targets: Tensor | None = None
-    """(texts, classes) distributions to aim for; None: the labels. Scores are by labels always."""
+    """(texts, classes) target distributions; None: the labels. Scores are by labels always."""
 
     @property
     def device(self) -> torch.device:
@@ -45,21 +45,21 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Ongoing:
-    """A run as it stands, with what AdamW knows of it."""
+class OptimizerSnapshot:
+    """A run between two epochs: its tensors and AdamW's state."""
 
     tensors: dict[str, Tensor] = field(repr=False)
     """See LoraStack.tensors."""
-    mean: dict[str, Tensor] = field(repr=False)
-    """Of the gradients."""
-    square: dict[str, Tensor] = field(repr=False)
-    """Of the squared gradients."""
+    exp_avg: dict[str, Tensor] = field(repr=False)
+    """Running mean of the gradients, as torch's AdamW names it."""
+    exp_avg_sq: dict[str, Tensor] = field(repr=False)
+    """Running mean of the squared gradients."""
     steps: float
 
 
 @dataclass(frozen=True)
-class Start:
-    """A state to go on from, after an epoch at whose end a run grows or restarts."""
+class ForkPoint:
+    """Where the arms of a seed part: after an epoch at whose end a run grows or restarts."""
 
     epoch: int
     """The epoch that is over."""
@@ -67,12 +67,12 @@ class Start:
     """Of the best state so far (see LoraStack.tensors)."""
     validation: Validation
     """How that state validates."""
-    ongoing: Ongoing | None = field(repr=False)
-    """The run as it stands at the end of the epoch; None where growth restarts it."""
+    snapshot: OptimizerSnapshot | None = field(repr=False)
+    """The run at the end of the epoch; None where growth restarts it from the best state."""
 
 
 @dataclass(frozen=True)
-class Row:
+class StackRun:
     """One run of a stack."""
 
     seed: int
@@ -81,7 +81,7 @@ class Row:
     test: Sequence[int]
     ranks: Mapping[str, int]
     """Of every adapted layer."""
-    start: Start | None = None
+    fork: ForkPoint | None = None
     """None: from scratch."""
     candidates: str | None = None
     """How dendrites start (DendriteConfig.candidates) when the run goes on; None: it has none."""
@@ -93,11 +93,11 @@ class Row:
     @property
     def first_epoch(self) -> int:
         """The first that is trained here."""
-        return 0 if self.start is None else self.start.epoch + 1
+        return 0 if self.fork is None else self.fork.epoch + 1
 
 
 @dataclass(frozen=True)
-class Said:
+class SplitLogits:
     """Logits (n, classes) of a state, rounded as it would be stored, on the CPU."""
 
     validation: Tensor
@@ -106,20 +106,20 @@ class Said:
 
 
 @dataclass
-class RowResult:
+class RunResult:
     """What one run became."""
 
     tensors: dict[str, Tensor] = field(repr=False)
     """The selected state, rounded as it would be stored."""
-    said: Said = field(repr=False)
+    logits: SplitLogits = field(repr=False)
     """In the selected state."""
-    said_last: Said | None = field(repr=False)
+    last_logits: SplitLogits | None = field(repr=False)
     """After the last epoch, whichever was selected; None unless asked for."""
     selected: Validation
-    """Of a run with dendrites that may be dropped, this may be the state it started from."""
+    """Of a run with dendrites that may be dropped, this may be the state it forked from."""
     validation_nlls: list[float]
     """Of every epoch trained here."""
-    fork: Start
+    fork: ForkPoint
     """Where a dendrite is grown: for a run from scratch, decided as PerforatedAI would; otherwise
     where it started."""
     trainable_params: int
@@ -129,7 +129,7 @@ class RowResult:
     dendrites: int
     """Of the selected state."""
     optimizer_steps: int
-    """Those before its start included."""
+    """Those before its fork included."""
     seconds: float
     """Its share of the stack's time."""
 
