@@ -54,7 +54,7 @@ from bench.phi2_setup import (
     with_dendrite,
 )
 from finsent.config import DendriteConfig
-from finsent.kernels import map_gradients
+from finsent.kernels import adapter_maps
 from finsent.models.backbones import Backbone, HiddenStates, entering_hidden_states, load_backbone
 from finsent.results.provenance import git_commit
 from finsent.training import adapted_model
@@ -181,7 +181,7 @@ class Bench:
             grown = {f"{name}.lora_B": with_dendrite(pair.b) for name, pair in model.pairs.items()}
             adapted_model.adopt_grown_modules(model, grown)
             kernels, again = gradients(), gradients()
-            with mock.patch.object(map_gradients, "uses_kernels", return_value=False):
+            with mock.patch.object(adapter_maps, "uses_kernels", return_value=False):
                 pytorch = gradients()
             with model.module_by_module():
                 generic = gradients()

@@ -82,7 +82,7 @@ class DendriteConfig:
     the model goes on from its best state so far, unchanged."""
     candidates: str = "random"
     """How V starts: `random`, as the library draws it, or `refined`, trained to follow what the map
-    gets wrong before it is inserted (see finsent.growth.refinement)."""
+    gets wrong before it is inserted (see finsent.growth.candidate_pool)."""
     learning_rate_factor: float = 0.5
     """Multiplies the scheduled learning rate from the first growth on that restarts the run.
     Together with the return to the best state and a fresh optimizer it is part of what the

@@ -18,7 +18,7 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from finsent.kernels import dendrite_kernels as kernels
+from finsent.kernels import adapter_map_kernels as kernels
 
 WIDTH = 2560
 TOOL = Path(nvidia.__file__).parent / "bin" / "cuobjdump"

@@ -11,9 +11,14 @@ from torch import Tensor, nn
 
 from finsent.config import ConfigError, DendriteConfig, LoraConfig, TrainConfig
 from finsent.data.registry import load_dataset, make_split
-from finsent.growth import lora_refinement
-from finsent.growth.lora_refinement import refine_new_dendrites
-from finsent.growth.refinement import CorrelationTarget, Residuals, correlation, refine
+from finsent.growth import refinement
+from finsent.growth.candidate_pool import (
+    CorrelationTarget,
+    Residuals,
+    correlation,
+    train_candidates,
+)
+from finsent.growth.refinement import refine_new_dendrites
 from finsent.models.adapter_files import DendriticMap
 from finsent.models.backbones import default_device, entering_hidden_states, load_backbone
 from finsent.models.dendritic_linear import DendriticLinear
@@ -56,7 +61,7 @@ def test_the_best_of_the_pool_follows_what_is_wanted() -> None:
     directions = torch.randn(5, 3, generator=generator)
     wanted = (x @ directions).relu() * torch.tensor([1.0, -2.0, 0.5])
     half = torch.ones(1, 400)
-    weight, bias = refine(
+    weight, bias = train_candidates(
         lambda count: torch.randn(1, count, 5, generator=generator),
         "relu",
         Residuals(x[:, :400], wanted[:, :400], half),
@@ -108,13 +113,13 @@ def test_a_run_may_grow_refined_dendrites(
     tmp_path: Path, tiny_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refined = []
-    plain = lora_refinement.refine
+    plain = refinement.train_candidates
 
     def counted(*given: object, **options: object) -> tuple[Tensor, Tensor]:
         refined.append(given)
         return plain(*given, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(lora_refinement, "refine", counted)
+    monkeypatch.setattr(refinement, "train_candidates", counted)
     config = TrainConfig(
         backbone="tiny-phi",
         dataset="sample",

@@ -1,109 +1,139 @@
-"""Training a dendrite's weights before it is inserted, as Cascade-Correlation does.
+"""Refined candidates for a model's maps: what each map should have been moved by, and new dendrites
+that follow it.
 
-Fahlman and Lebiere (1990): a small pool of candidates for every output unit is trained to
-correlate with what the map still gets wrong, and the best of each pool is kept. Fitting residuals
-overfits, so both the moment to stop and the choice within the pool are made on sentences the
-candidates are not fitted on.
+The error of a map inside the model is minus the gradient of the loss at its output; see
+finsent.growth.candidate_pool for what is made of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from finsent.models.dendritic_linear import activation_function
+from finsent.growth.candidate_pool import Residuals, candidate_outputs, train_candidates
+from finsent.models.dendritic_linear import DendriticLinear
 
-POOL = 8
-STEPS = 60
-CHECK_EVERY = 5
-LEARNING_RATE = 0.03
-
-
-@dataclass(frozen=True)
-class Residuals:
-    """Inputs of R maps and the errors at their outputs, which candidates correlate with."""
-
-    x: Tensor
-    """(R, n, in)"""
-    errors: Tensor
-    """(R, n, out): minus the gradient of the loss, up to a factor."""
-    mask: Tensor
-    """(R, n), 1.0 for rows that count and 0.0 for padding."""
+FITTING_BATCHES = 8
+"""Training batches that candidates are fitted on."""
+CHOOSING_BATCHES = 4
+"""Validation batches on which the best are chosen."""
+MIN_RELATIVE_RMS = 1e-3
+"""Share of a map's own size below which a dendrite is left as it is."""
+TOKENS_PER_BATCH = 512
+"""Tokens of a batch that are kept for a map, drawn at random where there are more."""
 
 
-def refine(
-    draw: Callable[[int], Tensor], activation: str, fit: Residuals, choose: Residuals, *, bias: bool
-) -> tuple[Tensor, Tensor]:
-    """Weights V (R, out, in) and biases c (R, out) of one dendrite for every output unit.
+def refine_new_dendrites(
+    maps: Mapping[str, DendriticLinear],
+    loss_of: Callable[[Sequence[int]], Tensor],
+    fit: Sequence[Sequence[int]],
+    choose: Sequence[Sequence[int]],
+    seed: int,
+) -> None:
+    """Train the weights of every map's newest dendrite; its output weight stays zero, so the model
+    computes what it computed.
 
-    draw: gives a pool's first weights (R, POOL * out, in), which it is told the second size of.
-    Candidates are fitted on `fit`; the state and the member with the highest correlation on
-    `choose` win. Without `bias`, c stays zero.
+    loss_of: mean loss of some examples, by their indices. fit, choose: batches of such indices.
     """
-    out = fit.errors.shape[2]
-    weight = draw(POOL * out).requires_grad_()
-    device = weight.device
-    c = torch.zeros(weight.shape[:2], device=device, requires_grad=bias)
-    optimizer = torch.optim.Adam([weight, c] if bias else [weight], LEARNING_RATE)
-    now, later = CorrelationTarget.of(fit), CorrelationTarget.of(choose)
-    best = torch.full(weight.shape[:2], -1.0, device=device)
-    best_weight, best_bias = weight.detach().clone(), c.detach().clone()
-    for step in range(STEPS + 1):
-        if step % CHECK_EVERY == 0:
-            with torch.no_grad():
-                found = correlation(candidate_outputs(activation, choose.x, weight, c), later)
-                better = found > best
-                best = torch.where(better, found, best)
-                best_weight = torch.where(better[..., None], weight, best_weight)
-                best_bias = torch.where(better, c, best_bias)
-        if step == STEPS:
-            break
-        outputs = candidate_outputs(activation, fit.x, weight, c)
-        loss = -correlation(outputs, now).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    winner = best.view(-1, POOL, out).argmax(dim=1)
-    rows = winner * out + torch.arange(out, device=device)
-    return (
-        best_weight.gather(1, rows[..., None].expand(-1, -1, weight.shape[2])),
-        best_bias.gather(1, rows),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    fitted = _residuals(maps, loss_of, fit, generator)
+    chosen = _residuals(maps, loss_of, choose, generator)
+    for name, module in maps.items():
+        if name not in fitted or name not in chosen:
+            continue  # nothing flows through it for these sentences
+        newest: Any = module.dendrites[module.n_dendrites - 1]
+        inner = module.in_features
+
+        def draw(
+            count: int, inner: int = inner, device: torch.device = module.weight.device
+        ) -> Tensor:
+            first = torch.randn(1, count, inner, generator=generator) * inner**-0.5
+            return first.to(device)
+
+        weight, bias = train_candidates(
+            draw, module.activation, fitted[name], chosen[name], bias=newest.bias is not None
+        )
+        with torch.no_grad():
+            ratio = _relative_rms(module, fitted[name], weight, bias)
+            # Only a rectifier keeps its shape under another scale; for the others, what was
+            # refined stays as it is.
+            factor = ratio if module.activation == "relu" else torch.ones_like(ratio)
+            newest.weight.copy_((weight[0] * factor[:, None]).to(newest.weight.dtype))
+            if newest.bias is not None:
+                newest.bias.copy_((bias[0] * factor).to(newest.bias.dtype))
 
 
-def candidate_outputs(activation: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """act(V x + c): (R, n, in), (R, units, in) and (R, units) to (R, n, units)."""
-    return activation_function(activation)(x @ weight.transpose(1, 2) + bias[:, None, :])
+def _relative_rms(
+    module: DendriticLinear, residuals: Residuals, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Factor (out,) that makes the dendrite's output as large as the map's own, by r.m.s."""
+    outputs = candidate_outputs(module.activation, residuals.x, weight, bias)[0]
+    own = residuals.x[0] @ module.weight.float().T
+    return rms_ratio(own.square().mean(0).sqrt(), outputs.square().mean(0).sqrt())
 
 
-@dataclass(frozen=True)
-class CorrelationTarget:
-    """What candidates correlate with: the part of residuals that does not change with them."""
+def rms_ratio(own: Tensor, outputs: Tensor) -> Tensor:
+    """What makes a dendrite's outputs as large as the map's own, given root mean squares of both.
 
-    weights: Tensor
-    """(R, 1, n): a row's share of its map's real rows."""
-    errors: Tensor
-    """(R, n, out): errors with mean 0 and variance 1, times their row's share."""
-
-    @classmethod
-    def of(cls, residuals: Residuals) -> CorrelationTarget:
-        """Target of these residuals; every map needs a real row."""
-        weights = (residuals.mask / residuals.mask.sum(1, keepdim=True))[:, None, :]
-        centred = residuals.errors - weights @ residuals.errors
-        spread = (weights @ centred.square()).sqrt()
-        # A unit that nothing depends on wants nothing: zeros, not zero by zero.
-        return cls(weights, centred / spread.clamp_min(1e-30) * weights.transpose(1, 2))
+    1 for a dendrite that is as good as silent wherever it was fitted: no factor would wake it.
+    """
+    return torch.where(outputs > MIN_RELATIVE_RMS * own, own / outputs.clamp_min(1e-12), 1.0)
 
 
-def correlation(outputs: Tensor, target: CorrelationTarget) -> Tensor:
-    """|correlation| over a map's real rows: (R, n, pool * out) to (R, pool * out). Column
-    p * out + c is held against output unit c."""
-    of_pool = outputs.unflatten(2, (-1, target.errors.shape[2]))
-    # The target is centred, so the outputs need not be.
-    covariance = (of_pool * target.errors[:, :, None, :]).sum(1).flatten(1)
-    mean = target.weights @ outputs
-    variance = target.weights @ outputs.square() - mean.square()
-    return covariance.abs() / (variance.squeeze(1).clamp_min(0.0) + 1e-12).sqrt()
+def _residuals(
+    maps: Mapping[str, DendriticLinear],
+    loss_of: Callable[[Sequence[int]], Tensor],
+    batches: Sequence[Sequence[int]],
+    generator: torch.Generator,
+) -> dict[str, Residuals]:
+    """Name -> what enters a map and minus the gradient of what leaves it, over some batches."""
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in maps}
+    for batch in batches:
+        with _recording(maps) as seen:
+            loss_of(batch).backward()
+        for name, (x, gradient) in seen.items():
+            # Tokens that the answer does not depend on, padding among them, have none.
+            used = gradient.abs().sum(dim=1) > 0
+            x, gradient = x[used], gradient[used]
+            kept = torch.randperm(len(x), generator=generator)[:TOKENS_PER_BATCH].to(x.device)
+            rows[name].append((x[kept], -gradient[kept]))
+    found = {}
+    for name, pieces in rows.items():
+        x = torch.cat([piece for piece, _ in pieces])[None]
+        errors = torch.cat([piece for _, piece in pieces])[None]
+        if x.shape[1] > 1:
+            found[name] = Residuals(x, errors, torch.ones(x.shape[:2], device=x.device))
+    return found
+
+
+@contextlib.contextmanager
+def _recording(maps: Mapping[str, DendriticLinear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Inside, every forward and backward pass leaves (input, output gradient) of each map, as
+    (rows, in) and (rows, out) in fp32. Gradients of the parameters are cleared at the end."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0].detach().float().flatten(0, -2)
+
+            def remember(gradient: Tensor) -> None:
+                seen[name] = (x, gradient.detach().float().flatten(0, -2))
+
+            output.register_hook(remember)
+
+        return hook
+
+    for name, module in maps.items():
+        handles.append(module.register_forward_hook(watch(name)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in maps.values():
+            module.zero_grad(set_to_none=True)

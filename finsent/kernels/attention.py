@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -127,9 +126,6 @@ class _SiluGate(torch.autograd.Function):
         return cast(Tensor, found.view(joined.shape))
 
 
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate the first `size` entries of every head by its position.
 
@@ -137,7 +133,7 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     transformers makes them. `-sin` turns back.
     """
     if x.is_cuda and _HAS_TRITON:
-        _launcher()(x, cos, sin)
+        _kernels().rotate(x, cos, sin)
         return
     half = cos.shape[-1] // 2
     c, s = cos[:, None, :half], sin[:, None, :half]
@@ -145,11 +141,3 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     turned = first * c - second * s
     second.mul_(c).add_(first * s)
     first.copy_(turned)
-
-
-@functools.cache
-def _launcher() -> Callable[[Tensor, Tensor, Tensor], None]:
-    """Made at first use: importing Triton takes a second that only a GPU has a use for."""
-    from finsent.kernels.attention_kernels import launch
-
-    return launch

@@ -193,14 +193,14 @@ def gate_gradient_kernel(  # type: ignore[no-untyped-def]
     tl.store(found + place + WIDTH, g * a * share, mask=real)
 
 
-def launch(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Arguments as `finsent.kernels.attention.rotate_`; raises ValueError for another layout of
     x."""
     batch, length, heads, size = x.shape
     if x.stride(3) != 1 or x.stride(2) != size or x.stride(0) != length * x.stride(1):
         raise ValueError(f"heads must lie one after the other in rows, got strides {x.stride()}")
     half = cos.shape[1] // 2
-    kernel: Any = _rotate
+    kernel: Any = rotate_kernel
     kernel[(batch * length,)](
         x,
         cos,
@@ -218,7 +218,7 @@ def launch(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rotate(  # type: ignore[no-untyped-def]
+def rotate_kernel(  # type: ignore[no-untyped-def]
     x,
     cos,
     sin,

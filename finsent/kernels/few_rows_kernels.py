@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from finsent.kernels.dendrite_kernels import activated
+from finsent.kernels.adapter_map_kernels import activated
 
 BLOCK = tl.constexpr(64)
 """4-bit weights that share a scale."""

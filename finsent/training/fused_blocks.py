@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finsent.config import TrainConfig
+from finsent.kernels.adapter_maps import Part, add_maps_, map_gradients
 from finsent.kernels.attention import attend, silu_gate
-from finsent.kernels.map_gradients import Part, add_maps_, map_gradients
 from finsent.models.adapters import LoraPair
 from finsent.models.backbones import pool
 from finsent.models.dendritic_linear import DendriticLinear
@@ -104,7 +104,7 @@ class _AdaptedSum(torch.autograd.Function):
     """sum over terms of x W^T + the adapters in it, plus one bias. Only the adapters get gradients.
 
     A term takes x (..., in) and, where it has adapted layers, their A maps row under row and the
-    tensors of each part. What dendrites put out is not kept (`finsent.kernels.map_gradients`).
+    tensors of each part. What dendrites put out is not kept (`finsent.kernels.adapter_maps`).
     """
 
     @staticmethod

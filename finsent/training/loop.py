@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from finsent.config import DendriteConfig, Restarts, TrainConfig
 from finsent.growth.grower import DendriteGrower, GrowthError, GrowthEvent
-from finsent.growth.lora_refinement import CHOOSING_BATCHES, FITTING_BATCHES, refine_new_dendrites
+from finsent.growth.refinement import CHOOSING_BATCHES, FITTING_BATCHES, refine_new_dendrites
 from finsent.models.adapters import save_adapter, trainable_count
 from finsent.models.backbones import Backbone, HiddenStates
 from finsent.models.dendritic_linear import DendriticLinear

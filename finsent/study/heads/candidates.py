@@ -1,7 +1,7 @@
 """Where a head's new dendrite starts: at random, or refined before it is inserted.
 
-A refined one (see finsent.growth.refinement) gets its output weight by a Newton step on the loss,
-as far as validation agrees.
+A refined one (see finsent.growth.candidate_pool) gets its output weight by a Newton step on the
+loss, as far as validation agrees.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finsent.growth.refinement import Residuals, candidate_outputs, refine
+from finsent.growth.candidate_pool import Residuals, candidate_outputs, train_candidates
 from finsent.study.heads.stack import HeadStack
 
 RIDGE = 1e-3
@@ -74,7 +74,7 @@ def refined_candidate(
     with torch.no_grad():
         errors = residuals(heads.logits(train.x), train)
         later_errors = residuals(heads.logits(validation.x), validation)
-    weight, bias = refine(
+    weight, bias = train_candidates(
         lambda count: heads.normal((count, heads.features), heads.features**-0.5),
         heads.activation,
         Residuals(train.x, errors, train.real),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finsent.config import PLACEMENTS
-from finsent.kernels.map_gradients import ACTIVATE_, through_activation_
+from finsent.kernels.adapter_maps import ACTIVATE_, through_activation_
 from finsent.models.dendritic_linear import activation_function
 from finsent.models.products import Weight
 from finsent.training.fused_blocks import FusedBlocks, Product

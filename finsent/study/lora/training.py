@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from finsent.growth.lora_refinement import CHOOSING_BATCHES, FITTING_BATCHES
+from finsent.growth.refinement import CHOOSING_BATCHES, FITTING_BATCHES
 from finsent.models.adapters import STORED_DTYPE
 from finsent.models.tokenization import token_batches
 from finsent.study.lora.optimizer import StackedAdamW
-from finsent.study.lora.refinement import refine_stack
 from finsent.study.lora.stack import LoraStack
+from finsent.study.lora.stack_refinement import refine_stack
 from finsent.study.lora.stack_runs import (
     WORST,
     ForkPoint,

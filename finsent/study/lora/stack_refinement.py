@@ -1,4 +1,4 @@
-"""Refined candidates for the maps of many runs at once (see finsent.growth.lora_refinement)."""
+"""Refined candidates for the maps of many runs at once (see finsent.growth.refinement)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from finsent.growth.lora_refinement import TOKENS_PER_BATCH, rms_ratio
-from finsent.growth.refinement import Residuals, candidate_outputs, refine
+from finsent.growth.candidate_pool import Residuals, candidate_outputs, train_candidates
+from finsent.growth.refinement import TOKENS_PER_BATCH, rms_ratio
 from finsent.study.lora.stack import LoraStack
 
 RUNS_AT_ONCE = 8
@@ -42,7 +42,7 @@ def _refine(stack: LoraStack, name: str, rows: Tensor, fit: Residuals, choose: R
         drawn = [torch.randn(count, inner, generator=generator) for generator in generators]
         return torch.stack(drawn).to(fit.x.device) * inner**-0.5
 
-    weight, bias = refine(draw, activation, fit, choose, bias=False)
+    weight, bias = train_candidates(draw, activation, fit, choose, bias=False)
     with torch.no_grad():
         if activation == "relu":
             # Only a rectifier keeps its shape under another scale.

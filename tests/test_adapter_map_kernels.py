@@ -14,28 +14,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from finsent.kernels import map_gradients as adapter_maps
-from finsent.kernels.map_gradients import Part, add_maps_, map_gradients
+from finsent.kernels import adapter_maps
+from finsent.kernels.adapter_maps import Part, add_maps_, map_gradients
 from tests.test_fused_training import backbone_of, fuse, gradients, model_of, relative
 
 pytest.importorskip("triton", reason="triton is not there for this kind of machine")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before torch is imported", allow_module_level=True)
 
-from finsent.kernels import dendrite_kernels
+from finsent.kernels import adapter_map_kernels
 
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let maps be computed by the kernels; how many maps each forward launch was of."""
     found: list[int] = []
-    add_ = dendrite_kernels.add_
+    add_ = adapter_map_kernels.add_
 
     def counted(*arguments: Sequence) -> None:
         found.append(len(arguments[2]))
         add_(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(dendrite_kernels, "add_", counted)
+    monkeypatch.setattr(adapter_map_kernels, "add_", counted)
     monkeypatch.setattr(adapter_maps, "uses_kernels", lambda z: True)
     return found
 
@@ -111,7 +111,7 @@ def test_kernels_are_the_maps_in_pytorch(
 def test_pieces_of_the_rows_are_added_up(
     launches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dendrite_kernels, "PROGRAMS", 6)
+    monkeypatch.setattr(adapter_map_kernels, "PROGRAMS", 6)
     product = Product([(40, 4, 1)], "sigmoid", 150)  # 3 pieces of 2, 2 and 1 tiles, 2 tiles wide
     found = product.results()
     for one, other in zip(found, expected(product), strict=True):
@@ -152,12 +152,12 @@ def test_other_layouts_are_refused() -> None:
     z, y = torch.zeros(6, 4), torch.zeros(6, 8)
     maps = [[torch.zeros(8, 4), torch.zeros(8, 4), torch.zeros(1, 8)]]
     with pytest.raises(ValueError, match="rows must be contiguous"):
-        dendrite_kernels.add_([torch.zeros(4, 6).T], [y], maps, "relu")
+        adapter_map_kernels.add_([torch.zeros(4, 6).T], [y], maps, "relu")
     with pytest.raises(ValueError, match="equally far apart"):
-        dendrite_kernels.add_([z, z], [y, torch.zeros(6, 9)[:, :8]], maps * 2, "relu")
+        adapter_map_kernels.add_([z, z], [y, torch.zeros(6, 9)[:, :8]], maps * 2, "relu")
     smaller = [[tensor[..., :4] for tensor in maps[0]]]
     with pytest.raises(ValueError, match="of one shape"):
-        dendrite_kernels.gradients([z, z], [z, z], [y, y], maps + smaller, "relu")
+        adapter_map_kernels.gradients([z, z], [z, z], [y, y], maps + smaller, "relu")
 
 
 def test_they_compile_for_gpus_and_fit_in_their_registers(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ A map adds B z + sum_i t_i * o_i to its columns of a product (rows, out), where 
 and o_i are the outputs of its dendrites. Those are as wide as the product and quickly made from z:
 so they are not kept for the backward pass but computed there again.
 
-On a GPU, maps with one dendrite are computed by `finsent.kernels.dendrite_kernels`, those of one
+On a GPU, maps with one dendrite are computed by `finsent.kernels.adapter_map_kernels`, those of one
 shape together; all others by PyTorch.
 """
 
@@ -100,9 +100,9 @@ _capability = functools.cache(torch.cuda.get_device_capability)
 @functools.cache
 def _kernels() -> Any:
     """Imported at first use: importing Triton takes a second that only a GPU has a use for."""
-    from finsent.kernels import dendrite_kernels
+    from finsent.kernels import adapter_map_kernels
 
-    return dendrite_kernels
+    return adapter_map_kernels
 
 
 def _divided(
