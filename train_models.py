@@ -23,6 +23,7 @@ from finsent.config import (
     ADAPTER_PRECISIONS,
     ARMS,
     CANDIDATES,
+    NOISE_RULES,
     PLACEMENTS,
     POOLINGS,
     PRECISIONS,
@@ -120,6 +121,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--label-smoothing", type=float, help="default: the preset's")
     add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
+    add(
+        "--balance",
+        default="repeat-4",
+        help="sources of 'news': 'natural', or 'repeat-K' for the smaller ones' sentences up to K "
+        "times an epoch (%(default)s)",
+    )
+    add("--noise", choices=NOISE_RULES, default="keep", help="noisy rows of the training part")
     add("--copies", type=int, default=1, help="read every text N times in a row (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     add("--activation", choices=ACTIVATIONS, default="relu")
@@ -219,6 +227,8 @@ def _train(options: argparse.Namespace) -> int:
         depth=_or_preset(options.depth, recipe.depth),
         max_length=options.max_length,
         copies=options.copies,
+        balance=options.balance,
+        noise=options.noise,
         **given,
     )
     dendrites = DendriteConfig(

@@ -6,6 +6,7 @@ The three arms come from one `TrainConfig`. They differ in exactly one field, `t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -24,6 +25,7 @@ ACTIVATIONS = ("sigmoid", "relu", "tanh")
 PLACEMENTS = ("lora_B", "score")
 CANDIDATES = ("random", "refined")
 RESTART_RULES = ("always", "behind", "stalled")
+NOISE_RULES = ("keep", "drop")
 POOLINGS = ("last", "mean")
 
 Precision = Literal["nf4", "bf16", "fp32"]
@@ -202,6 +204,12 @@ class TrainConfig:
     of that model's repository; see finsent.data.folds."""
     train_fraction: float = 1.0
     """Share of a fold's training part that is used."""
+    balance: str = "repeat-4"
+    """How an epoch balances the sources of a data set made of several (no other has a choice):
+    "natural", every sentence once; "repeat-<k>", those of a smaller source up to k times, as often
+    as they fit into the largest; see finsent.data.mixture."""
+    noise: str = "keep"
+    """Whether the training part keeps or drops the rows that finsent.data.noise finds."""
     seed: int = 0
     """Seeds the split, the initial weights, the shuffling and the dendrites."""
     precision: Precision = "fp32"
@@ -267,6 +275,13 @@ class TrainConfig:
         _require(
             0 < self.train_fraction <= 1,
             f"train_fraction must be in (0, 1], got {self.train_fraction}",
+        )
+        _require(
+            re.fullmatch(r"natural|repeat-[1-9]\d*", self.balance) is not None,
+            f"balance must be 'natural' or 'repeat-<k>', got {self.balance!r}",
+        )
+        _require(
+            self.noise in NOISE_RULES, f"noise must be one of {NOISE_RULES}, got {self.noise!r}"
         )
         _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
         _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finsent.data.records import DataError
 from finsent.results import leaderboard
 from finsent.results.manifest import (
     MANIFEST,
@@ -23,7 +24,7 @@ from finsent.results.manifest import (
     read_tensor_shapes,
     sha256_file,
 )
-from finsent.results.metrics import EvaluationError, confidence_intervals, score
+from finsent.results.metrics import EvaluationError, confidence_intervals, score, source_scores
 from finsent.results.runs import (
     RESERVED_FOLDERS,
     RUN_FILES,
@@ -32,7 +33,7 @@ from finsent.results.runs import (
     canonical_json,
     read_run,
 )
-from finsent.results.schema import ArtifactError
+from finsent.results.schema import PER_SOURCE, ArtifactError
 from finsent.study.rows import RESULTS, SUMMARY, StudyError, read_runs
 from finsent.study.summary import summarize
 
@@ -129,11 +130,14 @@ def _metric_problems(run: Run) -> Iterator[str]:
         labels, probabilities = predictions.label_indices, predictions.probabilities
         computed = score(labels, probabilities, predictions.label_names)
         computed["ci"] = confidence_intervals(labels, probabilities)
-    except (ArtifactError, EvaluationError) as error:
+        by_source = source_scores(run.dataset, predictions)
+    except (ArtifactError, DataError, EvaluationError) as error:
         yield f"{run.folder / 'predictions.csv'}: {error}"
         return
+    if by_source is not None or PER_SOURCE in run.metrics:
+        computed[PER_SOURCE] = by_source
     for name, value in computed.items():
-        for where, stored, fresh in _differences(name, run.metrics[name], value):
+        for where, stored, fresh in _differences(name, run.metrics.get(name), value):
             yield f"{path}: {where} is {stored!r}, predictions.csv gives {fresh!r}"
 
 

@@ -54,6 +54,11 @@ def part_examples(
         raise DataError(
             f"split must be '70/15/15', 'finbert' or 'fold-0' to 'fold-{FOLDS - 1}', got {split!r}"
         )
+    if dataset.left_out:
+        raise DataError(
+            f"data set {dataset.name!r} is tested on {dataset.left_out}; folds are of all sources: "
+            "use split '70/15/15', or another data set"
+        )
     number = int(found[1])
     rest, test = next(islice(_dealt(dataset, seed, FOLDS), number, None))
     fold = smaller(_with_validation(dataset, seed, number, rest, test, FOLDS), dataset, fraction)

@@ -25,6 +25,8 @@ class Record(NamedTuple):
     label: str
     kin: tuple[str, ...] = ()
     """Records that share a value stay on one side of every split, as template twins do."""
+    source: str = ""
+    """Of a data set made of several: the one that the sentence comes from."""
 
 
 class Row(NamedTuple):

@@ -3,7 +3,9 @@
 `load_dataset("allagree")` gives clean, labelled, twin-grouped examples; `make_split` divides them.
 A further data set is one more entry in DATASETS: a loader that returns records, where the data
 comes from, and how its labels are shown. Everything after the loader (grouping, fingerprints,
-splits, training, pages) is shared. docs/data.md describes the data sets.
+splits, training, pages) is shared. `news` is made of several data sets (finsent.data.sets.news):
+each keeps its own split, and what would give one part away to another is left out. docs/data.md
+describes the data sets.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finsent.data.records import LABELS, DataError, Record
-from finsent.data.sets import fiqa, fomc, numclaim, phrasebank, tweets
-from finsent.data.sets.examples import CLAIMS, HEADLINES, STANCES, Headline
+from finsent.data.sets import fiqa, fomc, news, numclaim, phrasebank, tweets
+from finsent.data.sets.examples import CLAIMS, HEADLINES, NEWS, STANCES, Headline
 from finsent.data.splits import FOLDS, grouped_parts, join_kin, twin_groups
 
 if TYPE_CHECKING:
@@ -57,6 +59,10 @@ class Example:
     """Index into the data set's label_names."""
     group: int
     """Template twins and kin have the same number and stay on one side of every split."""
+    source: str
+    """The data set that the sentence comes from: one of several in `news`, else the set's name."""
+    own_group: int
+    """Its group among the sentences of its source alone."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,19 @@ class Dataset:
     examples: tuple[Example, ...]
     fingerprint: str
     """sha256 over the ordered lines `id<TAB>label name`."""
+    left_out: str = ""
+    """The source that is tested on and neither trained nor validated on; empty: none."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The data sets that the sentences come from, in order of first occurrence."""
+        return tuple(dict.fromkeys(example.source for example in self.examples))
 
 
 @dataclass(frozen=True)
 class Split:
-    """Ascending indices into Dataset.examples. The three parts cover it and do not overlap."""
+    """Ascending indices into Dataset.examples. The three parts do not overlap. They cover a data
+    set of one source; of several, sentences that would give another part away are in none."""
 
     train: tuple[int, ...]
     validation: tuple[int, ...]
@@ -108,6 +122,10 @@ class DatasetEntry:
     """Ends every text for backbones that are given a sentence to complete (Recipe.cued)."""
     examples: tuple[Headline, ...] = HEADLINES
     """Texts to try."""
+    left_out: str = ""
+    """The source that is tested on and neither trained nor validated on; empty: none."""
+    source_of: Callable[[str], str] | None = None
+    """Tells the source that an id is of, where the data set is made of several; else None."""
 
 
 SENTIMENT_CUE = "\nFor the company's share price this news is"
@@ -141,6 +159,32 @@ def _phrasebank_entry(level: str, short_title: str, agreement: str) -> DatasetEn
         rules="mojibake repaired; copies with different labels take the label that more annotators "
         "agreed on, else neutral",
         cue=SENTIMENT_CUE,
+    )
+
+
+def _news_entry(left_out: str = "") -> DatasetEntry:
+    """All sources of news, or the entry that trains on all but one and is tested on that one."""
+    title = "Financial news of three sources: PhraseBank 50Agree, Twitter, FiQA"
+    rules = (
+        "every source by its own rules and its own split; what is to train or validate and says "
+        "what a sentence of a later part says, web addresses and cashtags aside, is left out"
+    )
+    return DatasetEntry(
+        name=f"news-without-{left_out}" if left_out else "news",
+        title=f"{title}; trained without {left_out}, tested on it" if left_out else title,
+        loader=news.load_news,
+        label_names=LABELS,
+        licence="that of every source: CC BY-NC-SA 3.0, MIT by its page, none stated",
+        citation="; ".join(f"{source.name}: data set {source.dataset}" for source in news.SOURCES),
+        url=phrasebank.PAGE,
+        short_title=f"News without {left_out}" if left_out else "News",
+        label_marks=SENTIMENT_MARKS,
+        files="FinancialPhraseBank-v1.0.zip, and what `twitter` and `fiqa` need from their pages",
+        rules=rules,
+        cue=SENTIMENT_CUE,
+        examples=NEWS,
+        left_out=left_out,
+        source_of=news.source_of,
     )
 
 
@@ -189,6 +233,8 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
                 f"without other words left out; {_MAJORITY}",
                 cue=SENTIMENT_CUE,
             ),
+            _news_entry(),
+            *(_news_entry(source.name) for source in news.SOURCES),
             DatasetEntry(
                 name="fomc",
                 title="FOMC monetary-policy stance, split sentences, all sources",
@@ -290,14 +336,34 @@ def load_dataset(
     entry = registry[name]
     records = entry.loader(data_dir)
     _check_records(entry, records)
-    twins = twin_groups([record.text for record in records])
-    groups = join_kin(twins, [record.kin for record in records]).tolist()
+    sources = [record.source or name for record in records]
+    own = np.zeros(len(records), dtype=np.int64)
+    for source in dict.fromkeys(sources):
+        rows = [row for row, found in enumerate(sources) if found == source]
+        texts = [records[row].text for row in rows]
+        own[rows] = join_kin(twin_groups(texts), [records[row].kin for row in rows])
+    groups = own if len(set(sources)) == 1 else _groups_across(records, own, sources)
     examples = tuple(
-        Example(record.id, record.text, entry.label_names.index(record.label), group)
-        for record, group in zip(records, groups, strict=True)
+        Example(r.id, r.text, entry.label_names.index(r.label), group, source, own_group)
+        for r, group, source, own_group in zip(
+            records, groups.tolist(), sources, own.tolist(), strict=True
+        )
     )
     fingerprint = _sha256(f"{record.id}\t{record.label}" for record in records)
-    return Dataset(name, entry.label_names, examples, fingerprint)
+    return Dataset(name, entry.label_names, examples, fingerprint, entry.left_out)
+
+
+def _groups_across(
+    records: Sequence[Record], own: np.ndarray, sources: Sequence[str]
+) -> np.ndarray:
+    """Groups (n,) over all sources: those of each source, and twins and copies wherever they are
+    once web addresses and cashtags are gone, which a text has in one source and not in another."""
+    twins = twin_groups([news.compared(record.text) for record in records])
+    kin = []
+    for record, group, source in zip(records, own.tolist(), sources, strict=True):
+        wording = news.wording(record.text)
+        kin.append((f"{source} {group}", *([f"= {wording}"] if wording else [])))
+    return join_kin(twins, kin)
 
 
 def local_texts(name: str) -> dict[str, str] | None:
@@ -315,32 +381,64 @@ def local_texts(name: str) -> dict[str, str] | None:
 def make_split(dataset: Dataset, seed: int) -> Split:
     """Divide into 70 % train, 15 % validation, 15 % test, class shares kept, twin groups whole.
 
-    The same data set and seed give the same split. Raises DataError when a class is too small to
-    reach all parts.
+    The same data set and seed give the same split. Of several sources each is divided as if it were
+    alone, so that its test part is the one that its own data set has, and `apart` keeps the parts
+    apart. Where one is left out, the others train and validate, and the test part is that source's
+    training and validation part: its own test part stays unread, so that what is chosen by how it
+    does on a source never seen can be tested on it.
+
+    Raises DataError when a class is too small to reach all parts.
     """
-    labels = np.array([example.label for example in dataset.examples])
-    groups = np.array([example.group for example in dataset.examples])
+    dealt = {source: _dealt(dataset, source, seed) for source in dataset.sources}
+    left_out = dealt.pop(dataset.left_out, None)
+    train, validation, test = (
+        np.sort(np.concatenate(part)) for part in zip(*dealt.values(), strict=True)
+    )
+    if left_out is not None:
+        test = np.sort(np.concatenate(left_out[:2]))
+    if len(dataset.sources) > 1:
+        groups = np.array([example.group for example in dataset.examples])
+        unseen = test if left_out is None else np.concatenate(left_out)
+        train, validation = apart(groups, train, validation, unseen)
+    parts = (tuple(train.tolist()), tuple(validation.tolist()), tuple(test.tolist()))
+    return Split(*parts, split_fingerprint(dataset, *parts))
+
+
+def apart(
+    groups: np.ndarray, train: np.ndarray, validation: np.ndarray, unseen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The training and validation rows without those that share a group with an unseen row, and
+    the training rows without those that share one with a validation row that is left.
+
+    groups: (n,); the others are row numbers.
+    """
+    validation = validation[~np.isin(groups[validation], groups[unseen])]
+    seen_later = np.concatenate([groups[unseen], groups[validation]])
+    return train[~np.isin(groups[train], seen_later)], validation
+
+
+def _dealt(dataset: Dataset, source: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row numbers of the parts of one source, divided as if it were alone."""
+    rows = np.array([i for i, e in enumerate(dataset.examples) if e.source == source])
+    labels = np.array([dataset.examples[i].label for i in rows])
+    groups = np.array([dataset.examples[i].own_group for i in rows])
     counts = Counter(labels.tolist())
-    for label, name in enumerate(dataset.label_names):
+    name = source if source == dataset.name else f"{dataset.name}, source {source}"
+    for label, label_name in enumerate(dataset.label_names):
         if counts[label] < FOLDS:
             raise DataError(
-                f"data set {dataset.name!r} has {counts[label]} examples of class {name!r}; "
+                f"data set {name!r} has {counts[label]} examples of class {label_name!r}; "
                 f"a split needs at least {FOLDS} of every class"
             )
-    parts = {
-        part: tuple(indices.tolist())
-        for part, indices in zip(
-            ("train", "validation", "test"), grouped_parts(labels, groups, seed), strict=True
-        )
-    }
-    for part, indices in parts.items():
-        for label in set(range(len(dataset.label_names))) - set(labels[list(indices)].tolist()):
+    train, validation, test = grouped_parts(labels, groups, seed)
+    for part, indices in (("train", train), ("validation", validation), ("test", test)):
+        for label in set(range(len(dataset.label_names))) - set(labels[indices].tolist()):
             raise DataError(
-                f"data set {dataset.name!r}, seed {seed}: the {part} part got no example of class "
+                f"data set {name!r}, seed {seed}: the {part} part got no example of class "
                 f"{dataset.label_names[label]!r}, because its twins form too few groups; "
                 "add different sentences of that class"
             )
-    return Split(**parts, fingerprint=split_fingerprint(dataset, *parts.values()))
+    return rows[train], rows[validation], rows[test]
 
 
 def split_fingerprint(
@@ -358,7 +456,7 @@ def split_fingerprint(
 def to_datasets(dataset: Dataset, split: Split) -> DatasetDict:
     """The leak-free split in the Hugging Face container, to train other models on the same parts.
 
-    Keys train, validation, test; columns id, text, label (a ClassLabel) and group.
+    Keys train, validation, test; columns id, text, label (a ClassLabel), group, source, own_group.
     """
     from datasets import ClassLabel, DatasetDict, Features, Value
     from datasets import Dataset as Table
@@ -369,6 +467,8 @@ def to_datasets(dataset: Dataset, split: Split) -> DatasetDict:
             "text": Value("string"),
             "label": ClassLabel(names=list(dataset.label_names)),
             "group": Value("int64"),
+            "source": Value("string"),
+            "own_group": Value("int64"),
         }
     )
     parts = {"train": split.train, "validation": split.validation, "test": split.test}

@@ -21,9 +21,15 @@ from finsent.results.text import render
 def datasheet_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of these rows, then what was done to every data set and what to download for it."""
     alike: dict[tuple[str, str], list[str]] = {}
-    for name, entry in DATASETS.items():
+    for name in listed():
+        entry = DATASETS[name]
         alike.setdefault((entry.rules, entry.files), []).append(name)
     return render("finsent.reports", "datasheet.md.j2", rows=rows, alike=alike)
+
+
+def listed() -> list[str]:
+    """Names of the data sets in the table: `news-without-*` hold what `news` holds."""
+    return [name for name, entry in DATASETS.items() if not entry.left_out]
 
 
 def row_values(name: str, data_dir: Path | None = None) -> dict[str, Any]:
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, help="folder that holds all data sets")
     options = parser.parse_args(arguments)
     try:
-        rows = [row_values(name, options.data_dir) for name in DATASETS]
+        rows = [row_values(name, options.data_dir) for name in listed()]
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,12 +20,14 @@ from finsent.results.comparison import Comparison, compare
 from finsent.results.metrics import (
     RELIABILITY_BINS,
     SIGNIFICANCE,
+    SOURCE_METRICS,
     pooled_intervals,
     reliability,
     score,
 )
 from finsent.results.references import references
 from finsent.results.runs import Predictions, Run, find_runs, rounded, write_json
+from finsent.results.schema import PER_SOURCE
 
 LEADERBOARD = "leaderboard.json"
 
@@ -193,6 +195,7 @@ def _row(run: Run, root: Path, baseline: Run | None) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "folder": run.folder.relative_to(root).as_posix(),
         **{name: run.metrics[name] for name in ROW_METRICS},
+        **{name: run.metrics[name] for name in (PER_SOURCE,) if name in run.metrics},
         "precision": run.config["config"].get("precision"),
         "device": run.config["device"],
         "finished_at": run.config["finished_at"],
@@ -215,6 +218,7 @@ def _arm(runs: Sequence[Run], beside: Sequence[Run], predicted: Predicted) -> di
         "sd": {name: statistics.stdev(v) if len(v) > 1 else None for name, v in values.items()},
         "ci": pooled_intervals(predictions),
         "per_class": _per_class(runs),
+        **_per_source(runs),
         "confusion": _summed([run.metrics["confusion"] for run in runs]),
         "reliability": _reliability(predictions),
         "by_agreement": _by_agreement(predictions),
@@ -249,6 +253,28 @@ def _per_class(runs: Sequence[Run]) -> dict[str, Any]:
             "support": sum(entry["support"] for entry in entries),
         }
     return per_class
+
+
+def _per_source(runs: Sequence[Run]) -> dict[str, Any]:
+    """`per_source`, where the data set is made of several: mean over seeds of each source's
+    scores, their standard deviation, and n summed over seeds. A seed without a source's scores is
+    not averaged over: that source then has none."""
+    tables = [run.metrics[PER_SOURCE] for run in runs if PER_SOURCE in run.metrics]
+    if not tables or len(tables) < len(runs):
+        return {}
+    found = {}
+    for source in tables[0]:
+        entries = [table[source] for table in tables if source in table]
+        if len(entries) == len(runs):
+            values = {name: [e[name] for e in entries] for name in SOURCE_METRICS}
+            found[source] = {
+                "n": sum(e["n"] for e in entries),
+                "mean": {name: statistics.fmean(v) for name, v in values.items()},
+                "sd": {
+                    name: statistics.stdev(v) if len(v) > 1 else None for name, v in values.items()
+                },
+            }
+    return {PER_SOURCE: found}
 
 
 def _summed(tables: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:

@@ -15,7 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from finsent.data.registry import DATASETS
 from finsent.results.runs import Predictions
+
+SOURCE_METRICS = ("accuracy", "macro_f1", "nll", "ece")
+"""What is said of every source of a data set made of several, beside n."""
 
 CI_METRICS = ("accuracy", "macro_f1", "weighted_f1", "nll")
 """Metrics that get a bootstrap interval, in the order of `_Statistics` columns."""
@@ -84,6 +88,28 @@ def score(
         },
         "confusion": [[int(count) for count in row] for row in confusion],
     }
+
+
+def source_scores(dataset: str, predictions: Predictions) -> dict[str, dict[str, float]] | None:
+    """{source: accuracy, macro_f1, nll, ece, n} of a data set made of several; else None.
+
+    Sources that the predictions hold none of are left out; the others come in the order of their
+    first prediction. Raises EvaluationError as `score` does, DataError for an id of no source.
+    """
+    source_of = DATASETS[dataset].source_of if dataset in DATASETS else None
+    if source_of is None:
+        return None
+    members: dict[str, set[str]] = {}
+    for name in predictions.ids:
+        members.setdefault(source_of(name), set()).add(name)
+    found = {}
+    for source, ids in members.items():
+        part = predictions.only(ids)
+        if part is None:
+            raise EvaluationError(f"source {source!r} of {dataset!r} lost its {len(ids)} ids")
+        whole = score(part.label_indices, part.probabilities, part.label_names)
+        found[source] = {name: whole[name] for name in SOURCE_METRICS} | {"n": len(part)}
+    return found
 
 
 def expected_calibration_error(

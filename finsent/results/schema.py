@@ -60,6 +60,18 @@ METRIC_KEYS: Mapping[str, tuple[type, ...]] = {
 and nll on validation; `validation` holds accuracy, macro_f1 and nll of the selected state."""
 
 
+PER_SOURCE = "per_source"
+"""Key of metrics.json where the data set is made of several sources: source -> SOURCE_KEYS."""
+
+SOURCE_KEYS: Mapping[str, tuple[type, ...]] = {
+    "accuracy": _NUMBER,
+    "macro_f1": _NUMBER,
+    "nll": _NUMBER,
+    "ece": _NUMBER,
+    "n": (int,),
+}
+
+
 VALIDATION_KEYS: Mapping[str, tuple[type, ...]] = {
     "accuracy": _NUMBER,
     "macro_f1": _NUMBER,
@@ -145,6 +157,11 @@ def check_config(config: Any, path: Path) -> None:
 def check_metrics(metrics: Any, path: Path) -> None:
     _check_keys(metrics, METRIC_KEYS, str(path))
     _check_keys(metrics["validation"], VALIDATION_KEYS, f"{path}, validation")
+    if PER_SOURCE in metrics:
+        where = f"{path}, {PER_SOURCE}"
+        _check_keys(metrics, {PER_SOURCE: (dict,)}, str(path))
+        for source, scores in metrics[PER_SOURCE].items():
+            _check_keys(scores, SOURCE_KEYS, f"{where}.{source}")
     if metrics["best_before_growth"] is not None:
         _check_keys(
             metrics["best_before_growth"], BEFORE_GROWTH_KEYS, f"{path}, best_before_growth"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from finsent.config import DendriteConfig, MatchedCapacity, TrainConfig
 from finsent.data.folds import part_examples
+from finsent.data.mixture import epoch_rows
 from finsent.data.registry import Dataset, load_dataset
 from finsent.machine.files import published
 from finsent.machine.timing import time_interleaved
@@ -32,8 +33,9 @@ from finsent.models.backbones import (
     pool,
 )
 from finsent.results import runs
-from finsent.results.metrics import confidence_intervals, score
+from finsent.results.metrics import confidence_intervals, score, source_scores
 from finsent.results.provenance import versions
+from finsent.results.schema import PER_SOURCE
 from finsent.training.checkpoints import CHECKPOINT
 from finsent.training.child import Job
 from finsent.training.loop import (
@@ -105,6 +107,7 @@ def _run_locked(job: Job, bases: Bases, show: ShowProgress) -> Path:
     config = job.config
     dataset = load_dataset(config.dataset, job.data_dir)
     split = part_examples(dataset, config.split, config.seed, config.train_fraction, job.data_dir)
+    rows = epoch_rows(dataset, split.train, config.balance, config.noise)
     label = f"{config.dataset} {config.arm} seed {config.seed}"
     with show(label) as bar:
         device = torch.device(job.device)
@@ -123,8 +126,8 @@ def _run_locked(job: Job, bases: Bases, show: ShowProgress) -> Path:
             job.work_folder.mkdir()
         labels = [e.label for e in dataset.examples]
         classes = len(dataset.label_names)
-        data = TrainingData(states, labels, classes, split.train, split.validation)
-        steps = -(-len(split.train) // config.batch_size)
+        data = TrainingData(states, labels, classes, rows, split.validation)
+        steps = -(-len(rows) // config.batch_size)
         bar.start_training(steps * config.epochs)
 
         def epoch_done(record: EpochRecord) -> None:
@@ -258,7 +261,9 @@ def _metrics(
     before = result.best_before_growth
     selected = asdict(result.selected)
     matched = config.treatment if isinstance(config.treatment, MatchedCapacity) else None
+    by_source = source_scores(config.dataset, predictions)
     return {
+        **({} if by_source is None else {PER_SOURCE: by_source}),
         **score(labels, probabilities, predictions.label_names),
         "ci": confidence_intervals(labels, probabilities),
         "trainable_params": result.trainable_params,
