@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from finsent.config import (
     ACTIVATIONS,
+    ADAPTATIONS,
     ADAPTER_PRECISIONS,
     ARMS,
     CANDIDATES,
@@ -28,6 +29,8 @@ from finsent.config import (
     POOLINGS,
     PRECISIONS,
     RESTART_RULES,
+    SCHEDULES,
+    STORED_PRECISIONS,
     STUDY_ARMS,
 )
 from finsent.machine.workers import add_worker_options, workers_from_options
@@ -110,15 +113,20 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="bf16 autocast in training steps (default: where the device computes bf16)",
     )
     add("--last-layers", type=_layers, default="preset", help="adapt the last N blocks, or 'all'")
-    add("--lora-r", type=int, default=8)
-    add("--lora-alpha", type=float, default=16.0)
-    add("--target-modules", nargs="+", default=["q_proj", "v_proj"], metavar="NAME")
+    add("--adapt", choices=ADAPTATIONS, help="low-rank maps, or whole weights (lora)")
+    add("--stored", choices=STORED_PRECISIONS, help="precision of the adapter file (fp16)")
+    add("--lora-r", type=int, help="rank; default of this and the next two: the preset's")
+    add("--lora-alpha", type=float)
+    add("--target-modules", nargs="+", metavar="NAME", help="maps of a block that are adapted")
     add("--depth", type=_layers, default="preset", help="use the first D blocks, or 'all'")
     add("--pooling", choices=POOLINGS, help="what the head reads; default: the preset's")
     add("--epochs", type=int, help="default of this and the next two: the preset's")
     add("--batch-size", type=int)
     add("--learning-rate", type=float)
     add("--label-smoothing", type=float, help="default: the preset's")
+    add("--schedule", choices=SCHEDULES, help="decay of the learning rate (linear)")
+    add("--layer-decay", type=float, help="learning rate of a block to that above it (1)")
+    add("--class-weight-power", type=float, help="1: inverse frequency, 0.5: its root")
     add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
     add(
@@ -129,7 +137,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     add("--noise", choices=NOISE_RULES, default="keep", help="noisy rows of the training part")
     add("--copies", type=int, default=1, help="read every text N times in a row (%(default)s)")
-    add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
+    add("--placement", nargs="+", choices=PLACEMENTS, help="default: all that adapt has")
     add("--activation", choices=ACTIVATIONS, default="relu")
     add("--max-dendrites", type=int, default=1)
     add("--patience", type=int, default=2, help="epochs without improvement before growth")
@@ -211,7 +219,8 @@ def _train(options: argparse.Namespace) -> int:
         name: getattr(options, name)
         for name in (
             "precision", "autocast", "pooling", "epochs", "batch_size", "learning_rate",
-            "label_smoothing", "prompt_suffix",
+            "label_smoothing", "prompt_suffix", "adapt", "stored", "schedule", "layer_decay",
+            "class_weight_power",
         )
         if getattr(options, name) is not None
     }  # fmt: skip
@@ -219,9 +228,9 @@ def _train(options: argparse.Namespace) -> int:
         recipe,
         adapter_precision=options.adapter_precision,
         lora=LoraConfig(
-            r=options.lora_r,
-            alpha=options.lora_alpha,
-            target_modules=tuple(options.target_modules),
+            r=recipe.lora.r if options.lora_r is None else options.lora_r,
+            alpha=recipe.lora.alpha if options.lora_alpha is None else options.lora_alpha,
+            target_modules=tuple(options.target_modules or recipe.lora.target_modules),
             last_layers=_or_preset(options.last_layers, recipe.lora.last_layers),
         ),
         depth=_or_preset(options.depth, recipe.depth),
@@ -232,7 +241,7 @@ def _train(options: argparse.Namespace) -> int:
         **given,
     )
     dendrites = DendriteConfig(
-        placement=tuple(options.placement),
+        placement=tuple(options.placement or _placements(base.adapt)),
         activation=options.activation,
         max_dendrites=options.max_dendrites,
         patience=options.patience,
@@ -280,6 +289,11 @@ def _train(options: argparse.Namespace) -> int:
         print(f"error: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _placements(adapt: str) -> tuple[str, ...]:
+    """Where dendrites grow unless something else is asked for."""
+    return PLACEMENTS if adapt == "lora" else ("score",)
 
 
 def _gpus_for(device: torch.device) -> int:
@@ -436,13 +450,19 @@ def _recipe_config(backbone: str, dataset: str, device: str, *, bf16: bool) -> T
         dataset=dataset,
         precision=recipe.precision,
         autocast=bf16,
-        lora=LoraConfig(last_layers=recipe.last_layers),
+        lora=LoraConfig(
+            r=recipe.lora_r,
+            alpha=recipe.lora_alpha,
+            target_modules=recipe.target_modules,
+            last_layers=recipe.last_layers,
+        ),
         depth=recipe.depth,
         pooling=recipe.pooling,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         label_smoothing=recipe.label_smoothing,
+        class_weight_power=recipe.class_weight_power,
         prompt_suffix=cue(recipe, dataset),
     )
 

@@ -27,6 +27,9 @@ CANDIDATES = ("random", "refined")
 RESTART_RULES = ("always", "behind", "stalled")
 NOISE_RULES = ("keep", "drop")
 POOLINGS = ("last", "mean")
+ADAPTATIONS = ("lora", "full")
+STORED_PRECISIONS = ("fp16", "int8")
+SCHEDULES = ("linear", "cosine")
 
 Precision = Literal["nf4", "bf16", "fp32"]
 
@@ -225,7 +228,15 @@ class TrainConfig:
     """Use only the first D blocks of the backbone (None: all), then its final norm. The top blocks
     of a language model predict tokens; leaving them out saves their time."""
     pooling: str = "last"
-    """What the score head reads: the last token's state, or the mean over all tokens."""
+    """What the score head reads: the last token's state, or the mean over all tokens (an encoder's
+    [CLS] and [SEP] among them)."""
+    adapt: str = "lora"
+    """How a targeted map changes: by `lora`, low-rank maps beside the frozen weight, or `full`, a
+    trained difference of the weight's own shape. Biases, norms and embeddings stay either way."""
+    stored: str = "fp16"
+    """How the adapter file holds what was trained: fp16, or int8 with a scale for each row of a
+    matrix. The trained state is rounded so before it is evaluated on test, so the results are those
+    of the file."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     treatment: Treatment = None
     """The one field in which the arms differ."""
@@ -234,10 +245,17 @@ class TrainConfig:
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warmup_fraction: float = 0.06
-    """Share of all optimizer steps spent warming up linearly; then linear decay to zero."""
+    """Share of all optimizer steps spent warming up linearly; then decay to zero."""
+    schedule: str = "linear"
+    """Form of that decay: linear, or half a cosine."""
+    layer_decay: float = 1.0
+    """Multiplies the learning rate once for every block between a map and the head: below 1, lower
+    blocks change less. The head has the full rate."""
     max_grad_norm: float = 1.0
     class_weighted: bool = True
     """Cross-entropy weighted by inverse class frequency of the training part."""
+    class_weight_power: float = 1.0
+    """Exponent of those weights; 0.5 weights by the square root of inverse frequency."""
     label_smoothing: float = 0.0
     """Share of each training target spread evenly over the classes; evaluation never smooths."""
     max_length: int = 128
@@ -260,8 +278,29 @@ class TrainConfig:
             f"adapter_precision must be one of {ADAPTER_PRECISIONS}, got "
             f"{self.adapter_precision!r}",
         )
+        for name, known in (
+            ("pooling", POOLINGS),
+            ("adapt", ADAPTATIONS),
+            ("stored", STORED_PRECISIONS),
+            ("schedule", SCHEDULES),
+        ):
+            value = getattr(self, name)
+            _require(value in known, f"{name} must be one of {known}, got {value!r}")
+        if self.adapt == "full":
+            _require(
+                self.precision != "nf4", "adapt full trains whole weights, which nf4 does not hold"
+            )
+            _require(
+                not isinstance(self.treatment, DendriteConfig)
+                or "lora_B" not in self.treatment.placement,
+                "adapt full has no LoRA maps to grow dendrites on; use --placement score",
+            )
         _require(
-            self.pooling in POOLINGS, f"pooling must be one of {POOLINGS}, got {self.pooling!r}"
+            0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1], got {self.layer_decay}"
+        )
+        _require(
+            0 <= self.class_weight_power <= 1,
+            f"class_weight_power must be in [0, 1], got {self.class_weight_power}",
         )
         _require(
             self.depth is None or self.depth >= 1,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finsent.data.records import DataError
+from finsent.models.adapter_files import SCALES
 from finsent.results import leaderboard
 from finsent.results.manifest import (
     MANIFEST,
@@ -80,8 +81,9 @@ def verify(root: Path | str) -> list[str]:
 
 
 def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Elements of all tensors: everything an adapter file holds was trained."""
-    return sum(math.prod(shape) for shape in shapes.values())
+    """Elements of all tensors: everything an adapter file holds was trained, but for the scales of
+    int8 ones, which follow from them."""
+    return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(SCALES))
 
 
 def count_dendrites(shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -65,13 +65,13 @@ def test_an_optimizer_takes_over_what_the_one_before_knew_and_starts_afresh_with
     config = TrainConfig(backbone="tiny-phi", dataset="sample")
     kept, grown = (torch.nn.Parameter(torch.randn(3)) for _ in range(2))
     wide = torch.nn.Parameter(torch.randn(1, 3))
-    former = new_optimizer([kept, wide], config, CPU)
+    former = new_optimizer({1.0: [kept, wide]}, config, CPU)
     for _ in range(3):
         kept.grad, wide.grad = torch.randn(3), torch.randn(1, 3)
         former.step()
     same, fresh = (torch.nn.Parameter(p.detach().clone()) for p in (kept, grown))
     wider = torch.nn.Parameter(torch.cat([wide.detach(), torch.zeros(1, 3)]))
-    optimizer = new_optimizer([same, fresh, wider], config, CPU)
+    optimizer = new_optimizer({1.0: [same, fresh, wider]}, config, CPU)
     carry_over(
         former,
         {"kept": kept, "wide": wide},
@@ -79,7 +79,7 @@ def test_an_optimizer_takes_over_what_the_one_before_knew_and_starts_afresh_with
         {"kept": same, "fresh": fresh, "wide": wider},
     )
     anew = torch.nn.Parameter(fresh.detach().clone())
-    of_one = new_optimizer([anew], config, CPU)
+    of_one = new_optimizer({1.0: [anew]}, config, CPU)
     gradient, row_gradient = torch.randn(3), torch.randn(1, 3)
     kept.grad, same.grad, fresh.grad, anew.grad = (gradient.clone() for _ in range(4))
     wide.grad = row_gradient

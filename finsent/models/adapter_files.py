@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 FORMAT = "finsent-adapter-1"
+SCALES = ":scales"
+"""Ends the name of the tensor that holds the scales of an int8 one."""
 
 
 class AdapterError(ValueError):
@@ -113,6 +115,8 @@ class Adapter:
     """By layer path: A (r, in) and the B map, with dendrites if any."""
     head: DendriticMap
     """hidden -> classes"""
+    differences: dict[str, Any] = field(default_factory=dict)
+    """By layer path: what a weight trained in full gained, (out, in)."""
 
     @property
     def n_dendrites(self) -> int:
@@ -129,11 +133,16 @@ def load_adapter(path: Path) -> Adapter:
         with safe_open(path, framework="np") as archive:
             about = json.loads((archive.metadata() or {}).get("finsent", "{}"))
             names = archive.keys()
-            tensors = {name: archive.get_tensor(name).astype(np.float32) for name in names}
+            held = {name: archive.get_tensor(name).astype(np.float32) for name in names}
     except SafetensorError as error:
         raise AdapterError(f"{path} is not a readable safetensors file: {error}") from error
     if about.get("format") != FORMAT:
         raise AdapterError(f"{path} has format {about.get('format')!r}, expected {FORMAT!r}")
+    tensors = {
+        name: tensor * held[name + SCALES] if name + SCALES in held else tensor
+        for name, tensor in held.items()
+        if not name.endswith(SCALES)
+    }
     groups: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         try:
@@ -144,6 +153,10 @@ def load_adapter(path: Path) -> Adapter:
     if "score" not in groups:
         raise AdapterError(f"{path} has no score head")
     head = _map_of(path, "score", groups.pop("score"))
+    differences = {
+        name.removesuffix(".difference"): groups.pop(name)["weight"]
+        for name in [key for key in groups if key.endswith(".difference")]
+    }
     layers = {}
     for name in [key.removesuffix(".lora_A") for key in groups if key.endswith(".lora_A")]:
         a = groups.pop(f"{name}.lora_A")
@@ -153,7 +166,7 @@ def load_adapter(path: Path) -> Adapter:
         layers[name] = (a["weight"], _map_of(path, f"{name}.lora_B", b))
     if groups:
         raise AdapterError(f"{path}: lora_B without lora_A for {sorted(groups)}")
-    return Adapter(float(about["scaling"]), about["activation"], layers, head)
+    return Adapter(float(about["scaling"]), about["activation"], layers, head, differences)
 
 
 def _map_of(path: Path, name: str, tensors: Mapping[str, Any]) -> DendriticMap:
@@ -170,7 +183,7 @@ def split_tensor_name(name: str) -> tuple[str, str]:
 
     ValueError for a name that no adapter file has.
     """
-    for part in (".lora_A.", ".lora_B."):
+    for part in (".lora_A.", ".lora_B.", ".difference."):
         if part in name:
             path, rest = name.split(part, 1)
             return path + part.rstrip("."), rest

@@ -17,14 +17,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finsent.config import ConfigError, LoraConfig, MatchedCapacity
-from finsent.models.adapter_files import FORMAT, Adapter, AdapterError
+from finsent.models.adapter_files import FORMAT, SCALES, Adapter, AdapterError
 from finsent.models.dendritic_linear import DendriticLinear, FusedDendriticLinear
+from finsent.models.encoders import blocks_path
 
 _PEFT_NAME = "default"
 
 STORED_DTYPE = torch.float16
 """Of adapter files; half the size of fp32. The trainer rounds to it before it evaluates, so what
 is reported is what the file holds."""
+_LEAST_INT8 = 4
+"""Matrices with a dimension below this (heads, output weights) are stored in STORED_DTYPE also
+where the others are int8: they are small, and every class hangs on them."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ def linear_shapes(upper: Any, target_modules: tuple[str, ...]) -> dict[str, tupl
 
     Raises ConfigError when a target names no layer.
     """
+    blocks = blocks_path(upper)
     linear = {
         name: (module.in_features, module.out_features)
         for name, module in upper.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith("layers.")
+        if isinstance(module, nn.Linear) and name.startswith(f"{blocks}.")
     }
     known = {name.rsplit(".", 1)[-1] for name in linear}
     unknown = set(target_modules) - known
@@ -94,6 +99,8 @@ def attach_lora(
 
     The scaling alpha / r is the same for every layer, whatever its rank.
     """
+    if not ranks:
+        return {}
     import peft
 
     scaling = lora.alpha / lora.r
@@ -130,6 +137,58 @@ def attach_lora(
     return pairs
 
 
+class Difference(nn.Module):
+    """A trained difference to a frozen weight: (out, in), zeros at first."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros_like(like, dtype=torch.float32))
+
+
+class FullLinear(nn.Linear):
+    """A frozen linear layer whose whole weight is trained, as a difference to what it was.
+
+    Weight decay so pulls towards the pretrained weight, and the base stays as it is for the next
+    run. Input (..., in), output (..., out).
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.difference = Difference(base.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(W + difference) x + b, in the input's precision."""
+        weight = self.weight + self.difference.weight
+        return nn.functional.linear(x, weight.to(x.dtype), self.bias)
+
+
+def attach_full(upper: Any, names: Iterable[str]) -> dict[str, FullLinear]:
+    """Let the layers of these paths train their whole weights; returns what stands there now."""
+    made = {}
+    for name in names:
+        base = upper.get_submodule(name)
+        if type(base) is not nn.Linear:
+            raise ConfigError(
+                f"{name} is a {type(base).__name__}: only plain linear layers can be trained in "
+                "full; use --adapt lora"
+            )
+        made[name] = FullLinear(base)
+        upper.set_submodule(name, made[name])
+    return made
+
+
+def detach_full(upper: Any, full: Mapping[str, FullLinear]) -> None:
+    """Undo `attach_full`: plain layers with the frozen weights again."""
+    for name, layer in full.items():
+        plain = nn.Linear(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta"
+        )
+        plain.weight, plain.bias = layer.weight, layer.bias
+        upper.set_submodule(name, plain)
+
+
 def detach_lora(upper: Any, names: Iterable[str]) -> None:
     """Undo `attach_lora`: the layers of these paths are the frozen ones again."""
     for name in names:
@@ -141,10 +200,35 @@ def replace_b(upper: Any, name: str, module: nn.Module) -> None:
     upper.get_submodule(name).lora_B[_PEFT_NAME] = module
 
 
+def as_stored(tensor: Tensor, stored: str) -> tuple[Tensor, Tensor | None]:
+    """What a file holds of a tensor under TrainConfig.stored, and its scales if it is int8.
+
+    There is a scale for each index of the shorter dimension: of a low-rank map one for each rank.
+    """
+    if stored == "fp16" or tensor.dim() != 2 or min(tensor.shape) < _LEAST_INT8:
+        return tensor.to(STORED_DTYPE), None
+    longer = 1 if tensor.shape[0] <= tensor.shape[1] else 0
+    values = tensor.float()
+    scales = values.abs().amax(dim=longer, keepdim=True) / 127
+    # A row of zeros has scale 0; it is divided by something else.
+    rounded = (values / torch.where(scales > 0, scales, 1.0)).round().clamp(-127, 127)
+    return rounded.to(torch.int8), scales
+
+
+def rounded_as_stored(tensor: Tensor, stored: str) -> Tensor:
+    """The value a tensor has when it is read from its file."""
+    held, scales = as_stored(tensor, stored)
+    return (held if scales is None else held * scales).to(tensor.dtype)
+
+
 def save_adapter(
-    path: Path, tensors: Mapping[str, Tensor], scaling: float, activation: str
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    scaling: float,
+    activation: str,
+    stored: str = "fp16",
 ) -> None:
-    """Write every trainable tensor to a safetensors file, on the CPU in STORED_DTYPE.
+    """Write every trainable tensor to a safetensors file, as `stored` says (TrainConfig.stored).
 
     `activation` is the dendrites' ("none" without dendrites): it is part of the function, and a
     file that leaves it out would be served under whatever the reader happens to use.
@@ -152,10 +236,15 @@ def save_adapter(
     # One entry, because safetensors writes several in an order that differs from run to run.
     about = {"activation": activation, "format": FORMAT, "scaling": scaling}
     metadata = {"finsent": json.dumps(about, sort_keys=True)}
-    plain = {name: t.detach().cpu().to(STORED_DTYPE).contiguous() for name, t in tensors.items()}
-    for name, tensor in plain.items():
-        if not bool(tensor.isfinite().all()):
-            raise AdapterError(f"{path}: {name} holds values that {STORED_DTYPE} cannot")
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        held, scales = as_stored(tensor.detach().cpu(), stored)
+        checked = held if scales is None else scales
+        if not bool(checked.isfinite().all()):
+            raise AdapterError(f"{path}: {name} holds values that {stored} cannot")
+        plain[name] = held.contiguous()
+        if scales is not None:
+            plain[name + SCALES] = scales
     save_file(plain, path, metadata=metadata)
     path.chmod(0o644)  # safetensors makes files private; results are meant to be read
 
@@ -169,13 +258,17 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: Any) -> None:
         super().__init__()
         self.base = base
+        self.whole = nn.ParameterDict()
         self.down = nn.ParameterDict()
         self.up = nn.ModuleDict()
         self.active: str | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Base plus the active adapter; adapters compute in their own dtype, as in training."""
-        y = self.base(x)
+        if self.active is not None and self.active in self.whole:
+            y = nn.functional.linear(x, self.whole[self.active].to(x.dtype), self.base.bias)
+        else:
+            y = self.base(x)
         if self.active is None or self.active not in self.up:
             return y
         a = self.down[self.active]
@@ -194,15 +287,13 @@ class AdapterBank:
     def add(self, name: str, adapter: Adapter) -> None:
         """Attach an adapter. AdapterError when its layers or shapes do not fit the decoder."""
         device = next(self._decoder.parameters()).device
-        for path, (a, b) in adapter.layers.items():
-            layer = self._layers.get(path) or self._wrap(path)
+        for path, difference in adapter.differences.items():
+            layer = self._layer(path, difference.shape[1], difference.shape[0])
             base: Any = layer.base
-            expected = (base.in_features, base.out_features)
-            if (a.shape[1], b.out_features) != expected:
-                raise AdapterError(
-                    f"the adapter maps {a.shape[1]} -> {b.out_features} at {path}, "
-                    f"the backbone {expected[0]} -> {expected[1]}: it was trained on another one"
-                )
+            whole = base.weight + torch.as_tensor(difference).to(device)
+            layer.whole[name] = nn.Parameter(whole, requires_grad=False)
+        for path, (a, b) in adapter.layers.items():
+            layer = self._layer(path, a.shape[1], b.out_features)
             layer.down[name] = nn.Parameter(torch.as_tensor(a).to(device), requires_grad=False)
             trained = DendriticLinear.of(b, adapter.activation)
             layer.up[name] = trained.fused(adapter.scaling).to(device)
@@ -215,6 +306,8 @@ class AdapterBank:
         for layer in self._layers.values():
             if name in layer.up:
                 del layer.down[name], layer.up[name]
+            if name in layer.whole:
+                del layer.whole[name]
 
     def activate(self, name: str) -> FusedDendriticLinear:
         """Switch every adapted layer to one adapter and return its score head."""
@@ -226,6 +319,17 @@ class AdapterBank:
     def names(self) -> tuple[str, ...]:
         """Adapters that are loaded."""
         return tuple(self._heads)
+
+    def _layer(self, path: str, inner: int, outer: int) -> AdaptedLinear:
+        """The layer of that path, which has to map `inner` to `outer` features."""
+        layer = self._layers.get(path) or self._wrap(path)
+        base: Any = layer.base
+        if (inner, outer) != (base.in_features, base.out_features):
+            raise AdapterError(
+                f"the adapter maps {inner} -> {outer} at {path}, the backbone "
+                f"{base.in_features} -> {base.out_features}: it was trained on another one"
+            )
+        return layer
 
     def _wrap(self, path: str) -> AdaptedLinear:
         try:
@@ -250,10 +354,14 @@ def trainable_tensors(
     b_maps: Mapping[str, nn.Module],
     head: nn.Module,
     first_block: int,
+    full: Mapping[str, FullLinear],
 ) -> dict[str, Tensor]:
     """Every trainable tensor by the name it has in an adapter file (block numbers of the whole
     model, not of the adapted part)."""
     tensors: dict[str, Tensor] = {}
+    for name, layer in full.items():
+        whole = whole_model_name(name, first_block)
+        tensors[f"{whole}.difference.weight"] = layer.difference.weight
     for name, pair in pairs.items():
         whole = whole_model_name(name, first_block)
         tensors[f"{whole}.lora_A.weight"] = pair.a.weight
@@ -266,5 +374,7 @@ def trainable_tensors(
 
 def whole_model_name(name: str, first_block: int) -> str:
     """`layers.0.…` of the upper blocks -> `layers.<first_block>.…`."""
+    if first_block == 0:
+        return name
     _, number, rest = name.split(".", 2)
     return f"layers.{int(number) + first_block}.{rest}"

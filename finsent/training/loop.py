@@ -32,6 +32,7 @@ from finsent.growth.refinement import CHOOSING_BATCHES, FITTING_BATCHES, refine_
 from finsent.models.adapters import save_adapter, trainable_count
 from finsent.models.backbones import Backbone, HiddenStates
 from finsent.models.dendritic_linear import DendriticLinear
+from finsent.models.encoders import captures
 from finsent.models.tokenization import token_batches
 from finsent.training.adapted_model import (
     AdaptedModel,
@@ -194,7 +195,7 @@ def _keep_last_good(
     where = "there was no good state yet"
     if last_good is not None:
         path = folder / "last_good.safetensors"
-        save_adapter(path, last_good.tensors, model.scaling, model.activation)
+        save_adapter(path, last_good.tensors, model.scaling, model.activation, model.stored)
         where = f"the state after epoch {last_good.validation.epoch} is kept in {path}"
     return (
         f"the loss became NaN or infinite in epoch {epoch} (learning rate {rate:.3g}); {where}. "
@@ -267,7 +268,7 @@ def train(
         if identity is not None:
             run.resume(folder / CHECKPOINT, identity, grower)
         progress = run.progress
-        run_step = StepRunner(run.step, device)
+        run_step = StepRunner(run.step, device, captures=captures(backbone.decoder))
         steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         last_good: State | None = None
         step_done(progress.step)
@@ -340,7 +341,8 @@ class _Run:
         self._labels = torch.tensor(data.labels).to(device)
         weights = torch.ones(data.n_classes)
         if config.class_weighted:
-            weights = class_weights([data.labels[i] for i in data.train], data.n_classes)
+            seen = [data.labels[i] for i in data.train]
+            weights = class_weights(seen, data.n_classes, config.class_weight_power)
         self._weights = weights.to(device)
         self.progress = Progress()
         self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
@@ -349,7 +351,8 @@ class _Run:
 
     def _new_optimizer(self) -> None:
         self._parameters = self._model.parameters()
-        self.optimizer = new_optimizer(self._parameters, self._config, self._device)
+        groups = self._model.by_rate(self._config)
+        self.optimizer = new_optimizer(groups, self._config, self._device)
 
     def _loss(self, where: Tensor, longest: int) -> Tensor:
         """Mean loss of the examples `where` (B,), padded to `longest` tokens: scalar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,20 +13,23 @@ from finsent.config import TrainConfig
 
 
 def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
-    """Linear warm-up, then linear decay to zero at `total` steps."""
+    """Linear warm-up, then decay to zero at `total` steps, as TrainConfig.schedule says."""
     warmup = round(config.warmup_fraction * total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "cosine":
+        done = (step - warmup) / max(1, total - warmup)
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     return config.learning_rate * (total - step) / max(1, total - warmup)
 
 
-def class_weights(labels: Sequence[int], n_classes: int) -> Tensor:
-    """Inverse class frequencies, scaled so that a balanced set gets 1: (n_classes,).
+def class_weights(labels: Sequence[int], n_classes: int, power: float = 1.0) -> Tensor:
+    """Inverse class frequencies, scaled so that a balanced set gets 1, to `power`: (n_classes,).
 
     A class that does not occur gets weight 0; its loss never occurs either.
     """
     counts = torch.bincount(torch.tensor(labels), minlength=n_classes).float()
-    weights = len(labels) / (n_classes * counts)
+    weights = (len(labels) / (n_classes * counts)) ** power
     return torch.where(counts > 0, weights, torch.zeros(()))
 
 
@@ -56,15 +60,21 @@ def weighted_loss(
 
 
 def new_optimizer(
-    parameters: Sequence[nn.Parameter], config: TrainConfig, device: torch.device
+    groups: Mapping[float, Sequence[nn.Parameter]], config: TrainConfig, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW over the trainable tensors. On CUDA its learning rate is a tensor there, so that a
-    captured step reads the rate of the moment."""
+    """AdamW over the trainable tensors, by the factor that their learning rate has. On CUDA the
+    rates are tensors there, so that a captured step reads those of the moment."""
     on_cuda = device.type == "cuda"
-    rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
+    rate = config.learning_rate
     return torch.optim.AdamW(
-        parameters,
-        lr=rate,
+        [
+            {
+                "params": list(parameters),
+                "factor": factor,
+                "lr": torch.tensor(rate * factor, device=device) if on_cuda else rate * factor,
+            }
+            for factor, parameters in groups.items()
+        ],
         weight_decay=config.weight_decay,
         fused=on_cuda,
         capturable=on_cuda,
@@ -72,12 +82,13 @@ def new_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Change the rate without replacing a tensor that a captured step reads."""
+    """Change the rate, of each group by its factor, without replacing a tensor that a captured step
+    reads."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(rate * group["factor"])
         else:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
 
 
 def carry_over(

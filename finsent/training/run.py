@@ -32,6 +32,7 @@ from finsent.models.backbones import (
     load_backbone,
     pool,
 )
+from finsent.models.encoders import final_states
 from finsent.results import runs
 from finsent.results.metrics import confidence_intervals, score, source_scores
 from finsent.results.provenance import versions
@@ -120,7 +121,10 @@ def _run_locked(job: Job, bases: Bases, show: ShowProgress) -> Path:
         key = f"{runs.slug(config.backbone)}-{config.precision}-{dataset.name}-{block}"
         tokens_sha256 = hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()
         cache = job.shared / f"{key}-{tokens_sha256[:16]}.safetensors"
-        states = _shared_states(cache, backbone, token_ids, block, bar.status)
+        if backbone.is_encoder:
+            states = entering_hidden_states(backbone, token_ids, block)
+        else:
+            states = _shared_states(cache, backbone, token_ids, block, bar.status)
         if job.overwrite or not (job.work_folder / CHECKPOINT).exists():
             shutil.rmtree(job.work_folder)  # what a run that failed early may have left
             job.work_folder.mkdir()
@@ -236,8 +240,8 @@ def _latency(
         nonlocal position
         ids = sentences[position % len(sentences)]
         position += 1
-        hidden = backbone.decoder(input_ids=ids).last_hidden_state
         last = torch.tensor([ids.shape[1] - 1], device=device)
+        hidden = final_states(backbone.decoder, ids, last)
         return result.model.head(pool(hidden, last, result.model.pooling))
 
     synchronize = torch.cuda.synchronize if device.type == "cuda" else None

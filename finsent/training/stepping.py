@@ -37,10 +37,11 @@ class StepRunner:
     is until `reset`.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
+    def __init__(self, step: Step, device: torch.device, *, captures: bool = True) -> None:
+        """captures: whether the step may be captured where graphs can be had."""
         self._step = step
         self._device = device
-        self._captures = device.type == "cuda"
+        self._captures = captures and device.type == "cuda"
         self.reset()
 
     def reset(self) -> None:
