@@ -159,6 +159,11 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", help="a study of finsent/study/plans.py, or 'classical'")
     add("--select", action="store_true", help="choose settings on validation; nothing is tested")
+    add(
+        "--summarize",
+        action="store_true",
+        help="only write the study's summary.json again, from the runs that are there",
+    )
     add("--artifacts", "--out", type=Path, default=ROOT / "artifacts", metavar="DIR")
     add("--data-dir", type=Path, metavar="DIR", help="folder or zip of the data sets")
     add("--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub")
@@ -379,7 +384,10 @@ def _study(options: argparse.Namespace) -> int:
                 f"--{option}: study {options.name!r} cannot be cut down like that; leave it out"
             )
     failed: list[str] = []
-    if study is None:
+    if options.summarize:
+        if options.select:
+            raise StudyError("--select chooses settings and --summarize counts runs: leave one out")
+    elif study is None:
         classical.run_classical(
             folder, classical.PLAN, data_dir=options.data_dir, backbone_dir=options.backbone_dir
         )

@@ -168,7 +168,9 @@ def test_one_seed_is_exact_mcnemar() -> None:
     assert (found.errors_a, found.errors_b, found.n) == (5, 1, 40)
     assert found.outcome == "tied"
     assert found.verdict.startswith("tied: dendritic +10.0 points accuracy over baseline, 95 % CI")
-    assert found.verdict.endswith("McNemar p = 0.22, n = 40 x 1 seed")
+    assert found.verdict.endswith(
+        "McNemar p = 0.22, n = 40 x 1 seed; 95 % bound: at most 100.0 % fewer errors"
+    )
 
 
 def test_better_and_worse_mirror_each_other() -> None:

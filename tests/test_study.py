@@ -51,7 +51,8 @@ def run_of(**changes: object) -> StudyRun:
         name: {"str": "x", "int": 0, "float": 0.5}[kind]
         for name, kind in StudyRun.__annotations__.items()
     }
-    values |= {"dataset": "allagree", "test_dataset": "allagree", "regime": "full", "n_test": 100}
+    values |= {"dataset": "allagree", "test_dataset": "allagree", "regime": "full"}
+    values |= {"n_train": 800, "n_test": 100, "trainable_params": 10}
     return StudyRun(**(values | changes))  # type: ignore[arg-type]
 
 

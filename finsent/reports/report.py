@@ -22,11 +22,12 @@ from finsent.reports import report_figures
 from finsent.reports.evidence import Evidence, link_to
 from finsent.reports.report_values import board_values, forest_name, study_values
 from finsent.reports.submission import submission_markdown
+from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.schema import ArtifactError
 from finsent.results.text import render
+from finsent.study.comparisons import REFERENCES
 from finsent.study.rows import CLASSICAL, StudyError
 from finsent.study.selection import SELECTION
-from finsent.study.summary import REFERENCES, SIGNIFICANCE
 from finsent.study.views import ARM_RULES, RULES, comparisons_of, places, study_names
 
 REPORT = "report.md"

@@ -25,9 +25,10 @@ from finsent.plots.png_style import (
     panel_title,
 )
 from finsent.plots.style import ARM_STYLES
+from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.runs import Run
+from finsent.study.comparisons import REFERENCES
 from finsent.study.rows import CLASSICAL
-from finsent.study.summary import REFERENCES, SIGNIFICANCE
 from finsent.study.views import (
     ARM_ORDER,
     Entry,

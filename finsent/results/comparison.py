@@ -16,6 +16,7 @@ from finsent.results.metrics import (
     EvaluationError,
     Floats,
     cluster_numbers,
+    errors_bound,
     interval,
     pooled,
     score,
@@ -120,6 +121,7 @@ def compare(
     delta = float(np.mean(deltas) * 100)
     sizes = [len(left) for left, _ in pairs]
     outcome = "tied" if p_value >= SIGNIFICANCE else ("better" if delta > 0 else "worse")
+    removed = _share_interval(gain, 1 - draws_a["accuracy"]) if errors_a else None
     return Comparison(
         a=names[0],
         b=names[1],
@@ -134,9 +136,10 @@ def compare(
         errors_a=errors_a,
         errors_b=errors_b,
         errors_removed_pct=100 * (errors_a - errors_b) / errors_a if errors_a else None,
-        errors_removed_ci_pct=_share_interval(gain, 1 - draws_a["accuracy"]) if errors_a else None,
+        errors_removed_ci_pct=removed,
         outcome=outcome,
         verdict=_verdict(outcome, names, delta, (low, high), p_value, sizes)
+        + _excluded(outcome, removed)
         + _disagreement_note(outcome, low, high)
         + _no_dendrite_note(seeds_without_dendrites, seeds),
         seeds_without_dendrites=tuple(seeds_without_dendrites),
@@ -242,6 +245,13 @@ def _verdict(
         f"{opening}: {b} {_signed(delta)} points accuracy over {a}, "
         f"95 % CI {_signed(interval[0])} to {_signed(interval[1])}, {p_text}, {n_text}"
     )
+
+
+def _excluded(outcome: str, removed: tuple[float, float] | None) -> str:
+    """A tie is worth what it excludes."""
+    if outcome != "tied" or removed is None:
+        return ""
+    return f"; 95 % bound: {errors_bound(removed[1])} errors"
 
 
 def _disagreement_note(outcome: str, low: float, high: float) -> str:

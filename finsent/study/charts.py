@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from finsent.plots.style import ARM_STYLES, ChartError, log_step, style_figure
+from finsent.results.metrics import SIGNIFICANCE
 from finsent.study.rows import CLASSICAL
-from finsent.study.summary import SIGNIFICANCE
 from finsent.study.views import ARM_ORDER, Entry, front
 
 _LINE = 16

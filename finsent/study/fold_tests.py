@@ -74,3 +74,12 @@ def errors_removed_pct(accuracy_a: Sequence[float], accuracy_b: Sequence[float])
     none. The figure that users of PerforatedAI quote."""
     wrong_a, wrong_b = len(accuracy_a) - sum(accuracy_a), len(accuracy_b) - sum(accuracy_b)
     return None if wrong_a == 0 else 100 * (wrong_a - wrong_b) / wrong_a
+
+
+def errors_removed_interval_pct(
+    accuracy_a: Sequence[float], difference: PairedDifference
+) -> tuple[float, float] | None:
+    """The interval of b's accuracy minus a's, as shares of a's errors in percent: what the test
+    excludes lies outside. a's error rate counts as known. None when a makes no error."""
+    error = 1 - sum(accuracy_a) / len(accuracy_a)
+    return (100 * difference.low / error, 100 * difference.high / error) if error > 0 else None

@@ -13,61 +13,43 @@ from typing import Any
 
 import numpy as np
 
-from finsent.data.folds import FOLDS
 from finsent.results.runs import read_json, rounded, write_json
 from finsent.results.schema import ArtifactError
-from finsent.study.fold_tests import (
-    PairedDifference,
-    corrected_paired_test,
-    errors_removed_pct,
-    holm,
+from finsent.study.comparisons import (
+    METRICS,
+    Group,
+    compared,
+    overlap_ratio,
+    reference_runs,
+    survivors,
 )
+from finsent.study.fold_tests import corrected_paired_test, errors_removed_pct
 from finsent.study.rows import ENSEMBLE, RESULTS, SUMMARY, StudyError, StudyRun, mean, read_runs
-
-METRICS = ("accuracy", "macro_f1", "nll")
-"""Metrics that are compared; lower is better for the last."""
-RATIO = (1 / FOLDS) / ((FOLDS - 2) / FOLDS)
-"""Test over training share of a fold. Where a regime uses less of the training part, folds overlap
-less and this stays an upper bound on what the correction has to allow for."""
-SIGNIFICANCE = 0.05
-REFERENCES = ("baseline", "restart", "matched")
-"""Arms that the dendritic arm is compared with."""
-
-Group = tuple[str, str, str, str, str]
-"""dataset, test_dataset, regime, recipe, arm"""
 
 
 def summarize(runs: Sequence[StudyRun]) -> dict[str, Any]:
-    """The content of summary.json: `rows`, one for every arm, and `comparisons`.
+    """The content of summary.json: `rows`, one for every arm, `comparisons`, and `survivors`, which
+    counts those that survive correction.
 
-    Holm's correction is over all comparisons of one metric in the study. Raises StudyError when
-    two arms do not have the same folds and seeds.
+    Raises StudyError when two arms do not have the same folds, seeds and parts.
     """
     groups: dict[Group, dict[tuple[int, int], StudyRun]] = defaultdict(dict)
     for run in runs:
         group = (run.dataset, run.test_dataset, run.regime, run.recipe, run.arm)
         groups[group][run.seed, run.fold] = run
-    comparisons = list(_comparisons(groups))
-    for metric in METRICS:
-        adjusted = holm(
-            {str(i): c["metrics"][metric]["p_value"] for i, c in enumerate(comparisons)}
-        )
-        for i, comparison in enumerate(comparisons):
-            comparison["metrics"][metric]["p_holm"] = adjusted[str(i)]
-    for comparison in comparisons:
-        comparison["outcome"] = _outcome(comparison["metrics"]["accuracy"])
-        comparison["verdict"] = verdict(comparison)
+    comparisons = compared(groups)
     members = any(arm == ENSEMBLE for *_, arm in groups)
     summary: dict[str, Any] = {
         # The last part of the key is where it was tested, which may be in several places.
         "runs": len({run.key[:-1] for run in runs}),
-        "test": "Nadeau-Bengio corrected resampled t-test, Holm over the study, per metric",
-        "test_share_over_train_share": RATIO,
+        "test": "Nadeau-Bengio corrected resampled t-test with n_test / n_train of the runs, Holm "
+        "over the study, per metric",
         "rows": [
-            _row(group, found, _reference(groups, group, "baseline"), members=members)
+            _row(group, found, reference_runs(groups, group, "baseline"), members=members)
             for group, found in sorted(groups.items())
         ],
         "comparisons": comparisons,
+        "survivors": survivors(comparisons),
     }
     found: dict[str, Any] = rounded(summary)
     return found
@@ -103,10 +85,15 @@ _ROW_KEYS = {
     *_ROW_COLUMNS,
     *("arm", "backbone", "n", "folds", "seeds", "accuracy_sd", "macro_f1_sd", "accuracy_ci"),
     *("macro_f1_ci", "errors_removed_pct", "dendrites_kept", "runs_with_dendrites"),
+    "test_over_train",
 }
 _COMPARISON_KEYS = {
     *_PLACE_KEYS,
     *("a", "b", "n", "errors_removed_pct", "metrics", "outcome", "verdict"),
+    *("errors_removed_ci_pct", "params_ratio", "test_over_train"),
+}
+_SURVIVOR_KEYS = {
+    *("metric", "a", "n", "higher", "lower", "higher_at_one_eighth", "lower_at_one_eighth"),
 }
 
 
@@ -114,7 +101,11 @@ def _read_summary(path: Path) -> dict[str, Any]:
     summary = read_json(path)
     if not isinstance(summary.get("runs"), int):
         raise ArtifactError(f"{path}: no number of runs; {_again(path)}")
-    for name, keys in (("rows", _ROW_KEYS), ("comparisons", _COMPARISON_KEYS)):
+    for name, keys in (
+        ("rows", _ROW_KEYS),
+        ("comparisons", _COMPARISON_KEYS),
+        ("survivors", _SURVIVOR_KEYS),
+    ):
         entries = summary.get(name)
         if not isinstance(entries, list):
             raise ArtifactError(f"{path}: no list of {name}; {_again(path)}")
@@ -131,7 +122,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _again(path: Path) -> str:
-    return f"make it again with `python train_models.py study {path.parent.name}`"
+    return f"make it again with `python train_models.py study {path.parent.name} --summarize`"
 
 
 def _row(
@@ -145,6 +136,7 @@ def _row(
     dataset, test_dataset, regime, recipe, arm = group
     runs = list(found.values())
     kept = [run.dendrites for run in runs]
+    ratio = overlap_ratio(runs)
     removed = None
     if arm != "baseline" and baseline is not None and baseline.keys() == found.keys():
         removed = errors_removed_pct(
@@ -158,6 +150,7 @@ def _row(
         "arm": arm,
         "backbone": runs[0].backbone,
         "n": len(runs),
+        "test_over_train": ratio,
         "folds": len({run.fold for run in runs}),
         "seeds": len({run.seed for run in runs}),
         **{column: _mean(runs, column) for column in _ROW_COLUMNS},
@@ -165,7 +158,8 @@ def _row(
         "macro_f1_sd": _sd(run.macro_f1 for run in runs),
         **{
             f"{metric}_ci": _interval(
-                _by_fold(runs, metric) if members else [getattr(run, metric) for run in runs]
+                _by_fold(runs, metric) if members else [getattr(run, metric) for run in runs],
+                ratio,
             )
             for metric in ("accuracy", "macro_f1")
         },
@@ -188,11 +182,12 @@ def _by_fold(runs: Sequence[StudyRun], metric: str) -> list[float]:
     return [mean(of_fold, metric) for of_fold in folds.values()]
 
 
-def _interval(shares: Sequence[float]) -> list[float] | None:
-    """95 % interval of a mean over folds, corrected as the tests are; None of a single run."""
+def _interval(shares: Sequence[float], ratio: float) -> list[float] | None:
+    """95 % interval of a mean over folds, corrected as the tests are for the ratio of test to
+    training part; None of a single run."""
     if len(shares) < 2:
         return None
-    found = corrected_paired_test(shares, test_share_over_train_share=RATIO)
+    found = corrected_paired_test(shares, test_share_over_train_share=ratio)
     return [max(0.0, found.low), min(1.0, found.high)]
 
 
@@ -200,89 +195,3 @@ def _sd(values: Iterable[float]) -> float:
     """Sample standard deviation; 0 of a single value."""
     found = np.array(list(values))
     return float(found.std(ddof=1)) if len(found) > 1 else 0.0
-
-
-def _comparisons(
-    groups: Mapping[Group, Mapping[tuple[int, int], StudyRun]],
-) -> Iterable[dict[str, Any]]:
-    for group, dendritic in sorted(groups.items()):
-        dataset, test_dataset, regime, recipe, arm = group
-        if arm != "dendritic":
-            continue
-        for reference in REFERENCES:
-            other = _reference(groups, group, reference)
-            if other is None:
-                continue
-            if other.keys() != dendritic.keys():
-                raise StudyError(
-                    f"{dataset} {regime} {recipe}: {reference} has {len(other)} runs and dendritic "
-                    f"{len(dendritic)}, of other folds or seeds; finish the study first"
-                )
-            if len(dendritic) < 2:
-                continue
-            a = [other[key] for key in sorted(other)]
-            b = [dendritic[key] for key in sorted(other)]
-            tests = {m: _test(a, b, m) for m in METRICS}
-            yield {
-                "dataset": dataset,
-                "test_dataset": test_dataset,
-                "regime": regime,
-                "recipe": recipe,
-                "a": reference,
-                "b": "dendritic",
-                "n": len(b),
-                "errors_removed_pct": errors_removed_pct(
-                    [run.accuracy for run in a], [run.accuracy for run in b]
-                ),
-                "metrics": {metric: test.to_dict() for metric, test in tests.items()},
-            }
-
-
-def _reference(
-    groups: Mapping[Group, Mapping[tuple[int, int], StudyRun]], group: Group, arm: str
-) -> Mapping[tuple[int, int], StudyRun] | None:
-    """Runs of another arm of the same recipe; a baseline may serve several recipes."""
-    dataset, test_dataset, regime, recipe, _ = group
-    own = groups.get((dataset, test_dataset, regime, recipe, arm))
-    if own is not None or arm != "baseline":
-        return own
-    shared = [
-        found
-        for (d, t, r, _, a), found in groups.items()
-        if (d, t, r, a) == (dataset, test_dataset, regime, arm)
-    ]
-    return shared[0] if len(shared) == 1 else None
-
-
-def _test(a: Sequence[StudyRun], b: Sequence[StudyRun], metric: str) -> PairedDifference:
-    differences = [
-        getattr(right, metric) - getattr(left, metric) for left, right in zip(a, b, strict=True)
-    ]
-    return corrected_paired_test(differences, test_share_over_train_share=RATIO)
-
-
-def _outcome(test: Mapping[str, float]) -> str:
-    """Of b on accuracy, after correction."""
-    if test["p_holm"] >= SIGNIFICANCE:
-        return "tied"
-    return "better" if test["mean"] > 0 else "worse"
-
-
-def verdict(comparison: Mapping[str, Any]) -> str:
-    """A comparison in a sentence."""
-    test = comparison["metrics"]["accuracy"]
-    removed = comparison["errors_removed_pct"]
-    share = "" if removed is None else f", {abs(removed):.1f} % {_fewer(removed)} errors"
-    return (
-        f"{comparison['outcome']}: dendritic {100 * test['mean']:+.1f} points accuracy over "
-        f"{comparison['a']}, 95 % CI {100 * test['low']:+.1f} to {100 * test['high']:+.1f}, "
-        f"p {_p(test['p_holm'])} after correction{share}, n = {comparison['n']} runs"
-    )
-
-
-def _fewer(removed: float) -> str:
-    return "fewer" if removed >= 0 else "more"
-
-
-def _p(value: float) -> str:
-    return f"= {value:.2g}" if value >= 0.0001 else "< 0.0001"

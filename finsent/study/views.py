@@ -10,11 +10,12 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from finsent.data.folds import FOLDS
+from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.references import Reference, references
 from finsent.results.text import percent
+from finsent.study.comparisons import REFERENCES
 from finsent.study.rows import CLASSICAL, ENSEMBLE
 from finsent.study.selection import recipe_key, validates
-from finsent.study.summary import REFERENCES, SIGNIFICANCE
 
 Entry = Mapping[str, Any]
 Summary = Mapping[str, Any]

@@ -15,9 +15,10 @@ import gradio as gr
 
 from finsent.plots.style import ARM_STYLES, ChartError
 from finsent.results.catalog import Catalog, dataset_description, dataset_order, dataset_title
+from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.text import seconds
 from finsent.study.charts import forest_figure, frontier_figure
-from finsent.study.summary import REFERENCES, SIGNIFICANCE
+from finsent.study.comparisons import REFERENCES
 from finsent.study.views import (
     ARM_ORDER,
     ARM_RULES,
