@@ -9,12 +9,13 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from finsent.config import ConfigError, TrainConfig
-from finsent.data import noise
+from finsent.data import noise, registry
 from finsent.data.folds import part_examples
 from finsent.data.mixture import epoch_rows
 from finsent.data.records import LABELS, DataError, Record
@@ -129,9 +130,9 @@ def test_the_part_read_first_loses_the_copy() -> None:
 
 
 def test_the_left_out_source_is_tested_on_without_its_own_test_part() -> None:
-    registry = small_news()
-    whole = make_split(load_dataset("news", registry=registry), 0)
-    dataset = load_dataset("news-without-twitter", registry=registry)
+    entries = small_news()
+    whole = make_split(load_dataset("news", registry=entries), 0)
+    dataset = load_dataset("news-without-twitter", registry=entries)
     split = make_split(dataset, 0)
     of = [example.source for example in dataset.examples]
     assert {of[i] for i in split.train + split.validation} == {"phrasebank"}
@@ -150,10 +151,27 @@ def test_folds_refuse_a_data_set_that_is_tested_on_one_source() -> None:
         part_examples(dataset, "fold-0", 0)
 
 
+DEALT: dict[tuple[bytes, bytes, int], Any] = {}
+
+
+@pytest.fixture
+def dealt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dealing 11,000 tweets takes seconds; the same question is answered once for all tests."""
+    deal = registry.grouped_parts
+
+    def remembered(labels: np.ndarray, groups: np.ndarray, seed: int) -> Any:
+        key = (labels.tobytes(), groups.tobytes(), seed)
+        if key not in DEALT:
+            DEALT[key] = deal(labels, groups, seed)
+        return DEALT[key]
+
+    monkeypatch.setattr(registry, "grouped_parts", remembered)
+
+
 @needs_real_data
-@pytest.mark.parametrize("seed", range(2))
-def test_no_near_duplicate_straddles_parts_of_the_real_news(seed: int) -> None:
-    dataset = real("news")
+@pytest.mark.usefixtures("dealt_once")
+def test_no_near_duplicate_straddles_parts_of_the_real_news() -> None:
+    dataset, seed = real("news"), 0
     pairs = pairs_of_news()
     assert len(pairs) > 500
     split = make_split(dataset, seed)
@@ -169,6 +187,7 @@ def test_no_near_duplicate_straddles_parts_of_the_real_news(seed: int) -> None:
 
 
 @needs_real_data
+@pytest.mark.usefixtures("dealt_once")
 @pytest.mark.parametrize("name", WITHOUT)
 def test_leaving_a_source_out_gives_nothing_of_it_away(name: str) -> None:
     dataset = real(name)
