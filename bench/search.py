@@ -28,8 +28,9 @@ def try_setting(setting: dict[str, Any]) -> dict[str, Any]:
 
     from finsent.config import TrainConfig
     from finsent.data.registry import load_dataset, make_split
+    from finsent.machine.devices import use_deterministic_kernels
     from finsent.models.backbones import default_device, entering_hidden_states, load_backbone
-    from finsent.training.loop import TrainingData, train, use_deterministic_kernels
+    from finsent.training.loop import TrainingData, train
 
     values = dict(setting)
     name = values.pop("name")

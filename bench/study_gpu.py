@@ -28,6 +28,7 @@ import torch
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, latest_growth
 from finsent.data.folds import FOLDS
 from finsent.data.registry import Split
+from finsent.machine.devices import use_deterministic_kernels
 from finsent.machine.workers import Workers
 from finsent.models.adapters import linear_shapes, lora_ranks
 from finsent.models.backbones import HiddenStates, computes_bf16, default_device
@@ -37,7 +38,6 @@ from finsent.study.lora.stack_runs import StackContext, StackRun
 from finsent.study.lora.training import train_stack
 from finsent.study.plans import LoraRegime, LoraStudy
 from finsent.training.fused_blocks import FusedBlocks
-from finsent.training.loop import use_deterministic_kernels
 
 EPOCHS = 12
 SEEDS = 5

@@ -55,11 +55,12 @@ from bench.phi2_setup import (
 )
 from finsent.config import DendriteConfig
 from finsent.kernels import adapter_maps
+from finsent.machine.devices import use_deterministic_kernels
 from finsent.models.backbones import Backbone, HiddenStates, entering_hidden_states, load_backbone
 from finsent.results.provenance import git_commit
 from finsent.training import adapted_model
 from finsent.training.adapted_model import AdaptedModel, build_model
-from finsent.training.loop import TrainResult, use_deterministic_kernels
+from finsent.training.loop import TrainResult
 
 
 @dataclass

@@ -39,9 +39,13 @@ def train_candidates(
 ) -> tuple[Tensor, Tensor]:
     """Weights V (R, out, in) and biases c (R, out) of one dendrite for every output unit.
 
-    draw: gives a pool's first weights (R, POOL * out, in), which it is told the second size of.
-    Candidates are fitted on `fit`; the state and the member with the highest correlation on
-    `choose` win. Without `bias`, c stays zero.
+    Args:
+        draw: Gives a pool's initial weights (R, count, in) for a count, POOL * out.
+        activation: Of the dendrites.
+        fit: What candidates are fitted on.
+        choose: What the state and the member of the pool with the highest correlation are chosen
+            on.
+        bias: Whether c is trained; otherwise it stays zero.
     """
     out = fit.errors.shape[2]
     weight = draw(POOL * out).requires_grad_()

@@ -235,11 +235,16 @@ class DendriteGrower:
     def epoch_end(
         self, validation_score: float, optimizer: torch.optim.Optimizer, *, may_grow: bool = True
     ) -> GrowthEvent | None:
-        """Report a validation score in (0, 1], higher is better; the library may grow.
+        """Report an epoch's validation score; the library may grow. None when nothing changed.
 
-        With `may_grow` false it only takes note (a dendrite added after the last epoch would never
-        be trained). Returns None when nothing changed. The score must be positive: the library
-        takes zero for "no score yet", so a negative one would never count as an improvement.
+        Args:
+            validation_score: In (0, 1], higher is better. The library takes zero for "no score
+                yet", so a negative one would never count as an improvement.
+            optimizer: That of the epoch; after growth its parameters are no longer the model's.
+            may_grow: False after the last epoch, when a new dendrite would never be trained.
+
+        Raises:
+            GrowthError: The score is out of range, or the library failed.
         """
         if not 0 < validation_score <= 1:
             raise GrowthError(f"the validation score must be in (0, 1], got {validation_score}")
@@ -272,7 +277,11 @@ class DendriteGrower:
         return GrowthEvent(dendrites=after, description=description)
 
     def draw(self, path: Path) -> None:
-        """Write the library's own chart of the run (scores, growth, times) as PNG to `path`."""
+        """Write the library's own chart of the run (scores, growth, times) as PNG to `path`.
+
+        Raises:
+            GrowthError: The library failed or drew nothing.
+        """
         with self._calling_library():
             tracker = self._globals.pai_tracker
             tracker.making_graphs = True

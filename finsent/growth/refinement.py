@@ -37,7 +37,12 @@ def refine_new_dendrites(
     """Train the weights of every map's newest dendrite; its output weight stays zero, so the model
     computes what it computed.
 
-    loss_of: mean loss of some examples, by their indices. fit, choose: batches of such indices.
+    Args:
+        maps: Modules that have just grown, by name.
+        loss_of: Mean loss of the examples with these indices, a scalar with a gradient.
+        fit: Batches of indices that candidates are fitted on.
+        choose: Batches of indices on which the best candidates are chosen.
+        seed: Of the initial weights and of the tokens that are kept.
     """
     generator = torch.Generator().manual_seed(seed)
     fitted = _residuals(maps, loss_of, fit, generator)

@@ -1,4 +1,4 @@
-"""Which GPUs there are, without importing torch where there cannot be one."""
+"""Which GPUs there are, without importing torch where there cannot be one, and how they compute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 DRIVERS = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "kfd", "dxg")
 """What a driver that torch can use leaves in /dev: NVIDIA's, Tegra's, AMD's, Windows' to Linux."""
@@ -59,3 +62,27 @@ def on_gpu(function: F, *, seconds: Callable[..., int]) -> F:
         return function
     decorated: F = importlib.import_module("spaces").GPU(duration=seconds)(function)
     return decorated
+
+
+def use_deterministic_kernels(device: torch.device) -> None:
+    """Same seed, same device, same numbers. Call before anything runs on the device: cuBLAS reads
+    the variable once."""
+    if device.type == "cuda":
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # Filling new tensors with NaN finds bugs in kernels, at a launch for every tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak of the CUDA allocator, or of the process's resident memory on a CPU, in MB (1e6 B)."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1.0 if sys.platform == "darwin" else 1024.0) / 1e6

@@ -72,6 +72,15 @@ def lora_ranks(
 
     One more rank on a layer costs in + out parameters. Whole rounds go to all layers, what is left
     to single layers from the top block down, so the total is within half a rank of the target.
+
+    Args:
+        shapes: (in, out) of every adapted layer, from the lowest block up.
+        r: Rank of the other arms.
+        head_params: Trainable parameters of the head, which count towards the target.
+        matched: The target; None: every layer gets `r`.
+
+    Raises:
+        ConfigError: Rank `r` alone exceeds the target.
     """
     ranks = dict.fromkeys(shapes, r)
     if matched is None:
@@ -98,6 +107,9 @@ def attach_lora(
     """Put peft's LoRA layers into the model in place; returns the trainable pairs by layer path.
 
     The scaling alpha / r is the same for every layer, whatever its rank.
+
+    Raises:
+        AdapterError: peft gave a layer another rank or scaling.
     """
     if not ranks:
         return {}
@@ -232,6 +244,9 @@ def save_adapter(
 
     `activation` is the dendrites' ("none" without dendrites): it is part of the function, and a
     file that leaves it out would be served under whatever the reader happens to use.
+
+    Raises:
+        AdapterError: A value is not finite in STORED_DTYPE.
     """
     # One entry, because safetensors writes several in an order that differs from run to run.
     about = {"activation": activation, "format": FORMAT, "scaling": scaling}

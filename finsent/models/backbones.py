@@ -250,6 +250,9 @@ def states_entering(decoder: Any, block: int, input_ids: Tensor) -> Tensor:
     """Hidden states (B, L, H) that enter block `block` for token ids (B, L).
 
     Right padding is harmless: attention is causal, so no real token sees the padding behind it.
+
+    Raises:
+        BackboneError: The decoder's forward pass does not reach that block.
     """
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -353,8 +356,15 @@ def entering_hidden_states(
     max_tokens: int = 4096,
     progress: ReportProgress | None = None,
 ) -> HiddenStates:
-    """What enters block `block` for every text, in the order given, on the backbone's device; for
-    an encoder the token ids as they are."""
+    """What enters block `block` for every text, in the order given, on the backbone's device.
+
+    An encoder has its adapters in every block: its states are the token ids as they are.
+
+    Args:
+        token_ids: Of every text, without padding.
+        max_tokens: Padded tokens of a batch.
+        progress: Told what is done and which share of it.
+    """
     lengths = [len(ids) for ids in token_ids]
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     if backbone.is_encoder:

@@ -44,7 +44,7 @@ def repeated(text: str, copies: int) -> str:
 
 
 def room_for(max_length: int, end: Sequence[int], suffix: str) -> int:
-    """Tokens left for the text when the suffix takes its own."""
+    """Tokens left for the text when the suffix takes its own. BackboneError when none are."""
     room = max_length - len(end)
     if room < 1:
         raise BackboneError(

@@ -211,7 +211,11 @@ def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> Adap
 
 
 def growable_maps(model: AdaptedModel, placement: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear maps that dendrites may grow on."""
+    """The linear maps that dendrites may grow on, by name.
+
+    Raises:
+        TypeError: The placement has "score", but the head has dendrites already.
+    """
     maps: dict[str, nn.Linear] = {}
     if "lora_B" in placement:
         maps.update({f"{name}.lora_B": pair.b for name, pair in model.pairs.items()})

@@ -11,9 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ from torch import Tensor, nn
 from finsent.config import DendriteConfig, Restarts, TrainConfig
 from finsent.growth.grower import DendriteGrower, GrowthError, GrowthEvent
 from finsent.growth.refinement import CHOOSING_BATCHES, FITTING_BATCHES, refine_new_dendrites
+from finsent.machine.devices import peak_memory_mb
 from finsent.models.adapters import save_adapter, trainable_count
 from finsent.models.backbones import Backbone, HiddenStates
 from finsent.models.dendritic_linear import DendriticLinear
@@ -128,12 +126,15 @@ class TrainResult:
 def epoch_batches(
     indices: Sequence[int], lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Shuffled batches of examples of similar length.
+    """Shuffled batches of examples of similar length, as lists of values of `indices`.
 
     Depends on (seed, epoch) only, never on how far a global generator has moved: arms with other
     numbers of parameters see the same batches, and a resumed run the ones it would have seen. Which
     place of the epoch gets long sentences does not even depend on the seed, so that runs stacked
     side by side (finsent.study.lora.training) have batches of similar length at a time.
+
+    Args:
+        lengths: Tokens of every example of the data set, looked up by index.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(np.asarray(indices))
@@ -155,7 +156,11 @@ def batch_order(batches: int, epoch: int) -> list[int]:
 def class_logits(
     model: AdaptedModel, states: HiddenStates, indices: Sequence[int], lengths: Sequence[int]
 ) -> Tensor:
-    """Logits (n, classes) in fp32 on the CPU, in the order of `indices`, never autocast."""
+    """Logits (n, classes) in fp32 on the CPU, in the order of `indices`, never autocast.
+
+    Args:
+        lengths: Tokens of every example of `states`, on the host.
+    """
     parts: list[Tensor] = []
     order: list[int] = []
     for batch in token_batches([lengths[i] for i in indices], EVALUATION_TOKENS):
@@ -209,24 +214,6 @@ def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def use_deterministic_kernels(device: torch.device) -> None:
-    """Same seed, same device, same numbers. Call before anything runs on the device: cuBLAS reads
-    the variable once."""
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        # Filling new tensors with NaN finds bugs in kernels, at a launch for every tensor.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    """Peak of the CUDA allocator, or of the process's resident memory on a CPU, in MB (1e6 B)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1.0 if sys.platform == "darwin" else 1024.0) / 1e6
-
-
 def train(
     config: TrainConfig,
     backbone: Backbone,
@@ -240,6 +227,9 @@ def train(
     """Train one arm of one seed and return its best-validation state.
 
     Args:
+        config: Seed, hyperparameters and treatment.
+        backbone: Frozen base. The adapters stay attached to it until `TrainResult.model.detach()`.
+        data: What enters the first adapted block, and the examples of the parts.
         folder: Receives the last good state if the loss diverges, and the library's chart of a
             dendritic run.
         identity: With one, `folder` also receives a checkpoint after every epoch, and a run that
@@ -444,7 +434,7 @@ class _Run:
             trainable_params=trainable_count(model.tensors()),
             optimizer_steps=progress.step,
             train_seconds=progress.seconds,
-            peak_memory_mb=_peak_memory_mb(self._device),
+            peak_memory_mb=peak_memory_mb(self._device),
         )
 
     def _tell(self, grower: DendriteGrower, epoch: int, nll: float) -> GrowthEvent | None:

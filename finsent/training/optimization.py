@@ -38,25 +38,32 @@ def weighted_loss(
     labels: Tensor,
     weights: Tensor,
     smoothing: float,
-    real: Tensor | None = None,
+    mask: Tensor | None = None,
     targets: Tensor | None = None,
 ) -> Tensor:
     """`F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)`: scalar.
 
-    Written out because torch's smoothing waits for the device, which a captured step must not. For
-    K runs side by side: logits (K, n, classes), labels (K, n), weights (K, 1, classes) and which
-    examples are `real` (K, n), 1.0 or 0.0; then a loss for each run (K,). `targets`, distributions
-    of the shape of the logits, stand in for the labels; those still decide what an example weighs.
+    Written out because torch's smoothing waits for the device, which a captured step must not.
+
+    Args:
+        logits: (n, classes), or (K, n, classes) for K runs side by side.
+        labels: (n,) or (K, n).
+        weights: One for each class: (classes,) or (K, 1, classes).
+        smoothing: Share of the target that is spread evenly over the classes.
+        mask: (K, n), 1.0 for examples that count and 0.0 for padding. With it, the loss is one for
+            each run: (K,).
+        targets: Distributions of the shape of the logits in place of the labels, which still
+            decide what an example weighs.
     """
     n_classes = logits.shape[-1]
     true = F.one_hot(labels, n_classes)
-    aims = (true if targets is None else targets) * (1 - smoothing) + smoothing / n_classes
-    losses = -(F.log_softmax(logits, dim=-1) * aims * weights).sum(dim=-1)
+    target = (true if targets is None else targets) * (1 - smoothing) + smoothing / n_classes
+    losses = -(F.log_softmax(logits, dim=-1) * target * weights).sum(dim=-1)
     shares = (true * weights).sum(dim=-1)
-    if real is None:
+    if mask is None:
         return losses.sum() / shares.sum()
     # A run without an example has no loss; it takes no step either.
-    return (losses * real).sum(dim=-1) / (shares * real).sum(dim=-1).clamp(min=1e-9)
+    return (losses * mask).sum(dim=-1) / (shares * mask).sum(dim=-1).clamp(min=1e-9)
 
 
 def new_optimizer(
@@ -99,9 +106,14 @@ def carry_over(
 ) -> None:
     """Give a new optimizer what the one before it knew of the tensors that were there already.
 
-    before, after: the trainable tensors by name, as each optimizer has them. A tensor that gained
-    rows (output weights of a further dendrite) starts them at zero; one without a former namesake
-    starts afresh, with its own count of steps.
+    A tensor that gained rows (output weights of a further dendrite) starts them at zero; one
+    without a former namesake starts afresh, with its own count of steps.
+
+    Args:
+        former: Optimizer over `before`.
+        before: Trainable tensors by name, before growth.
+        optimizer: New optimizer over `after`; its state is filled in place.
+        after: The same after growth, with those that are new.
     """
     for name, tensor in after.items():
         known = former.state.get(before[name]) if name in before else None

@@ -12,7 +12,11 @@ from finsent.training.progress import EpochRecord
 
 
 class ProgressBar:
-    """tqdm for one run: first what is being prepared, then optimizer steps with scores."""
+    """tqdm for one run: first what is being prepared, then optimizer steps with scores.
+
+    `status` tells a stage and the share of it that is done, `start_training` the optimizer steps to
+    come, `advance` those just made, `epoch` the record of an epoch.
+    """
 
     def __init__(self, label: str) -> None:
         self._label = label

@@ -22,6 +22,7 @@ from finsent.config import DendriteConfig, MatchedCapacity, TrainConfig
 from finsent.data.folds import part_examples
 from finsent.data.mixture import epoch_rows
 from finsent.data.registry import Dataset, load_dataset
+from finsent.machine.devices import use_deterministic_kernels
 from finsent.machine.files import published
 from finsent.machine.timing import time_interleaved
 from finsent.models.backbones import (
@@ -44,7 +45,6 @@ from finsent.training.loop import (
     TrainResult,
     class_logits,
     train,
-    use_deterministic_kernels,
 )
 from finsent.training.progress import EpochRecord
 from finsent.training.progress_lines import ProgressBar, ShowProgress
@@ -86,11 +86,18 @@ def run_job(
     bases: Bases | None = None,
     show: ShowProgress | None = None,
 ) -> Path:
-    """Train and evaluate one run; returns its folder. What a user can mend
-    is told by an error of finsent or of the file system; see `finsent.machine.errors`.
+    """Train and evaluate one run; returns its folder.
 
-    A run that was killed goes on after its last whole epoch, and two processes never make the same
+    A run that was killed resumes after its last whole epoch, and two processes never make the same
     one at the same time.
+
+    Args:
+        bases: Keeps the base for the next run on the same one; None: this run's alone.
+        show: Makes what shows the progress; None: a bar.
+
+    Raises:
+        JobError: Another process is making this run. What else a user can mend is told by an
+            error of finsent or of the file system; see `finsent.machine.errors`.
     """
     job.work_folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.work_folder.with_name(f"{job.work_folder.name}.lock"), timeout=0)

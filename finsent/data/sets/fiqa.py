@@ -66,7 +66,11 @@ def parse_fiqa(content: bytes, source: str) -> Iterator[Row]:
 
 
 def sentence_label(scores: Sequence[Decimal]) -> str | None:
-    """The label of a sentence with these scores; None when they go both ways past the cut."""
+    """The label of a sentence with these scores; None when they go both ways past the cut.
+
+    Raises:
+        ValueError: There is no score, or one outside -1 to 1.
+    """
     if not scores or not all(abs(score) <= 1 for score in scores):
         raise ValueError(f"scores {[str(score) for score in scores]}")
     if min(scores) < -CUT and max(scores) > CUT:

@@ -21,6 +21,7 @@ from finsent.config import STUDY_ARMS, MatchedCapacity, TrainConfig, latest_grow
 from finsent.data.agreement import agreed_shares
 from finsent.data.folds import part_examples
 from finsent.data.registry import Split, load_dataset
+from finsent.machine.devices import use_deterministic_kernels
 from finsent.machine.workers import Workers, connected
 from finsent.models.adapters import linear_shapes, lora_ranks
 from finsent.models.backbones import (
@@ -37,7 +38,6 @@ from finsent.study.lora.training import train_stack
 from finsent.study.plans import LORA_RECIPES, LoraRegime, LoraStudy
 from finsent.study.rows import RESULTS, RunKey, StudyRun, append_runs, read_runs
 from finsent.training.fused_blocks import FusedBlocks
-from finsent.training.loop import use_deterministic_kernels
 
 STACKED = {"cuda": 50, "cpu": 5}
 """Runs side by side unless told otherwise."""

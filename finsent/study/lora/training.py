@@ -139,7 +139,7 @@ class _Trainer:
             self._context.labels[texts],
             self._weights,
             self._context.config.label_smoothing,
-            real=(where >= 0).float(),
+            mask=(where >= 0).float(),
             targets=None if self._context.targets is None else self._context.targets[texts],
         )
 
