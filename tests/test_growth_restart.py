@@ -235,6 +235,9 @@ def test_controls_are_restarted_only_where_the_dendritic_run_was(
     assert [line["val_loss"] for line in found["restart"].history] == [
         line["val_loss"] for line in found["baseline"].history
     ]
+    # A later command with another rule copies what that run did, not what its own would do.
+    later = plan_of(tmp_path, dendrites=replace(STALLED, restart="always"))
+    assert scheduling._job(later, "restart", 0, tmp_path).config.treatment == Restarts(())
 
 
 def test_the_rules_survive_json_and_nonsense_is_refused() -> None:

@@ -266,16 +266,19 @@ def _job(plan: Plan, arm: str, seed: int, shared: Path) -> Job:
         treatment = plan.dendrites
     elif arm in COPYING:
         model = runs.read_run(plan.folder("dendritic", seed))
+        # That run's own rule, which need not be the plan's where it was made before.
+        rule = TrainConfig.from_dict(model.config["config"]).treatment
+        if not isinstance(rule, DendriteConfig):
+            raise ConfigError(f"{model.folder} is no dendritic run; train it anew with --overwrite")
         nlls = [line["val_loss"] for line in model.history]
         restarts = Restarts(
             tuple(
                 line["epoch"]
                 for line in model.history
-                if line["event"] is not None
-                and plan.dendrites.restarts_run(nlls[: line["epoch"] + 1])
+                if line["event"] is not None and rule.restarts_run(nlls[: line["epoch"] + 1])
             ),
-            plan.dendrites.learning_rate_factor,
-            plan.dendrites.prune,
+            rule.learning_rate_factor,
+            rule.prune,
         )
         treatment = restarts
         if arm == "matched":

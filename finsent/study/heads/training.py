@@ -32,29 +32,27 @@ class FeatureTransform:
     """(d,)"""
     projection: Tensor | None
     """(d, k), columns scaled to unit variance; None: all features, each scaled."""
-    scale: Tensor | None
-    """(d,) standard deviations where nothing is projected."""
+    scale: Tensor
+    """(d,) standard deviations, which scale features that are not projected."""
 
     @classmethod
     def fit(cls, x: Tensor, dimensions: int | None) -> FeatureTransform:
         """x: training features (n, d). dimensions: leading principal components (None: all d)."""
-        mean = x.mean(0)
+        mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
         if dimensions is None:
-            return cls(mean, None, x.std(0).clamp_min(1e-6))
+            return cls(mean, None, scale)
         centred = (x - mean).double()
         values, vectors = torch.linalg.eigh(centred.T @ centred / (len(x) - 1))
         leading = vectors[:, -dimensions:].flip(1)
         # The sign of an eigenvector is arbitrary and differs by library: fix it.
         signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
         spread = values[-dimensions:].flip(0).clamp_min(1e-12).sqrt()
-        return cls(mean, (leading * signs / spread).float(), None)
+        return cls(mean, (leading * signs / spread).float(), scale)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, d) to (n, k)."""
-        if self.projection is not None:
-            return (x - self.mean) @ self.projection
-        assert self.scale is not None
-        return (x - self.mean) / self.scale
+        centred = x - self.mean
+        return centred / self.scale if self.projection is None else centred @ self.projection
 
 
 @dataclass

@@ -34,8 +34,8 @@ class StackedMap:
     dendrite: Tensor | None
     output_weights: Tensor | None
     recorded: list[tuple[Tensor, Tensor]] | None = None
-    """Where it is a list, every backward pass leaves what entered the map and the gradient of what
-    left it there: (K, n, in) and (K, n, out)."""
+    """Where it is a list, every backward pass appends the map's inputs (K, n, in) and the gradient
+    of its outputs (K, n, out)."""
 
 
 class LoraStack:
@@ -359,7 +359,8 @@ class _StackedSum(torch.autograd.Function):
                     outputs = ACTIVATE_[product.activation](z @ v.transpose(1, 2))
                     target.addcmul_(outputs, t[:, None, :])
                     saved += [v, t]
-        assert y is not None
+        if y is None:
+            raise ValueError("a sum of products needs at least one term")
         ctx.product = product
         ctx.save_for_backward(*saved)
         return y.view(*shape, -1)

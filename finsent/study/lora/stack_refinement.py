@@ -67,17 +67,16 @@ def _residuals(stack: LoraStack, loss_of: Loss, batches: Batches) -> dict[str, R
     maps = dict(stack.growing())
     pieces: dict[str, list[Residuals]] = {name: [] for name in maps}
     for number, (where, longest) in enumerate(batches):
-        for grown in maps.values():
-            grown.recorded = []
+        recorded: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in maps}
+        for name, grown in maps.items():
+            grown.recorded = recorded[name]
         try:
             loss_of(where, longest).sum().backward()
-            for name, grown in maps.items():
-                assert grown.recorded is not None
-                ((x, gradient),) = grown.recorded
-                pieces[name].append(_sampled(x.float(), -gradient.float(), number))
         finally:
             for grown in maps.values():
                 grown.recorded = None
+        for name, ((x, gradient),) in recorded.items():
+            pieces[name].append(_sampled(x.float(), -gradient.float(), number))
     return {
         name: Residuals(
             torch.cat([piece.x for piece in of_map], dim=1),
