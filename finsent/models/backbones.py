@@ -358,7 +358,7 @@ def entering_hidden_states(
 ) -> HiddenStates:
     """What enters block `block` for every text, in the order given, on the backbone's device.
 
-    An encoder has its adapters in every block: its states are the token ids as they are.
+    For an encoder these are the token ids as they are.
 
     Args:
         token_ids: Of every text, without padding.
