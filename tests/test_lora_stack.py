@@ -21,7 +21,7 @@ from finsent.config import (
 )
 from finsent.data.folds import part_examples
 from finsent.data.registry import Split, load_dataset
-from finsent.growth import refinement
+from finsent.growth import candidate_pool
 from finsent.growth.grower import DendriteGrower
 from finsent.models.adapters import linear_shapes, lora_ranks
 from finsent.models.backbones import Backbone, entering_hidden_states, load_backbone, upper_blocks
@@ -263,8 +263,8 @@ def test_refined_dendrites_are_not_drawn_ones_and_know_no_neighbours(
     context: StackContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What refining is worth is tested elsewhere.
-    monkeypatch.setattr(refinement, "STEPS", 10)
-    monkeypatch.setattr(refinement, "POOL", 2)
+    monkeypatch.setattr(candidate_pool, "STEPS", 10)
+    monkeypatch.setattr(candidate_pool, "POOL", 2)
     fresh = [row(context, 3, 7), row(context, 4, 8)]
     baselines = train_stack(context, fresh)
     starts = [replace(r, fork=b.fork) for r, b in zip(fresh, baselines, strict=True)]
