@@ -209,7 +209,7 @@ def _train(options: argparse.Namespace) -> int:
 
     import torch
 
-    from finsent.config import DendriteConfig, LoraConfig, latest_growth
+    from finsent.config import DendriteConfig, LoraConfig, default_placement, latest_growth
     from finsent.models.backbones import computes_bf16, default_device
     from finsent.results import runs
     from finsent.results.provenance import git_commit
@@ -246,7 +246,7 @@ def _train(options: argparse.Namespace) -> int:
         **given,
     )
     dendrites = DendriteConfig(
-        placement=tuple(options.placement or _placements(base.adapt)),
+        placement=tuple(options.placement or default_placement(base.adapt)),
         activation=options.activation,
         max_dendrites=options.max_dendrites,
         patience=options.patience,
@@ -294,11 +294,6 @@ def _train(options: argparse.Namespace) -> int:
         print(f"error: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _placements(adapt: str) -> tuple[str, ...]:
-    """Where dendrites grow unless something else is asked for."""
-    return PLACEMENTS if adapt == "lora" else ("score",)
 
 
 def _gpus_for(device: torch.device) -> int:

@@ -22,7 +22,7 @@ after the epochs after which the dendritic run of the same seed grew. In the ord
 PRECISIONS = ("nf4", "bf16", "fp32")
 ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
-PLACEMENTS = ("lora_B", "score")
+PLACEMENTS = ("lora_B", "score", "layer")
 CANDIDATES = ("random", "refined")
 RESTART_RULES = ("always", "behind", "stalled")
 NOISE_RULES = ("keep", "drop")
@@ -72,7 +72,9 @@ class DendriteConfig:
     """How PerforatedAI grows dendrites: y = W x + sum_i t_i * act(V_i x + sum_{j<i} d_ij * o_j)."""
 
     placement: tuple[str, ...] = ("lora_B", "score")
-    """Which linear maps may grow dendrites: every LoRA B matrix, the score head, or both."""
+    """Which maps may grow dendrites: every LoRA B matrix, whose dendrites read A x; every adapted
+    layer from its input to its output, whose dendrites are low-rank maps of their own; the score
+    head. One of the first two, the head, or both."""
     activation: str = "relu"
     """The dendrites' non-linearity."""
     max_dendrites: int = 1
@@ -113,6 +115,14 @@ class DendriteConfig:
             f"dendrites.placement must be some of {PLACEMENTS}, got {self.placement}",
         )
         _require(
+            not {"lora_B", "layer"} <= set(self.placement),
+            "dendrites.placement lora_B and layer are about the same maps; name one of them",
+        )
+        _require(
+            "layer" not in self.placement or self.candidates == "random",
+            "refined candidates are fitted for single matrices, not for placement layer",
+        )
+        _require(
             self.activation in ACTIVATIONS,
             f"dendrites.activation must be one of {ACTIVATIONS}, got {self.activation!r}",
         )
@@ -143,6 +153,11 @@ class DendriteConfig:
             self.learning_rate_factor > 0,
             f"dendrites.learning_rate_factor must be > 0, got {self.learning_rate_factor}",
         )
+
+
+def default_placement(adapt: str) -> tuple[str, ...]:
+    """Where dendrites grow, by TrainConfig.adapt, unless something else is asked for."""
+    return ("lora_B", "score") if adapt == "lora" else ("score",)
 
 
 def latest_growth(epochs: int) -> int:
@@ -292,7 +307,7 @@ class TrainConfig:
             )
             _require(
                 not isinstance(self.treatment, DendriteConfig)
-                or "lora_B" not in self.treatment.placement,
+                or set(self.treatment.placement) == {"score"},
                 "adapt full has no LoRA maps to grow dendrites on; use --placement score",
             )
         _require(

@@ -13,8 +13,9 @@ from torch import nn
 
 from finsent.config import ACTIVATIONS, DendriteConfig
 from finsent.growth.grower import DendriteGrower, GrowthError
-from finsent.models.adapter_files import DendriticMap
-from finsent.models.dendritic_linear import DendriticLinear
+from finsent.models.adapter_files import DendriticMap, load_adapter
+from finsent.models.adapters import save_adapter
+from finsent.models.dendritic_linear import DendriticLinear, LowRankMap
 
 CPU = torch.device("cpu")
 
@@ -74,6 +75,32 @@ def test_our_forward_equals_the_librarys(
             # ... and the same on (batch, tokens, features), the shape it has inside a model.
             sequence = x[None].expand(2, -1, -1)
             torch.testing.assert_close(served(sequence)[1], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_dendrites_of_whole_layers_equal_the_librarys(k: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = LowRankMap(nn.Linear(4, 2, bias=False), nn.Linear(2, 6, bias=False))
+    name = "layers.0.self_attn.q_proj.lora_B"
+    maps = {name: first, "score": fresh_maps(bias=False)["score"]}
+    config = DendriteConfig(
+        placement=("layer", "score"), max_dendrites=k, patience=1, init_scale=0.3
+    )
+    with DendriteGrower(maps, config, CPU, tmp_path) as grower:
+        assert grow(grower, 12) == [f"grew dendrite {i + 1}" for i in range(k)]
+        module, x = grower.modules[name], torch.randn(7, 4)
+        expected = grower.library_forward(name)(x)
+        torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=0)
+        assert not torch.allclose(module(x), first(x), atol=1e-3)
+        # The file's compact form, widened as it is read, is the same function.
+        path = tmp_path / "adapter.safetensors"
+        tensors = {f"{name}.{n}": p for n, p in module.named_parameters()}
+        a_name = name.replace("lora_B", "lora_A")
+        tensors |= {f"{a_name}.weight": first.a.weight, "score.weight": torch.zeros(3, 6)}
+        save_adapter(path, tensors, 1.0, config.activation)
+        a, b = load_adapter(path).layers[name.removesuffix(".lora_B")]
+        served = DendriticLinear.of(b, config.activation)(x @ torch.as_tensor(a).T)
+        torch.testing.assert_close(served, expected, atol=2e-2, rtol=2e-3)  # fp16
 
 
 def test_growth_starts_from_the_best_state_and_keeps_the_function(tmp_path: Path) -> None:

@@ -29,7 +29,12 @@ from torch import nn
 
 from finsent.config import DendriteConfig
 from finsent.models.adapter_files import DendriticMap
-from finsent.models.dendritic_linear import DendriticLinear, activation_function
+from finsent.models.dendritic_linear import (
+    DendriticLinear,
+    DendriticLowRank,
+    LowRankMap,
+    activation_function,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class GrowthEvent:
 class _Maps(nn.Module):
     """The container the library gets to see."""
 
-    def __init__(self, maps: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, maps: Mapping[str, nn.Linear | LowRankMap]) -> None:
         super().__init__()
         # The library builds file and attribute names from module names: no dots.
         self.maps = nn.ModuleDict({name.replace(".", "__"): m for name, m in maps.items()})
@@ -74,7 +79,7 @@ class DendriteGrower:
 
     def __init__(
         self,
-        maps: Mapping[str, nn.Linear],
+        maps: Mapping[str, nn.Linear | LowRankMap],
         config: DendriteConfig,
         device: torch.device,
         folder: Path,
@@ -118,8 +123,7 @@ class DendriteGrower:
             self._net.to(self.device)
             self._tell_output_sizes()
             for name in self._sources:
-                made = self._read(name)
-                self.modules[name] = DendriticLinear(made.weight, made.bias, self.config.activation)
+                self.modules[name] = self._stand_in(name)
         except BaseException:
             self._restore()
             raise
@@ -162,7 +166,7 @@ class DendriteGrower:
             "use_cuda": self.device.type == "cuda",
             "d_type": torch.float32,
             "output_dimensions": [-1, 0],
-            "module_names_to_perforate": ["Linear"],
+            "module_names_to_perforate": ["Linear", LowRankMap.__name__],
             "pai_forward_function": activation_function(self.config.activation),
             "candidate_weight_initialization_multiplier": self.config.init_scale,
             "switch_mode": pc.DOING_HISTORY,
@@ -201,19 +205,39 @@ class DendriteGrower:
             wrapped(row).sum().backward()
         self._net.zero_grad(set_to_none=True)
 
+    def _stand_in(self, name: str) -> DendriticLinear:
+        source, made = self._sources[name], self._read(name)
+        if isinstance(source, nn.Linear):
+            return DendriticLinear(made.weight, made.bias, self.config.activation)
+        module = DendriticLowRank(source.a, made.weight, self.config.activation)
+        self._hand_over(name, module)
+        return module
+
+    def _hand_over(self, name: str, module: DendriticLinear) -> None:
+        """Let a module share the parameters that the library holds now."""
+        module.adopt(self._read(name))
+        if isinstance(module, DendriticLowRank):
+            wrapped = self._net.maps[name.replace(".", "__")]
+            inner = tuple(layer.a.weight for layer in wrapped.dendrite_module.layers)
+            module.adopt_inner(wrapped.main_module.a.weight, inner)
+
     def _read(self, name: str) -> DendriticMap:
-        """The map as the library holds it now."""
+        """The map as the library holds it now; of a low-rank map its outer part."""
         wrapped = self._net.maps[name.replace(".", "__")]
         k = wrapped.dendrite_modules_added
-        dendrites = tuple((layer.weight, layer.bias) for layer in wrapped.dendrite_module.layers)
+        main, *layers = (
+            module.b if isinstance(module, LowRankMap) else module
+            for module in (wrapped.main_module, *wrapped.dendrite_module.layers)
+        )
+        dendrites = tuple((layer.weight, layer.bias) for layer in layers)
         if len(dendrites) != k:
             raise GrowthError(f"{name}: {k} dendrites are in use, {len(dendrites)} exist")
         # `dendrites_to_top` keeps one tensor per growth; the forward pass uses the last one.
         output_weights = wrapped.dendrites_to_top[k - 1] if k else None
         feeding = wrapped.dendrite_module.dendrites_to_dendrites
         return DendriticMap(
-            wrapped.main_module.weight,
-            wrapped.main_module.bias,
+            main.weight,
+            main.bias,
             dendrites,
             output_weights,
             tuple(feeding[i] for i in range(1, k)),
@@ -230,7 +254,8 @@ class DendriteGrower:
 
     def parameters(self) -> list[nn.Parameter]:
         """What takes part in the forward pass (the library's own list also holds templates)."""
-        return [p for module in self.modules.values() for p in module.parameters()]
+        found = [p for module in self.modules.values() for p in module.parameters()]
+        return found + [m.a.weight for m in self._sources.values() if isinstance(m, LowRankMap)]
 
     def epoch_end(
         self, validation_score: float, optimizer: torch.optim.Optimizer, *, may_grow: bool = True
@@ -266,7 +291,7 @@ class DendriteGrower:
             return None
         self._net = net.to(self.device)
         for name, module in self.modules.items():
-            module.adopt(self._read(name))
+            self._hand_over(name, module)
         after = self.n_dendrites
         if after > before:
             description = f"grew dendrite {after}"

@@ -12,6 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 FORMAT = "finsent-adapter-1"
+INNER = "inner."
+"""Begins the names of what dendrites of a whole layer read instead of A x: A_i (r, in)."""
 SCALES = ":scales"
 """Ends the name of the tensor that holds the scales of an int8 one."""
 
@@ -163,10 +165,36 @@ def load_adapter(path: Path) -> Adapter:
         b = groups.pop(f"{name}.lora_B", None)
         if b is None or set(a) != {"weight"}:
             raise AdapterError(f"{path}: {name} needs lora_A.weight and lora_B.weight")
-        layers[name] = (a["weight"], _map_of(path, f"{name}.lora_B", b))
+        layers[name] = _stacked(path, name, a["weight"], b)
     if groups:
         raise AdapterError(f"{path}: lora_B without lora_A for {sorted(groups)}")
     return Adapter(float(about["scaling"]), about["activation"], layers, head, differences)
+
+
+def _stacked(path: Path, name: str, a: Any, b: Mapping[str, Any]) -> tuple[Any, DendriticMap]:
+    """A and the B map. Dendrites that read the layer's input through maps of their own become such
+    as read A x, by putting every A_i below A and zeros where a map does not read: one forward pass
+    serves both kinds."""
+    inner = [b[key] for key in sorted(b) if key.startswith(INNER)]
+    made = _map_of(path, f"{name}.lora_B", {k: v for k, v in b.items() if not k.startswith(INNER)})
+    if not inner:
+        return a, made
+    if len(inner) != made.n_dendrites:
+        raise AdapterError(
+            f"{path}: {name} has {made.n_dendrites} dendrites and {len(inner)} inner maps"
+        )
+    blocks = [a, *inner]
+    ends = np.cumsum([0, *(len(block) for block in blocks)])
+
+    def widened(matrix: Any, place: int) -> Any:
+        wide = np.zeros((matrix.shape[0], ends[-1]), matrix.dtype)
+        wide[:, ends[place] : ends[place + 1]] = matrix
+        return wide
+
+    dendrites = tuple((widened(v, i), c) for i, (v, c) in enumerate(made.dendrites, start=1))
+    weight = widened(made.weight, 0)
+    whole = DendriticMap(weight, made.bias, dendrites, made.output_weights, made.recurrent)
+    return np.concatenate(blocks), whole
 
 
 def _map_of(path: Path, name: str, tensors: Mapping[str, Any]) -> DendriticMap:

@@ -233,6 +233,29 @@ def rounded_as_stored(tensor: Tensor, stored: str) -> Tensor:
     return (held if scales is None else held * scales).to(tensor.dtype)
 
 
+class _Through(nn.Module):
+    """Stands for A where another map reads the layer's input itself. peft asks for its weight."""
+
+    def __init__(self, a: nn.Linear) -> None:
+        super().__init__()
+        self._shared_a = [a]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """A, for its precision."""
+        return self._shared_a[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, unchanged."""
+        return x
+
+
+def replace_pair(upper: Any, name: str, a: nn.Linear, module: nn.Module) -> None:
+    """Let `module` stand in for both maps of the adapted layer `name`, of which A is `a`."""
+    upper.get_submodule(name).lora_A[_PEFT_NAME] = _Through(a)
+    replace_b(upper, name, module)
+
+
 def save_adapter(
     path: Path,
     tensors: Mapping[str, Tensor],

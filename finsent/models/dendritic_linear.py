@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finsent.config import ACTIVATIONS
-from finsent.models.adapter_files import DendriticMap
+from finsent.models.adapter_files import INNER, DendriticMap
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -140,6 +140,76 @@ class DendriticLinear(nn.Module):
         module = cls(made.weight, made.bias, _usable(activation, trained))
         module.adopt(made)
         return module
+
+
+class LowRankMap(nn.Module):
+    """B A x: what a LoRA adapter adds to a layer, as one module from the layer's input to its
+    output. Input (..., in), output (..., out)."""
+
+    def __init__(self, a: nn.Linear, b: nn.Linear) -> None:
+        super().__init__()
+        self.a = a
+        self.b = b
+        self.in_features = a.in_features
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """A (r, in), by which a linear map's precision and device are known too."""
+        return self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input (..., in) to output (..., out)."""
+        y: Tensor = self.b(self.a(x))
+        return y
+
+
+class DendriticLowRank(DendriticLinear):
+    """A low-rank map whose dendrites reach from the layer's input to its output.
+
+        y = B A x + sum_i t_i * o_i,    o_i = act(B_i A_i x + sum_{j<i} d_ij * o_j)
+
+    It is a `DendriticLinear` in B and the B_i, each of which reads its own A x. A stands in `a`, a
+    linear map that is shared with others; `inner.<i>` is A_i (r, in). Input (..., in).
+    """
+
+    def __init__(self, a: nn.Linear, weight: nn.Parameter, activation: str) -> None:
+        super().__init__(weight, None, activation)
+        self._shared_a = [a]  # in a list: its weight is named with the adapter, not here
+        self.inner = nn.ParameterDict()
+
+    def adopt_inner(self, a: nn.Parameter, inner: tuple[nn.Parameter, ...]) -> None:
+        """Take over A and every A_i."""
+        self._shared_a[0].weight = a
+        self.inner = nn.ParameterDict({str(i): made for i, made in enumerate(inner)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Layer input (..., in) to output (..., out)."""
+        downs = [self._shared_a[0].weight, *self.inner.values()]
+        z, *inner = F.linear(x, torch.cat(downs).to(x.dtype)).chunk(len(downs), dim=-1)
+        y = F.linear(z, self.weight.to(x.dtype))
+        output_weights = self.output_weights
+        if output_weights is None:
+            return y
+        dendrites: list[Any] = list(self.dendrites)
+        outputs: list[Tensor] = []
+        for i, (dendrite, read) in enumerate(zip(dendrites, inner, strict=True)):
+            drive = F.linear(read, dendrite.weight.to(x.dtype))
+            for j in range(i):
+                recurrent = self.recurrent[str(i)][j].to(drive.dtype)
+                drive = torch.addcmul(drive, recurrent, outputs[j])
+            outputs.append(self._activate(drive))
+            y = torch.addcmul(y, output_weights[i].to(y.dtype), outputs[i])
+        return y
+
+    def load(self, tensors: Mapping[str, Tensor], *, trainable: bool = False) -> None:
+        """As `DendriticLinear.load`; A is not among the tensors and stays."""
+        outer = {name: t for name, t in tensors.items() if not name.startswith(INNER)}
+        inner = [tensors[name] for name in sorted(set(tensors) - set(outer))]
+        super().load(outer, trainable=trainable)
+        if len(inner) != self.n_dendrites:
+            raise ValueError(f"{len(inner)} inner maps for {self.n_dendrites} dendrites")
+        made = (nn.Parameter(t.detach().clone(), requires_grad=trainable) for t in inner)
+        self.adopt_inner(self._shared_a[0].weight, tuple(made))
 
 
 def _usable(activation: str, trained: DendriticMap) -> str:

@@ -23,15 +23,19 @@ from finsent.models.adapters import (
     linear_shapes,
     lora_ranks,
     replace_b,
+    replace_pair,
     rounded_as_stored,
     save_adapter,
     trainable_tensors,
     whole_model_name,
 )
 from finsent.models.backbones import Backbone, pool, states_leaving, upper_blocks
-from finsent.models.dendritic_linear import DendriticLinear
+from finsent.models.dendritic_linear import DendriticLinear, LowRankMap
 from finsent.models.encoders import blocks_of, blocks_path
 from finsent.training.fused_blocks import FusedBlocks, can_fuse
+
+_LAYER = ".lora"
+"""Ends the grower's name for a layer whose dendrites reach from its input to its output."""
 
 
 @dataclass
@@ -210,13 +214,17 @@ def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> Adap
     return model
 
 
-def growable_maps(model: AdaptedModel, placement: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear maps that dendrites may grow on, by name.
+def growable_maps(
+    model: AdaptedModel, placement: Sequence[str]
+) -> dict[str, nn.Linear | LowRankMap]:
+    """The maps that dendrites may grow on, by name.
 
     Raises:
         TypeError: The placement has "score", but the head has dendrites already.
     """
-    maps: dict[str, nn.Linear] = {}
+    maps: dict[str, nn.Linear | LowRankMap] = {}
+    if "layer" in placement:
+        maps.update({f"{name}{_LAYER}": LowRankMap(p.a, p.b) for name, p in model.pairs.items()})
     if "lora_B" in placement:
         maps.update({f"{name}.lora_B": pair.b for name, pair in model.pairs.items()})
     if "score" in placement:
@@ -232,6 +240,10 @@ def adopt_grown_modules(model: AdaptedModel, modules: dict[str, DendriticLinear]
         if name == "score":
             model.head = module
             continue
-        layer = name.removesuffix(".lora_B")
+        if name.endswith(_LAYER):
+            layer = name.removesuffix(_LAYER)
+            replace_pair(model.upper, layer, model.pairs[layer].a, module)
+        else:
+            layer = name.removesuffix(".lora_B")
+            replace_b(model.upper, layer, module)
         model.b_maps[layer] = module
-        replace_b(model.upper, layer, module)
