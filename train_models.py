@@ -127,6 +127,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=SCHEDULES, help="decay of the learning rate (linear)")
     add("--layer-decay", type=float, help="learning rate of a block to that above it (1)")
     add("--class-weight-power", type=float, help="1: inverse frequency, 0.5: its root")
+    add("--views", type=int, help="other ways in which training texts are written (0)")
     add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
     add(
@@ -225,7 +226,7 @@ def _train(options: argparse.Namespace) -> int:
         for name in (
             "precision", "autocast", "pooling", "epochs", "batch_size", "learning_rate",
             "label_smoothing", "prompt_suffix", "adapt", "stored", "schedule", "layer_decay",
-            "class_weight_power",
+            "class_weight_power", "views",
         )
         if getattr(options, name) is not None
     }  # fmt: skip
@@ -288,8 +289,7 @@ def _train(options: argparse.Namespace) -> int:
         )
     finally:
         _rebuild_index(plan.artifacts)
-    for line in scheduling.summary(plan):
-        print(line)
+    print(*scheduling.summary(plan), sep="\n")
     if failed:
         print(f"error: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1

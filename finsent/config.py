@@ -275,6 +275,9 @@ class TrainConfig:
     """Share of each training target spread evenly over the classes; evaluation never smooths."""
     max_length: int = 128
     """Longer sentences are cut to this many tokens, the suffix included."""
+    views: int = 0
+    """In how many other ways every training text is written (finsent.data.variation); each epoch
+    reads one of them or the text itself, drawn anew. Validation and test are never varied."""
     copies: int = 1
     """How often a text stands there, a line for each copy. To a model that reads from left to right
     the second copy is the first in which every word may look at all the others. There is room for
@@ -352,6 +355,7 @@ class TrainConfig:
             f"label_smoothing must be in [0, 1), got {self.label_smoothing}",
         )
         _require(self.max_length >= 8, f"max_length must be at least 8, got {self.max_length}")
+        _require(self.views >= 0, f"views must be at least 0, got {self.views}")
         _require(self.copies >= 1, f"copies must be at least 1, got {self.copies}")
         if isinstance(self.treatment, DendriteConfig) and self.treatment.grow_by is not None:
             _require(

@@ -255,7 +255,12 @@ class DendriteGrower:
     def parameters(self) -> list[nn.Parameter]:
         """What takes part in the forward pass (the library's own list also holds templates)."""
         found = [p for module in self.modules.values() for p in module.parameters()]
-        return found + [m.a.weight for m in self._sources.values() if isinstance(m, LowRankMap)]
+        return found + [
+            parameter
+            for source in self._sources.values()
+            if isinstance(source, LowRankMap)
+            for parameter in source.a.parameters()
+        ]
 
     def epoch_end(
         self, validation_score: float, optimizer: torch.optim.Optimizer, *, may_grow: bool = True

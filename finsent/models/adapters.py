@@ -241,7 +241,7 @@ class _Through(nn.Module):
         self._shared_a = [a]
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """A, for its precision."""
         return self._shared_a[0].weight
 

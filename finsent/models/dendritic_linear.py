@@ -153,7 +153,7 @@ class LowRankMap(nn.Module):
         self.in_features = a.in_features
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """A (r, in), by which a linear map's precision and device are known too."""
         return self.a.weight
 
@@ -174,7 +174,8 @@ class DendriticLowRank(DendriticLinear):
 
     def __init__(self, a: nn.Linear, weight: nn.Parameter, activation: str) -> None:
         super().__init__(weight, None, activation)
-        self._shared_a = [a]  # in a list: its weight is named with the adapter, not here
+        # In a list: A is named with the adapter, not here.
+        self._shared_a = [a]
         self.inner = nn.ParameterDict()
 
     def adopt_inner(self, a: nn.Parameter, inner: tuple[nn.Parameter, ...]) -> None:
@@ -209,7 +210,7 @@ class DendriticLowRank(DendriticLinear):
         if len(inner) != self.n_dendrites:
             raise ValueError(f"{len(inner)} inner maps for {self.n_dendrites} dendrites")
         made = (nn.Parameter(t.detach().clone(), requires_grad=trainable) for t in inner)
-        self.adopt_inner(self._shared_a[0].weight, tuple(made))
+        self.inner = nn.ParameterDict({str(i): t for i, t in enumerate(made)})
 
 
 def _usable(activation: str, trained: DendriticMap) -> str:

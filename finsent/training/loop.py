@@ -72,7 +72,8 @@ class TrainingData:
 
     `states` and `labels` cover the whole data set, indexed alike; `train` and `validation` are the
     indices of the examples that are fitted and of those that select the state. The test part is
-    not here: training never sees it.
+    not here: training never sees it. With `views`, `states` and `labels` go on with as many further
+    readings of the whole data set (TrainConfig.views).
     """
 
     states: HiddenStates
@@ -82,6 +83,7 @@ class TrainingData:
     n_classes: int
     train: Sequence[int]
     validation: Sequence[int]
+    views: int = 0
 
     @functools.cached_property
     def lengths(self) -> list[int]:
@@ -93,9 +95,18 @@ class TrainingData:
         """An epoch's batches of one part; see `epoch_batches`."""
         return epoch_batches(part, self.lengths, config.batch_size, config.seed, epoch)
 
+    def seen_in(self, config: TrainConfig, epoch: int) -> Sequence[int]:
+        """The training part as an epoch reads it: each example in one of its views."""
+        if self.views == 0:
+            return self.train
+        size = len(self.labels) // (self.views + 1)
+        drawn = np.random.default_rng([config.seed, epoch, self.views])
+        views = drawn.integers(self.views + 1, size=len(self.train))
+        return [i + size * int(view) for i, view in zip(self.train, views, strict=True)]
+
     def training_batches(self, config: TrainConfig, epoch: int) -> Iterator[tuple[Tensor, int]]:
         """Indices (B,) on the device and the longest example's tokens, batch by batch."""
-        batches = self.batches(self.train, config, epoch)
+        batches = self.batches(self.seen_in(config, epoch), config, epoch)
         # One transfer an epoch; a transfer a step would make every step wait for the host.
         indices = torch.tensor([i for batch in batches for i in batch])
         chunks = indices.to(self.states.values.device).split([len(batch) for batch in batches])

@@ -22,6 +22,7 @@ from finsent.config import DendriteConfig, MatchedCapacity, TrainConfig
 from finsent.data.folds import part_examples
 from finsent.data.mixture import epoch_rows
 from finsent.data.registry import Dataset, load_dataset
+from finsent.data.variation import varied
 from finsent.machine.devices import use_deterministic_kernels
 from finsent.machine.files import published
 from finsent.machine.timing import time_interleaved
@@ -122,6 +123,7 @@ def _run_locked(job: Job, bases: Bases, show: ShowProgress) -> Path:
         use_deterministic_kernels(device)
         backbone = bases.get(job, bar.status)
         texts = [example.text for example in dataset.examples]
+        texts += [varied(text, config.seed, view) for view in range(config.views) for text in texts]
         token_ids = backbone.tokenize(texts, config.longest, config.prompt_suffix, config.copies)
         block = backbone.first_adapted_block(config.lora.last_layers)
         check_decomposition(backbone, token_ids, block)
@@ -135,9 +137,9 @@ def _run_locked(job: Job, bases: Bases, show: ShowProgress) -> Path:
         if job.overwrite or not (job.work_folder / CHECKPOINT).exists():
             shutil.rmtree(job.work_folder)  # what a run that failed early may have left
             job.work_folder.mkdir()
-        labels = [e.label for e in dataset.examples]
+        labels = [e.label for e in dataset.examples] * (config.views + 1)
         classes = len(dataset.label_names)
-        data = TrainingData(states, labels, classes, rows, split.validation)
+        data = TrainingData(states, labels, classes, rows, split.validation, config.views)
         steps = -(-len(rows) // config.batch_size)
         bar.start_training(steps * config.epochs)
 
