@@ -3,12 +3,14 @@
     python bench/load.py model              # the model alone, in this process: 1, 8 and 64 users
     python bench/load.py app                # the running app, asked by gradio_client: 1 and 64
     python bench/load.py memory             # 10,000 requests through the app, with a tiny model
+    python bench/load.py shapes             # the model's memory by the number of shapes it has met
 
 Every user asks for a comparison of both arms, waits for the answer, and asks the next one. Texts
 are the project's own sample sentences, each with a number of its own so that no two are equal.
-Every answer is held against the one that was given for that text alone. The last one is about what
-the page and its queue keep of each call, not about the model, hence the tiny one, trained for it
-in a minute. Loopback only.
+Every answer is held against the one that was given for that text alone. `memory` is about what the
+page and its queue keep of each call, not about the model, hence the tiny one, trained for it in a
+minute; `shapes` is about the model: what it keeps of every new pair of texts in a batch and tokens
+of the longest. Loopback only.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -27,6 +30,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +43,7 @@ from gradio_client import Client
 from bench.screenshots import own_app
 from finsent.data.registry import load_dataset
 from finsent.results.provenance import git_commit
-from finsent.results.runs import write_json
+from finsent.results.runs import read_json, write_json
 from finsent.serving.batching import BusyError
 
 FOLDER = ROOT / "artifacts/smollm2-135m/allagree"
@@ -47,6 +51,7 @@ ARMS = ("baseline", "dendritic")
 TOLERANCE = 0.02
 """Largest difference of a probability between an answer in a batch and the one given alone:
 OpenVINO adds in another order for other shapes, and 8-bit rounding can amplify it."""
+SHAPES_DEPTH = 2
 
 Ask = Callable[[str], dict[str, list[float]]]
 """From a text to the probabilities of each arm."""
@@ -222,13 +227,65 @@ def memory(requests: int, users: int) -> dict[str, Any]:
     }
 
 
+def shapes(kernels: int | None) -> dict[str, Any]:
+    """Resident memory of this process after each tenth of many shapes in random order.
+
+    Of the first two blocks of the model: their kernels are those of all others, in a tenth of the
+    time. kernels: how many OpenVINO and oneDNN keep; None for what the engine sets.
+    """
+    from finsent.engines import openvino_engine
+    from finsent.models.adapter_files import load_adapter
+    from finsent.models.presets import preset
+
+    if kernels is not None:
+        openvino_engine.KERNELS_KEPT = kernels
+    run = FOLDER / "dendritic/seed-0"
+    adapter = load_adapter(run / "adapter.safetensors")
+    first = {k: v for k, v in adapter.layers.items() if int(k.split(".")[1]) < SHAPES_DEPTH}
+    engine = openvino_engine.OpenVinoEngine(
+        Path(preset("smollm2-135m").source(None)),
+        "not checked here",
+        pooling=read_json(run / "config.json")["config"]["pooling"],
+        max_length=128,
+        depth=SHAPES_DEPTH,
+        quick=False,
+    )
+    engine.set_arms({"dendritic": replace(adapter, layers=first)})
+    process = psutil.Process()
+
+    def ask(shape: tuple[int, int]) -> None:
+        n, length = shape
+        engine.scores("dendritic", [[7] * length] * n)
+
+    # Buffers grow to the largest batch at once; what comes on top is kept by shape.
+    ask((12, 40))
+    before = round(process.memory_info().rss / 2**20, 1)
+    every = list(itertools.product(range(1, 13), range(4, 41)))
+    random.Random(0).shuffle(every)
+    tenth = len(every) // 10
+    grown = []
+    for number, shape in enumerate(every[: 10 * tenth], 1):
+        ask(shape)
+        if number % tenth == 0:
+            grown.append(round(process.memory_info().rss / 2**20 - before, 1))
+            print(f"{number} shapes: +{grown[-1]} MiB", flush=True)
+    return {
+        "shapes": 10 * tenth,
+        "blocks": SHAPES_DEPTH,
+        "rss_before_mib": before,
+        "grown_mib": {f"after_{(i + 1) * tenth}": size for i, size in enumerate(grown)},
+        "growth_mib_last_half": round(grown[-1] - grown[4], 1),
+    }
+
+
 def main() -> None:
     """Runs what was asked for and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("model", "app", "memory"))
+    parser.add_argument("what", choices=("model", "app", "memory", "shapes"))
     parser.add_argument("--users", type=int, nargs="+")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--kernels", type=int, help="shapes: kernels kept; default: the engine's")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/load.json")
     options = parser.parse_args()
     result = json.loads(options.out.read_text()) if options.out.exists() else {}
@@ -246,6 +303,9 @@ def main() -> None:
                 lambda n: app_asks(url, n), options.users or [1, 64], options.seconds, 128
             )
         result["through_the_app"] = found | {"load_before": load}
+    elif options.what == "shapes":
+        kept = "as_shipped" if options.kernels is None else f"{options.kernels}_kernels_kept"
+        result.setdefault("memory_by_shape", {})[kept] = shapes(options.kernels)
     else:
         result["memory"] = memory(options.requests, (options.users or [8])[0])
     result["n"] = sum(
@@ -255,7 +315,7 @@ def main() -> None:
         if isinstance(of_users, dict)
     )
     result["versions"] = {n: importlib.metadata.version(n) for n in ("openvino", "torch", "gradio")}
-    result["command"] = "python bench/load.py {model,app,memory}"
+    result["command"] = "python bench/load.py {model,app,memory,shapes}"
     result["commit"] = git_commit(ROOT)
     write_json(options.out, result)
 

@@ -44,6 +44,12 @@ CLOSE_CALL = 2.0
 """Nats between the two best classes below which fp32 answers. Above the largest error of a score
 difference seen so far with every product in 8 bits (1.8); bench/serve_cpu.py accuracy checks it."""
 
+KERNELS_KEPT = 128
+"""Kernels that OpenVINO, and oneDNN below it, keep for shapes (texts of a batch, tokens of the
+longest) that they have met; layers of one pass share theirs. A shape takes two kernels and 1.4 MiB.
+Their own limits, 5,000 and 1,024, let memory grow by that with every new shape for thousands of
+requests; so many hold the latest 64 shapes. bench/load.py shapes measures both."""
+
 
 @dataclass
 class _Compiled:
@@ -76,7 +82,11 @@ class OpenVinoEngine:
         self._folder, self._weights_sha256, self._cache = folder, weights_sha256, cache
         self._pooling, self._max_length, self._quick = pooling, max_length, quick
         self.threads = threads or len(os.sched_getaffinity(0))
+        # oneDNN reads this when it is first used, and can be told in no other way.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
         self._core = ov.Core()
+        # No part of `_options`: it changes nothing about the compiled graph that is stored.
+        self._core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": str(KERNELS_KEPT)})
         self._arms: dict[str, dict[str, Array]] = {}
         """Inputs of the graphs."""
         self._structure: Structure | None = None
