@@ -78,7 +78,6 @@ class Models:
             folder,
             folder_sha256(folder),
             pooling=config.pooling,
-            max_length=config.longest,
             depth=config.depth,
             cache=default_cache_dir() / "openvino",
         )

@@ -69,7 +69,7 @@ def test_the_cpus_fast_path_imports_no_torch(embedded_weights: Path) -> None:
         "import sys\nfrom finsent.classifier import Comparer\n"
         f"comparer = Comparer({str(FOLDER)!r}, 0, {ARMS!r}, device='cpu')\n"
         "assert len(comparer.compare('Profit rose.').predictions) == 2\n"
-        "assert comparer.engine_choice.name == 'openvino-fp32', comparer.engine_choice\n"
+        "assert comparer.conditions.engine == 'OpenVINO fp32', comparer.conditions\n"
         "print(sorted({'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)))"
     )
     answer = subprocess.run(

@@ -52,7 +52,7 @@ def test_few_modules_name_the_heavy_libraries() -> None:
     assert names["peft"] == {"finsent/models/adapters.py"}
     assert names["openvino"] == {
         "finsent/engines/openvino_engine.py",
-        "finsent/engines/openvino_graph.py",
+        "finsent/engines/openvino_model.py",
     }
     # One packs weights into 4 bits, the other unpacks them.
     assert names["bitsandbytes"] == {"finsent/models/backbones.py", "finsent/models/products.py"}

@@ -1,16 +1,18 @@
-"""SmolLM2 and other Llama-shaped decoders on a CPU, through OpenVINO.
+"""Encoders and decoders on a CPU, through OpenVINO.
 
-The decoder is written down once in OpenVINO's operators and compiled twice: with 8-bit weights
-(groups of 32, scale and zero point; the embedded weights were 4-bit in such groups to begin with)
-and 8-bit activations quantised as they come, and in fp32, which is what the app uses. Where the
+The model is converted once for a form of adapters and compiled twice: in fp32, which is what the
+app uses, and with 8-bit weights (groups of 32, scale and zero point; SmolLM2's embedded weights
+were 4-bit in such groups to begin with) and 8-bit activations quantised as they come. Where the
 quick one is asked for, it answers unless its two best classes are closer than CLOSE_CALL; then fp32
 does, so that labels do not depend on the rounding. Adapters are inputs of the compiled graph, never
 constants in it: every arm, seed and data set runs on the same compiled base and costs its own size.
+Compiled graphs are kept in a folder, so that only the first start imports torch to convert a model.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
@@ -24,18 +26,14 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from finsent.engines import openvino_graph
-from finsent.engines.openvino_graph import (
+from finsent.engines.openvino_inputs import (
     ROUNDED_GROUP,
     Array,
-    Geometry,
-    Graph,
-    Product,
+    Group,
     Structure,
-    read_weights,
+    adapter_inputs,
 )
-from finsent.engines.openvino_inputs import adapter_inputs
-from finsent.engines.rule import BATCH_TOKENS
+from finsent.engines.rule import BATCH_TOKENS, EngineError, unsupported
 from finsent.machine.files import write_bytes_atomically
 from finsent.machine.timing import Conditions
 from finsent.models.adapter_files import Adapter
@@ -51,9 +49,17 @@ Their own limits, 5,000 and 1,024, let memory grow by that with every new shape 
 requests; so many hold the latest 64 shapes. bench/load.py shapes measures both."""
 
 
+EXACT_TOLERANCE, QUICK_TOLERANCE = 1e-3, 0.5
+"""Of an example's scores, as a share of the largest, when a graph is made. Loose for 8 bits: random
+adapters amplify rounding."""
+CODE = Path(__file__).with_name("openvino_model.py")
+"""What a compiled graph is made by. Not imported for its name alone: that would import torch."""
+
+
 @dataclass
 class _Compiled:
     model: Any
+    groups: list[Group]
     stored_bytes: int
     requests: dict[str, Any] = field(default_factory=dict)
 
@@ -67,20 +73,23 @@ class OpenVinoEngine:
         weights_sha256: str,
         *,
         pooling: str,
-        max_length: int,
         depth: int | None = None,
         cache: Path | None = None,
         threads: int | None = None,
         quick: bool = True,
     ) -> None:
-        """folder: config.json and one safetensors file, whose checksum is given.
+        """folder: a transformers model, whose weights' checksum is given; depth: its first blocks
+        only.
 
         cache: folder where compiled graphs are kept (None: nowhere). quick: 8-bit first, fp32 for
-        close calls; else everything in fp32. Raises OpenVinoError for a decoder of another shape.
+        close calls; else everything in fp32. Raises EngineError for a model of another family.
         """
-        self.geometry = Geometry.read(folder, depth)
+        self._about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        why_not = unsupported(self._about)
+        if why_not:
+            raise EngineError(f"{folder}: {why_not}; choose --engine torch")
         self._folder, self._weights_sha256, self._cache = folder, weights_sha256, cache
-        self._pooling, self._max_length, self._quick = pooling, max_length, quick
+        self._pooling, self._depth, self._quick = pooling, depth, quick
         self.threads = threads or len(os.sched_getaffinity(0))
         # oneDNN reads this when it is first used, and can be told in no other way.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
@@ -90,7 +99,6 @@ class OpenVinoEngine:
         self._arms: dict[str, dict[str, Array]] = {}
         """Inputs of the graphs."""
         self._structure: Structure | None = None
-        self._products: list[Product] = []
         self._compiled: dict[bool, _Compiled] = {}
         self._lock = threading.Lock()
         self._compiling = threading.RLock()
@@ -121,8 +129,13 @@ class OpenVinoEngine:
             if self._structure is None or not self._structure.holds(wanted):
                 self._structure = wanted
                 self._compiled = {}
-            self._ready(self._quick)
-            arms = {name: self._lay_out(adapter) for name, adapter in adapters.items()}
+            ready, structure = self._ready(self._quick), self._structure
+            arms = {
+                name: adapter_inputs(
+                    adapter, ready.groups, structure.dendrites, self._about["hidden_size"]
+                )
+                for name, adapter in adapters.items()
+            }
             for compiled in self._compiled.values():
                 compiled.requests = {}
             self._arms = arms
@@ -217,56 +230,70 @@ class OpenVinoEngine:
             store = _Stored(self._cache, self._key(quick, options))
             found = store.read()
             if found is not None:
-                self._products, blob = found
+                groups, blob = found
                 model = self._core.import_model(io.BytesIO(blob), "CPU", options)
-                return _Compiled(model, len(blob))
-        model = self._core.compile_model(self._write_down(quick), "CPU", options)
+                return _Compiled(model, groups, len(blob))
+        model, groups = self._convert(quick, options)
         stream = io.BytesIO()
         model.export_model(stream)
         blob = stream.getvalue()
         if store is not None:
-            store.write(self._products, blob)
-        return _Compiled(model, len(blob))
+            store.write(groups, blob)
+        return _Compiled(model, groups, len(blob))
 
     def _key(self, quick: bool, options: Mapping[str, Any]) -> str:
         """Digest over everything that the compiled graph depends on."""
-        assert self._structure is not None
         about = {
             "weights": self._weights_sha256,
-            "code": hashlib.sha256(Path(openvino_graph.__file__).read_bytes()).hexdigest(),
-            "openvino": ov.get_version(),
+            "code": hashlib.sha256(CODE.read_bytes()).hexdigest(),
+            "versions": [
+                ov.get_version(),
+                *(importlib.metadata.version(name) for name in ("torch", "transformers")),
+            ],
             "cpu": [
                 self._core.get_property("CPU", "FULL_DEVICE_NAME"),
                 self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
             ],
-            "geometry": asdict(self.geometry),
-            "structure": asdict(self._structure),
-            "graph": [self._pooling, self._max_length, quick],
+            "model": self._about,
+            "structure": asdict(self._form),
+            "graph": [self._pooling, self._depth, quick],
             "options": dict(options),
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    def _write_down(self, quick: bool) -> ov.Model:
-        assert self._structure is not None
-        graph = Graph(self.geometry, self._structure, self._pooling, self._max_length, quick)
-        model = graph.build(read_weights(self._folder))
-        self._products = graph.products
-        return model
+    @property
+    def _form(self) -> Structure:
+        if self._structure is None:
+            raise EngineError("no arms are loaded; call set_arms first")
+        return self._structure
 
-    def _lay_out(self, adapter: Adapter) -> dict[str, Array]:
-        assert self._structure is not None
-        return adapter_inputs(
-            adapter, self._products, self._structure.dendrites, self.geometry.hidden
+    def _convert(self, quick: bool, options: Mapping[str, Any]) -> tuple[Any, list[Group]]:
+        """The model compiled, and its groups. EngineError when OpenVINO computes something else
+        than torch."""
+        from finsent.engines.openvino_model import convert, load
+
+        converted = convert(
+            load(self._folder, self._depth), self._form, self._pooling, eight_bits=quick
         )
+        model = self._core.compile_model(converted.model, "CPU", dict(options))
+        found = model(converted.example)[0]
+        difference = np.abs(found - converted.expected).max() / np.abs(converted.expected).max()
+        tolerance = QUICK_TOLERANCE if quick else EXACT_TOLERANCE
+        if not difference <= tolerance:
+            raise EngineError(
+                f"{self._folder}: OpenVINO's scores of an example differ from PyTorch's by "
+                f"{difference:.2g} of the largest, {tolerance:g} is allowed; choose --engine torch"
+            )
+        return model, converted.groups
 
 
 class _Stored:
-    """A compiled graph in a folder: its bytes, their checksum, and the products of the graph."""
+    """A compiled graph in a folder: its bytes, their checksum, and the graph's groups."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self._blob, self._about = folder / f"{key}.blob", folder / f"{key}.json"
 
-    def read(self) -> tuple[list[Product], bytes] | None:
+    def read(self) -> tuple[list[Group], bytes] | None:
         """None when it is not there or its bytes are not those that were written."""
         if not (self._blob.is_file() and self._about.is_file()):
             return None
@@ -274,19 +301,17 @@ class _Stored:
         blob = self._blob.read_bytes()
         if hashlib.sha256(blob).hexdigest() != about["sha256"]:
             return None
-        products = [
-            Product(
-                p["name"], tuple((path, n) for path, n in p["layers"]), p["adapted"], p["inner"]
-            )
-            for p in about["products"]
+        groups = [
+            Group(tuple((path, n) for path, n in group["layers"]), group["inner"])
+            for group in about["groups"]
         ]
-        return products, blob
+        return groups, blob
 
-    def write(self, products: Sequence[Product], blob: bytes) -> None:
+    def write(self, groups: Sequence[Group], blob: bytes) -> None:
         """Both files whole or not at all; the one that is looked for last comes last."""
         about = {
             "sha256": hashlib.sha256(blob).hexdigest(),
-            "products": [asdict(product) for product in products],
+            "groups": [asdict(group) for group in groups],
         }
         write_bytes_atomically(self._blob, blob)
         write_bytes_atomically(self._about, json.dumps(about).encode())

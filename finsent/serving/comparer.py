@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsent.config import TrainConfig
-from finsent.engines.rule import ENGINES, Engine, EngineChoice, EngineError, choose_engine
+from finsent.engines.rule import ENGINES, Engine, EngineError, choose_engine
 from finsent.machine.devices import cuda_available
 from finsent.machine.timing import Conditions, LatencyStats, time_interleaved, timed
 from finsent.models.adapter_files import AdapterError, load_adapter
@@ -97,14 +97,13 @@ class Window:
 
 @dataclass(frozen=True)
 class _Base:
-    """A base in memory: what answers, what it was told to be, and why."""
+    """A base in memory, and what answers on it."""
 
     key: tuple[object, ...]
     engine: Engine
     tokenize: Tokenize
     suffix_length: int
     """Tokens at the end of every text that are not the text's."""
-    choice: EngineChoice
 
 
 class Comparer:
@@ -199,10 +198,9 @@ class Comparer:
         threading.Thread(target=base.engine.warm_up, name="warm-up", daemon=True).start()
 
     def _load_base(self, key: tuple[object, ...], config: TrainConfig, sha256: str) -> _Base:
-        choice, folder = self._choose(config)
-        if choice.name.startswith("openvino"):
-            assert folder is not None
-            return self._load_openvino(key, choice, folder, config, sha256)
+        name, folder = self._choose(config)
+        if name.startswith("openvino"):
+            return self._load_openvino(key, name, folder, config, sha256)
         import torch
 
         from finsent.engines.graph_engine import GraphEngine
@@ -219,48 +217,45 @@ class Comparer:
         )
         _require_weights(config.backbone, backbone.sha256, sha256)
         engine: Engine = TorchEngine(backbone, config.pooling)
-        if choice.name == "graphs":
+        if name == "graphs":
             engine = GraphEngine(backbone, config.pooling, config.longest)
         tokenize = _backbone_tokenizer(backbone, config)
         suffix = backbone.tokenizer(config.prompt_suffix, add_special_tokens=False)["input_ids"]
-        return _Base(key, engine, tokenize, len(suffix), choice)
+        return _Base(key, engine, tokenize, len(suffix))
 
-    def _choose(self, config: TrainConfig) -> tuple[EngineChoice, Path | None]:
+    def _choose(self, config: TrainConfig) -> tuple[str, Path | None]:
         """The engine, and the local folder of the weights if they have one."""
         source = self._backbone_dir
         if source is None and (not self._on_gpu or self._asked_engine):
             source = Path(preset(config.backbone).source(self._progress))
-        local = source is not None and (source / "config.json").is_file()
+        local = source if source is not None and (source / "config.json").is_file() else None
         if self._asked_engine is not None:
-            choice = EngineChoice(self._asked_engine, "asked for")
-            if choice.name.startswith("openvino") and not local:
-                raise EngineError(f"{choice.name} needs the weights in a folder, not {source}")
-            return choice, source
+            return self._asked_engine, local
         if config.adapt == "full":
-            return EngineChoice("torch", "whole weights differ from arm to arm"), source
-        if not local and not self._on_gpu:
-            return EngineChoice("torch", "the weights are not in a local folder"), None
-        about = {}
-        if local:
-            assert source is not None
-            about = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        else:
+            return "torch", local  # whole weights differ from arm to arm
+        if local is not None:
+            about = json.loads((local / "config.json").read_text(encoding="utf-8"))
+        elif self._on_gpu:
             from transformers import AutoConfig
 
             about = AutoConfig.from_pretrained(preset(config.backbone).source(None)).to_dict()
+        else:
+            return "torch", None
         kind = "cuda" if self._on_gpu else "cpu"
-        return choose_engine(about, config.precision, kind, os.environ), source
+        return choose_engine(about, config.precision, kind, os.environ), local
 
     def _load_openvino(
         self,
         key: tuple[object, ...],
-        choice: EngineChoice,
-        folder: Path,
+        name: str,
+        folder: Path | None,
         config: TrainConfig,
         sha256: str,
     ) -> _Base:
         from finsent.engines.openvino_engine import OpenVinoEngine
 
+        if folder is None:
+            raise EngineError(f"{name} needs the weights of {config.backbone} in a local folder")
         if self._progress is not None:
             self._progress(f"loading {preset(config.backbone).title}", 0.0)
         found = folder_sha256(folder)
@@ -269,13 +264,12 @@ class Comparer:
             folder,
             found,
             pooling=config.pooling,
-            max_length=config.longest,
             depth=config.depth,
             cache=default_cache_dir() / "openvino",
-            quick=choice.name == "openvino",
+            quick=name == "openvino",
         )
         tokenize = FileTokenizer(folder, config.longest, config.prompt_suffix, config.copies)
-        return _Base(key, engine, tokenize, tokenize.suffix_length, choice)
+        return _Base(key, engine, tokenize, tokenize.suffix_length)
 
     @property
     def _loaded(self) -> _Base:
@@ -287,11 +281,6 @@ class Comparer:
     def engine(self) -> Engine:
         """What runs the forward pass."""
         return self._loaded.engine
-
-    @property
-    def engine_choice(self) -> EngineChoice:
-        """Which engine was chosen, and why."""
-        return self._loaded.choice
 
     @property
     def conditions(self) -> Conditions:
