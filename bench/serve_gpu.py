@@ -19,20 +19,17 @@ sentences_per_second (scoring a corpus, bf16, token ids in, scores out).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import faulthandler
 import importlib.metadata
-import itertools
 import json
 import logging
 import random
 import signal
 import statistics
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,29 +39,31 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bench.gpu_models import (
+    CLASSES,
+    GPU,
+    MAX_LENGTH,
+    TOKENS,
+    corpus_lengths,
+    make_adapter,
+    make_decoder,
+    quantize_layers,
+    reference_call,
+    without_adapters,
+)
+from bench.serve_gpu_in_use import in_use
 from finsent.config import Precision
 from finsent.engines.cuda_graphs import GraphedForward, compiled, pad
-from finsent.engines.few_rows import FewRows, Launch, Tiles
-from finsent.engines.graph_engine import GraphEngine
-from finsent.engines.torch_engine import TorchEngine
+from finsent.engines.few_rows import FewRows
 from finsent.machine.timing import LatencyStats, time_interleaved
-from finsent.models.adapter_files import Adapter, DendriticMap
-from finsent.models.adapters import AdapterBank
-from finsent.models.backbones import Backbone, pool
 from finsent.models.fused_decoder import FusedArm, FusedDecoder
 from finsent.models.tokenization import token_batches
 from finsent.results.provenance import git_commit
 
-TOKENS = 32
-MAX_LENGTH = 128
-RANK = 8
-CLASSES = 3
 REPEATS = 200
 EAGER_REPEATS = 40
-CORPUS = 8192
-GPU = torch.device("cuda")
 GRACE = 15
 """Seconds after a part's limit until the process is ended."""
 log = logging.getLogger("bench")
@@ -131,7 +130,7 @@ class Bench:
         if precision not in self._fused:
             # Fusing takes the weights out of the decoder: a copy.
             source = make_decoder(self.tiny)
-            source.load_state_dict(_without_adapters(self.decoder))
+            source.load_state_dict(without_adapters(self.decoder))
             if precision == "nf4":
                 source = quantize_layers(source)
             fused = FusedDecoder(source, "last", MAX_LENGTH)
@@ -180,7 +179,7 @@ class Bench:
         call = self._eager
         if precision == "nf4":
             quantized = make_decoder(self.tiny)
-            quantized.load_state_dict(_without_adapters(self.decoder))
+            quantized.load_state_dict(without_adapters(self.decoder))
             call = reference_call(quantize_layers(quantized), self.adapters)
         for arm in self.adapters:
             self.add(f"eager {precision} {arm}", partial(call, arm, self.sentence), eager=True)
@@ -216,113 +215,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def make_decoder(tiny: bool, activation: str = "gelu_new") -> Any:
-    """A Phi decoder in bf16 with random weights, made where it will be used."""
-    from transformers import PhiConfig, PhiModel
-
-    config = PhiConfig(
-        vocab_size=51200,
-        hidden_size=128 if tiny else 2560,
-        intermediate_size=256 if tiny else 10240,
-        num_hidden_layers=2 if tiny else 32,
-        num_attention_heads=2 if tiny else 32,
-        max_position_embeddings=2048,
-        partial_rotary_factor=0.5 if tiny else 0.4,
-        hidden_act=activation,
-    )
-    config.use_cache = False
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(GPU):
-            decoder = PhiModel(config)
-    finally:
-        torch.set_default_dtype(before)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 0.02)
-            elif name.endswith("bias"):
-                parameter.zero_()
-    # Made under a bf16 default, its table of angles would be too coarse.
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=config).to(GPU)
-    return decoder.eval().requires_grad_(False)
-
-
-def make_adapter(decoder: Any, dendrites: int) -> Adapter:
-    """LoRA on q and v of every block, with `dendrites` per map, and a head."""
-    generator = torch.Generator().manual_seed(dendrites)
-
-    def linear(out: int, inner: int) -> DendriticMap:
-        tensors = {"weight": torch.randn(out, inner, generator=generator) * 0.02}
-        for i in range(dendrites):
-            name = f"dendrites.{i}.weight"
-            tensors[name] = torch.randn(out, inner, generator=generator) * 0.02
-            if i:
-                tensors[f"recurrent.{i}"] = torch.randn(i, out, generator=generator) * 0.02
-        if dendrites:
-            tensors["output_weights"] = torch.randn(dendrites, out, generator=generator) * 0.02
-        return DendriticMap.from_tensors(tensors)
-
-    width = decoder.config.hidden_size
-    layers = {
-        f"layers.{i}.self_attn.{name}": (
-            torch.randn(RANK, width, generator=generator) * 0.02,
-            linear(width, RANK),
-        )
-        for i in range(decoder.config.num_hidden_layers)
-        for name in ("q_proj", "v_proj")
-    }
-    return Adapter(2.0, "relu", layers, linear(CLASSES, width))
-
-
-def reference_call(decoder: Any, adapters: dict[str, Adapter]) -> Callable[[str, Any], Tensor]:
-    """transformers' own forward with unmerged adapters, as the plain engine runs it."""
-    bank = AdapterBank(decoder)
-    for name, adapter in adapters.items():
-        bank.add(name, adapter)
-
-    @torch.inference_mode()
-    def call(arm: str, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        head = bank.activate(arm)
-        rows = pad(token_ids, max(map(len, token_ids))).to(GPU)
-        states = decoder(input_ids=rows[:, :-1]).last_hidden_state
-        return head(pool(states, rows[:, -1], "last")).cpu()
-
-    return call
-
-
-def quantize_layers(decoder: Any) -> Any:
-    """The same decoder with bitsandbytes 4-bit layers, as `load_in_4bit` would make it."""
-    import bitsandbytes as bnb
-
-    for block in decoder.layers:
-        for name, module in list(block.named_modules()):
-            if not isinstance(module, nn.Linear):
-                continue
-            layer = bnb.nn.Linear4bit(
-                module.in_features,
-                module.out_features,
-                bias=module.bias is not None,
-                compute_dtype=torch.bfloat16,
-                compress_statistics=True,
-                quant_type="nf4",
-                device="meta",
-            )
-            layer.weight = bnb.nn.Params4bit(
-                module.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
-            ).to(GPU)
-            layer.bias = module.bias
-            block.set_submodule(name, layer)
-    return decoder
-
-
-def corpus_lengths() -> list[int]:
-    """Like Financial PhraseBank's: mean 31 tokens, at most 107, at least 5."""
-    draw = random.Random(0)
-    return [min(max(round(draw.lognormvariate(3.34, 0.43)), 5), 107) for _ in range(CORPUS)]
-
-
 @torch.inference_mode()
 def score_corpus(forward: Any, arm: Any, texts: list[list[int]], max_tokens: int) -> float:
     """Sentences a second, batches by length, each padded to its longest; results end on the host.
@@ -345,15 +237,6 @@ def score_corpus(forward: Any, arm: Any, texts: list[list[int]], max_tokens: int
     if not torch.isfinite(result).all():
         raise RuntimeError("scores are not finite")
     return len(texts) / elapsed
-
-
-def _without_adapters(decoder: Any) -> dict[str, Tensor]:
-    """The decoder's own weights by their own names, whatever adapters stand in front of them."""
-    return {
-        name.replace(".base.", "."): tensor
-        for name, tensor in decoder.state_dict().items()
-        if ".down." not in name and ".up." not in name
-    }
 
 
 def summary(stats: dict[str, LatencyStats], speeds: dict[str, float]) -> dict[str, Any]:
@@ -390,23 +273,13 @@ def few_rows(bench: Bench, precision: str) -> None:
     bench.add_graphed(f"few rows {precision}", precision, FewRows)
 
 
-def with_torch_compile(bench: Bench, precision: str, mode: str | None = None) -> None:
+def with_torch_compile(bench: Bench, precision: str) -> None:
     """Fused products with compiled element-wise kernels."""
-    kind = "compiled" if mode is None else "autotuned"
-
     decoder, _ = bench.fused(precision)
-    twin = compiled(decoder, mode)
+    twin = compiled(decoder)
     bench.add_graphed(
-        f"fused {precision}, {kind}, graph", precision, lambda _, arm: partial(twin, arm=arm)
+        f"fused {precision}, compiled, graph", precision, lambda _, arm: partial(twin, arm=arm)
     )
-
-
-def uncompiled(bench: Bench) -> None:
-    """Fused products with PyTorch's own kernels."""
-    for precision in ("bf16", "nf4"):
-        bench.add_graphed(
-            f"fused {precision}, graph", precision, lambda decoder, arm: partial(decoder, arm=arm)
-        )
 
 
 def eager(bench: Bench) -> None:
@@ -432,139 +305,6 @@ def graph_time(model: Callable[[Tensor, Tensor], Any], ids: Tensor, last: Tensor
             end.synchronize()
             times.append(start.elapsed_time(end) * 1000)
     return statistics.median(times[3:])
-
-
-INTO = {
-    "bf16": [
-        Tiles(*cut)
-        for cut in (
-            (128, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 5), (128, 128, 4, 3), (128, 128, 8, 3),
-            (64, 64, 4, 6), (64, 128, 4, 3), (64, 128, 4, 4), (64, 256, 4, 2), (128, 64, 8, 4),
-        )
-    ],
-    "nf4": [
-        Tiles(*cut)
-        for cut in (
-            (64, 64, 4, 4), (64, 64, 4, 3), (64, 64, 4, 8), (128, 64, 4, 4), (128, 64, 4, 3),
-            (128, 64, 8, 4), (128, 64, 8, 6),
-        )
-    ],
-}  # fmt: skip
-OUT = {
-    "bf16": [
-        Tiles(*cut)
-        for cut in (
-            (64, 128, 4, 4, 10), (64, 64, 4, 6, 5), (64, 64, 4, 6, 8), (64, 128, 4, 3, 5),
-            (128, 64, 4, 5, 10), (128, 64, 8, 5, 10), (128, 128, 4, 3, 10), (128, 128, 8, 3, 10),
-            (128, 64, 4, 5, 5), (64, 256, 4, 2, 5),
-        )
-    ],
-    "nf4": [
-        Tiles(*cut)
-        for cut in (
-            (64, 64, 4, 4, 8), (64, 64, 4, 8, 5), (64, 64, 4, 4, 10), (128, 64, 4, 4, 10),
-            (128, 64, 8, 4, 10), (128, 64, 4, 4, 20), (128, 64, 8, 6, 20),
-        )
-    ],
-}  # fmt: skip
-
-
-class Cuts:
-    """Device times of a whole sentence by launch, so that what one costs the kernels around it
-    counts. measure: microseconds, infinite for a launch that fails."""
-
-    def __init__(self, bench: Bench, precision: str) -> None:
-        self._bench, self._precision = bench, precision
-        self._decoder, self._arms = bench.fused(precision)
-        rows = pad(bench.sentence, TOKENS).to(GPU)
-        self._ids, self._last = rows[:, :-1], rows[:, -1]
-        self.standard = FewRows(self._decoder, self._arms["baseline"]).launch
-
-    def measure(self, launch: Launch, arm: str = "baseline") -> float:
-        """Under the name of what differs from the standard one."""
-        name = f"{arm} " + (
-            " ".join(
-                f"{field.name}={value!r}".replace("Tiles", "")
-                for field in dataclasses.fields(launch)
-                if (value := getattr(launch, field.name)) != getattr(self.standard, field.name)
-            )
-            or "standard"
-        )
-        found = self._bench.result.setdefault("cuts_us", {}).setdefault(self._precision, {})
-        try:
-            model = FewRows(self._decoder, self._arms[arm], launch)
-            elapsed = graph_time(model, self._ids, self._last)
-            found[name] = round(elapsed, 1)
-        except TimeoutError:
-            raise
-        except Exception as error:
-            # A cut may ask for more shared memory than there is; the others go on.
-            found[name] = f"{type(error).__name__}: {error}"[:200]
-            torch.cuda.synchronize()
-            return float("inf")
-        finally:
-            print(self._precision, name, found.get(name), flush=True)
-        return elapsed
-
-    def add(self, best: Launch, kind: str) -> None:
-        """The best launch as a variant, unless it is the standard one."""
-        self._bench.result.setdefault("best_cut", {})[f"{self._precision}, {kind}"] = repr(best)
-        if best != self.standard:
-            self._bench.add_graphed(
-                f"few rows {self._precision}, {kind}",
-                self._precision,
-                partial(FewRows, launch=best),
-            )
-
-
-def tune(bench: Bench, precision: str, seconds: float) -> None:
-    """Other ways of cutting the products, one changed at a time; the best joins the variants."""
-    started = time.perf_counter()
-    cuts = Cuts(bench, precision)
-    best = cuts.standard
-    shortest = cuts.measure(best)
-    ways: list[tuple[str, Any]] = [("into", cut) for cut in INTO[precision]]
-    others: list[tuple[str, Any]] = [("out", cut) for cut in OUT[precision]]
-    if precision == "nf4":
-        ways.insert(0, ("ptx", not best.ptx))
-    # Both products in turn: whatever is left out for time is left out of both.
-    order = itertools.chain.from_iterable(itertools.zip_longest(ways, others))
-    for way in order:
-        if way is None or time.perf_counter() - started > seconds:
-            continue
-        launch = dataclasses.replace(best, **dict([way]))
-        elapsed = cuts.measure(launch)
-        if elapsed < shortest:
-            shortest, best = elapsed, launch
-    cuts.add(best, "tuned")
-
-
-WARPS: list[dict[str, Any]] = [{"attend_warps": 8}, {"norm_warps": 16}, {"norm_warps": 4}]
-EARLY: list[dict[str, Any]] = [
-    {"early": True, "ahead": ahead} for ahead in ((0, 0), (256, 512), (512, 1024), (1024, 2560))
-]
-
-
-def around(bench: Bench, precision: str, seconds: float) -> None:
-    """Warps of the short kernels, and starting kernels early: both arms' times together decide."""
-    started = time.perf_counter()
-    cuts = Cuts(bench, precision)
-
-    def both(launch: Launch) -> float:
-        return sum(cuts.measure(launch, arm) for arm in bench.adapters)
-
-    best = cuts.standard
-    shortest = both(best)
-    for kind, ways in (("warps", WARPS), ("early", EARLY)):
-        for way in ways:
-            if time.perf_counter() - started > seconds:
-                break
-            launch = dataclasses.replace(best, **way)
-            elapsed = both(launch)
-            if elapsed < shortest:
-                shortest, best = elapsed, launch
-        if kind == "warps" or best.early:
-            cuts.add(best, kind)
 
 
 def rows_limit(bench: Bench) -> None:
@@ -632,178 +372,25 @@ def corpus(bench: Bench) -> None:
                 speeds[name] = round(score_corpus(forward, arms["baseline"], texts, max_tokens), 1)
 
 
-class Asking:
-    """Two threads that ask an engine without a pause, every answer compared with the expected one.
-
-    expected: scores by arm and number of the text.
-    """
-
-    def __init__(
-        self, engine: GraphEngine, texts: list[list[int]], expected: dict[tuple[str, int], Any]
-    ) -> None:
-        self._engine, self._texts, self._expected = engine, texts, expected
-        self._done = threading.Event()
-        self._lock = threading.Lock()
-        self._started = time.perf_counter()
-        self._answers: dict[str, list[tuple[int, float, float]]] = {}
-        self._first: dict[str, float] = {}
-        self._errors: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._ask, args=(seed,), name=f"asking {seed}", daemon=True)
-            for seed in (0, 1)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self, seed: int) -> None:
-        turn = random.Random(seed)
-        places = list(self._expected)
-        try:
-            while not self._done.is_set():
-                arm, n = turn.choice(places)
-                stage = self._engine.description.partition("CUDA graphs ")[2].strip("()")
-                before = time.perf_counter()
-                found, goal = self._engine.scores(arm, [self._texts[n]]), self._expected[arm, n]
-                now = time.perf_counter()
-                difference = float(abs(found - goal).max() / abs(goal).max())
-                with self._lock:
-                    self._first.setdefault(stage, now - self._started)
-                    answer = (len(self._texts[n]), (now - before) * 1000, difference)
-                    self._answers.setdefault(stage, []).append(answer)
-        except Exception as error:
-            log.exception("asking failed")
-            with self._lock:
-                self._errors.append(f"{type(error).__name__}: {error}"[:500])
-
-    def end(self) -> None:
-        """Tells the threads to stop; one that does not is an error of the report."""
-        self._done.set()
-        for thread in self._threads:
-            thread.join(5)
-            if thread.is_alive():
-                self._errors.append(f"{thread.name} is stuck")
-
-    def report(self) -> dict[str, Any]:
-        """By the engine's own words on how warm it is: times with both threads asking."""
-        with self._lock:
-            answers = {stage: list(found) for stage, found in self._answers.items()}
-            first, errors = dict(self._first), list(self._errors)
-        return {
-            "errors": errors,
-            "stages": {
-                stage: {
-                    "first_answer_s": round(first[stage], 1),
-                    "answers": len(found),
-                    "p50_ms": _median([ms for _, ms, _ in found]),
-                    "slowest_ms": round(max(ms for _, ms, _ in found), 1),
-                    f"p50_ms_{TOKENS}_tokens": _median([ms for n, ms, _ in found if n == TOKENS]),
-                    "worst_difference": max(difference for *_, difference in found),
-                }
-                for stage, found in answers.items()
-            },
-        }
-
-
-def _median(times_ms: list[float]) -> float | None:
-    return round(statistics.median(times_ms), 2) if times_ms else None
-
-
-class Events(logging.Handler):
-    """What was logged since this was made: seconds and message."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started = time.perf_counter()
-        self.found: list[tuple[float, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keeps one."""
-        self.found.append((round(time.perf_counter() - self._started, 2), record.getMessage()))
-
-
-def in_use(bench: Bench, precision: Precision) -> None:
-    """The engine of the app: questions from two threads while another warms it up, every answer
-    compared with transformers' forward on the same weights."""
-    activation = "gelu_pytorch_tanh"  # as load_backbone sets it
-    source, plain = make_decoder(bench.tiny, activation), make_decoder(bench.tiny, activation)
-    for one in (source, plain):
-        one.load_state_dict(_without_adapters(bench.decoder))
-    if precision == "nf4":
-        source, plain = quantize_layers(source), quantize_layers(plain)
-    log.info("models made")
-    reference = TorchEngine(Backbone("phi-2", plain, None, precision, GPU, ""), "last")
-    engine = GraphEngine(Backbone("phi-2", source, None, precision, GPU, ""), "last", MAX_LENGTH)
-    reference.set_arms(bench.adapters)
-    engine.set_arms(bench.adapters)
-    draw = random.Random(3)
-    texts = [[draw.randrange(51200) for _ in range(n)] for n in (9, 16, 23, 32, 38, 47, 60, 90)]
-    expected = {
-        (arm, n): reference.scores(arm, [texts[n]])
-        for arm in bench.adapters
-        for n in range(len(texts))
-    }
-    log.info("expected answers computed")
-    report: dict[str, Any] = {}
-    bench.result.setdefault("in_use", {})[precision] = report
-    logging.getLogger("finsent").addHandler(events := Events())
-    ended = threading.Event()
-
-    def warm_up() -> None:
-        try:
-            engine.warm_up()
-        finally:
-            ended.set()
-
-    asking = Asking(engine, texts, expected)
-    before = time.perf_counter()
-
-    def write() -> None:
-        report.update(
-            description=engine.description,
-            warm_up_ended=ended.is_set(),
-            events=list(events.found),
-            **asking.report(),
-        )
-        bench.write()
-
-    try:
-        threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
-        while not ended.wait(1):
-            write()
-        report["warm_up_seconds"] = round(time.perf_counter() - before, 1)
-        time.sleep(2)
-    finally:
-        asking.end()
-        write()
-        engine.close()
-        logging.getLogger("finsent").removeHandler(events)
-    log.info("%s", json.dumps({**report, "events": len(events.found)}, indent=1))
+def _in_use(bench: Bench, precision: Precision) -> None:
+    report = bench.result.setdefault("in_use", {}).setdefault(precision, {})
+    in_use(bench.decoder, bench.adapters, precision, report, bench.write, tiny=bench.tiny)
 
 
 PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
     "few": (40, partial(few_rows, precision="bf16")),
     "few-nf4": (40, partial(few_rows, precision="nf4")),
-    "around": (30, partial(around, precision="bf16", seconds=16)),
-    "around-nf4": (30, partial(around, precision="nf4", seconds=16)),
-    "tune": (45, partial(tune, precision="bf16", seconds=30)),
-    "tune-nf4": (40, partial(tune, precision="nf4", seconds=22)),
     "compiled": (45, partial(with_torch_compile, precision="bf16")),
     "eager": (30, eager),
-    "in-use-nf4": (240, partial(in_use, precision="nf4")),
-    "in-use": (240, partial(in_use, precision="bf16")),
+    "in-use-nf4": (240, partial(_in_use, precision="nf4")),
+    "in-use": (240, partial(_in_use, precision="bf16")),
     "corpus": (50, corpus),
     "profile": (20, profile),
     "rows": (40, rows_limit),
-    "autotuned": (
-        75,
-        partial(with_torch_compile, precision="bf16", mode="max-autotune-no-cudagraphs"),
-    ),
-    "uncompiled": (10, uncompiled),
     "compiled-nf4": (30, partial(with_torch_compile, precision="nf4")),
 }
 """Seconds, and what to do; the first in this order matter most."""
-TIMED = {"few", "few-nf4", "tune", "tune-nf4", "compiled", "eager", "autotuned", "uncompiled"}
-TIMED |= {"compiled-nf4", "around", "around-nf4"}
+TIMED = {"few", "few-nf4", "compiled", "compiled-nf4", "eager"}
 """Parts that add variants, after which all are timed anew."""
 
 
