@@ -6,12 +6,15 @@ import copy
 import gc
 import logging
 import random
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from finsent.engines.cuda_graphs import FairLock, GraphedForward
 from finsent.engines.graph_engine import GraphEngine
 from finsent.models.backbones import Backbone
 from finsent.models.fused_decoder import FusedArm, FusedDecoder
+from finsent.models.products import FusionError
 from tests.test_serving import CPU, TEXTS, adapter_of, decoder_of, reference
 
 QV = ("self_attn.q_proj", "self_attn.v_proj")
@@ -125,6 +129,27 @@ def test_short_single_texts_are_fast_first(
         np.testing.assert_allclose(engine.scores(name, TEXTS), scores, atol=1e-5)
     engine.warm_up()
     assert recorder.recorded == 68
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [((7, 5), "compute capability 7.5, bf16 kernels need 8.0"), ((8, 0), "not phi")],
+)
+def test_a_card_without_bf16_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reason: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    decoder: Any = SimpleNamespace(
+        embedding=SimpleNamespace(weight=weight), dtype=torch.bfloat16, family="llama"
+    )
+
+    def refuse(*_: object) -> None:
+        raise FusionError("not phi")
+
+    monkeypatch.setitem(sys.modules, "finsent.engines.few_rows", SimpleNamespace(FewRows=refuse))
+    monkeypatch.setattr(graph_engine.importlib.util, "find_spec", lambda name: object())
+    assert graph_engine.few_rows_forward(decoder, cast(FusedArm, None)) == (None, reason)
 
 
 def test_a_recording_is_used_as_soon_as_it_is_there(known: list[Few]) -> None:

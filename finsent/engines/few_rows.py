@@ -48,10 +48,6 @@ class Launch:
     """4-bit codes by byte permutation; else by a table, which the interpreter can do as well."""
     attend_warps: int = 4
     norm_warps: int = 8
-    early: bool = False
-    """Start a kernel while the one before it still runs (from compute capability 9.0 on)."""
-    ahead: tuple[int, int] = (0, 0)
-    """With `early`: columns of a program's part of both products fetched to L2 before it waits."""
 
 
 # The fastest of those in bench/results/serve_gpu.json (cuts_us), on one H200. Every program must be
@@ -120,7 +116,6 @@ class FewRows:
             raise FusionError("4-bit products and others in one decoder")
         self._packed = kinds.pop()
         self.launch = launch or (PACKED if self._packed else DENSE)
-        self._started: dict[str, Any] = {"launch_pdl": True} if self.launch.early else {}
         heads = decoder.heads
         self._split = (heads.queries + 2 * heads.keys) * heads.size
         self._attended = heads.queries * heads.size
@@ -201,8 +196,8 @@ class FewRows:
         width = self._hidden
         few_rows_kernels.norm_kernel[(x.shape[0],)](
             x, partial, bias, norm.weight, norm.bias, to, x.shape[0], norm.eps,
-            N=width, PIECES=n, PACKED=packed, BN=_power(width), EARLY=self.launch.early,
-            num_warps=self.launch.norm_warps, **self._started,
+            N=width, PIECES=n, PACKED=packed, BN=_power(width),
+            num_warps=self.launch.norm_warps,
         )  # fmt: skip
 
     def _first(
@@ -214,9 +209,8 @@ class FewRows:
             x, w.weight, w.scales, w.code, w.bias, lora.down, joined, inner, z, x.shape[0],
             N=self._wide, K=self._hidden, SPLIT=self._split, ATTENDED=self._attended,
             INNER=self._inner, RANKS=lora.ranks, PACKED=w.packed, PTX=self.launch.ptx,
-            BM=_power(x.shape[0]), BN=tiles.rows, BK=tiles.step, EARLY=self.launch.early,
-            AHEAD=self._ahead(w, self.launch.ahead[0], self._hidden),
-            num_warps=tiles.warps, num_stages=tiles.stages, **self._started,
+            BM=_power(x.shape[0]), BN=tiles.rows, BK=tiles.step,
+            num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
     def _attend(
@@ -233,8 +227,8 @@ class FewRows:
             RANK_Q=q.rank, RANK_K=k.rank, RANK_V=v.rank, BR=_power(lora.ranks),
             DENDRITES=lora.dendrites, ACTIVATION=lora.activation, PACKED=self._packed,
             BL=_power(length), BD=_power(heads.size), BT=_power(cos.shape[-1] // 2),
-            BS=_power(heads.size - cos.shape[-1]), EARLY=self.launch.early,
-            num_warps=self.launch.attend_warps, **self._started,
+            BS=_power(heads.size - cos.shape[-1]),
+            num_warps=self.launch.attend_warps,
         )  # fmt: skip
 
     def _second(self, x: Tensor, w: _Weights, partial: Tensor, steps: int) -> None:
@@ -243,16 +237,9 @@ class FewRows:
         few_rows_kernels.out_kernel[grid](
             x, w.weight, w.scales, w.code, partial, x.shape[0],
             N=self._hidden, K=self._inner, STEPS=steps, PACKED=w.packed, PTX=self.launch.ptx,
-            BM=_power(x.shape[0]), BN=tiles.rows, BK=tiles.step, EARLY=self.launch.early,
-            AHEAD=self._ahead(w, self.launch.ahead[1], steps * tiles.step),
-            num_warps=tiles.warps, num_stages=tiles.stages, **self._started,
+            BM=_power(x.shape[0]), BN=tiles.rows, BK=tiles.step,
+            num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-
-    @staticmethod
-    def _ahead(w: _Weights, columns: int, most: int) -> int:
-        """Bytes of a weight row that a program fetches early."""
-        columns = min(columns, most)
-        return columns // 2 if w.packed else columns * w.weight.element_size()
 
 
 def require_phi(decoder: FusedDecoder) -> None:

@@ -39,14 +39,23 @@ from finsent.models.products import FusionError
 
 _log = logging.getLogger(__name__)
 
+BF16_CAPABILITY = (8, 0)
+"""Compute capability from which GPUs multiply bf16 matrices. A T4 has 7.5: PyTorch's own products,
+recorded and compiled, answer there."""
+
 
 def few_rows_forward(decoder: FusedDecoder, arm: FusedArm) -> tuple[Any, str]:
     """Kernels for the few rows of one sentence where they know the decoder and the arm, else None;
     and why, in words for people."""
-    if decoder.embedding.weight.device.type != "cuda":
+    device = decoder.embedding.weight.device
+    if device.type != "cuda":
         return None, "no GPU"
     if decoder.dtype != torch.bfloat16:
         return None, f"{decoder.dtype} on a GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < BF16_CAPABILITY:
+        found, needed = (".".join(map(str, c)) for c in (capability, BF16_CAPABILITY))
+        return None, f"compute capability {found}, bf16 kernels need {needed}"
     if importlib.util.find_spec("triton") is None:
         return None, "triton is not installed"
     from finsent.engines.few_rows import FewRows

@@ -4,9 +4,6 @@ With few rows a product takes as long as reading its weights. So these read them
 the larger operand, unpack 4-bit ones in registers, and leave no kernel of their own to activations,
 rotations, adapters, sums or norms. `finsent.engines.few_rows` puts them together.
 
-EARLY: a kernel starts while the one before it still runs, and waits for all of that one's results
-before it touches any memory but weights. AHEAD: bytes of every weight row asked for meanwhile.
-
 Weights are (N, K), rows of activations (M, K). For 4-bit weights the columns of activations lie in
 the order of `place`, because a packed byte holds an even column and the odd one after it.
 """
@@ -18,7 +15,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra import cuda
 
 from finsent.kernels.adapter_map_kernels import activated
 
@@ -131,36 +127,16 @@ def _packed(x, w, scales, code, M, N, K: tl.constexpr, tile, start, STEPS: tl.co
 
 
 @triton.jit
-def _prefetch(w, N, tile, start, BN: tl.constexpr, ROW: tl.constexpr, AHEAD: tl.constexpr):
-    """Asks for AHEAD bytes of BN weight rows of ROW bytes, from byte `start`, in the L2 cache."""
-    n = tl.minimum(tile * BN + tl.arange(0, BN), N - 1)
-    bytes_ = w.to(tl.pointer_type(tl.uint8)) + n * ROW + start
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
-        "=r,l,r",
-        [bytes_, tl.full([BN], AHEAD, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def into_kernel(
     x, w, scales, code, bias, down, qkv, inner, z, M,
     N: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, ATTENDED: tl.constexpr,
     INNER: tl.constexpr, RANKS: tl.constexpr, PACKED: tl.constexpr, PTX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """A block's first product. x (M, K). Columns below SPLIT go to qkv (M, SPLIT), the others
     through GELU to inner (M, INNER) from column ATTENDED on; the adapters' first maps, down
     (RANKS, K), to z (M, RANKS). One program for every BN columns, and one for the adapters."""
     tile = tl.program_id(0)
-    if EARLY:
-        cuda.gdc_launch_dependents()
-        if AHEAD > 0:
-            _prefetch(w, N, tile, 0, BN, K // 2 if PACKED else 2 * K, AHEAD)
-        cuda.gdc_wait()
     m = tl.arange(0, BM)[None, :]
     if RANKS > 0 and tile == tl.num_programs(0) - 1:
         total = _dense(x, down, M, RANKS, K, 0, 0, K // BK, BM, BN, BK)
@@ -187,18 +163,11 @@ def out_kernel(
     x, w, scales, code, partial, M,
     N: tl.constexpr, K: tl.constexpr, STEPS: tl.constexpr, PACKED: tl.constexpr,
     PTX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """A block's second product, in pieces along K to occupy the whole device. x (M, K) to partial
     (pieces, M, N) fp32, whose sum is the product. A piece is STEPS * BK columns."""
     tile, piece = tl.program_id(0), tl.program_id(1)
     start = piece * STEPS * BK
-    if EARLY:
-        cuda.gdc_launch_dependents()
-        if AHEAD > 0:
-            row: tl.constexpr = K // 2 if PACKED else 2 * K
-            _prefetch(w, N, tile, start // 2 if PACKED else 2 * start, BN, row, AHEAD)
-        cuda.gdc_wait()
     if PACKED:
         steps: tl.constexpr = STEPS * BK // BLOCK
         total = _packed(x, w, scales, code, M, N, K, tile, start, steps, BM, BN, PTX)
@@ -213,13 +182,9 @@ def out_kernel(
 def norm_kernel(
     x, partial, bias, weight, shift, normed, M, eps,
     N: tl.constexpr, PIECES: tl.constexpr, PACKED: tl.constexpr, BN: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """x (M, N) plus the second product of the block before and its bias, in place; its LayerNorm to
     normed (M, N). One program a row."""
-    if EARLY:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
     row = tl.program_id(0)
     n = tl.arange(0, BN)
     real = n < N
@@ -291,7 +256,7 @@ def attend_kernel(
     SPLIT: tl.constexpr, INNER: tl.constexpr, RANKS: tl.constexpr,
     RANK_Q: tl.constexpr, RANK_K: tl.constexpr, RANK_V: tl.constexpr, BR: tl.constexpr,
     DENDRITES: tl.constexpr, ACTIVATION: tl.constexpr, PACKED: tl.constexpr,
-    BL: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, EARLY: tl.constexpr,
+    BL: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Causal attention of one head of one text. joined (B * L, SPLIT): queries, keys, values; the
     result to inner (B * L, INNER). up_* (1 + DENDRITES, BR, width): an adapter's second map and its
@@ -302,9 +267,6 @@ def attend_kernel(
     A program is short, and waits for memory: so everything is read before anything is computed,
     and each column once. Masks are applied after the barrier, not in the loads: else the compiler
     puts every load's way through shared memory, which waits for it, before the next load."""
-    if EARLY:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
     text, head = tl.program_id(0), tl.program_id(1)
     mine, its = head * SIZE, head // (HEADS // KV_HEADS) * SIZE
     at = tl.arange(0, BL)
