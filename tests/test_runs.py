@@ -208,15 +208,16 @@ def test_tensor_shapes(folder: Path) -> None:
     path = folder / "adapter.safetensors"
     assert manifest.read_tensor_shapes(path)["score.weight"] == (3, 16)
     content = path.read_bytes()
-    for damaged, fault in (
-        (content[:-1], "announces"),
-        (content[:5], "not a safetensors"),
-        (content[:8] + b"x" + content[9:], "not JSON"),
-        ((2).to_bytes(8, "little") + b"[]", "damaged"),
-        ((2).to_bytes(8, "little") + b"\xff\xff", "damaged"),
+    for damaged in (
+        content[:-1],
+        content + b"x",
+        content[:5],
+        content[:8] + b"x" + content[9:],
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"\xff\xff",
     ):
         path.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=fault):
+        with pytest.raises(ArtifactError, match="no safetensors file, or damaged"):
             manifest.read_tensor_shapes(path)
     path.unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
