@@ -64,7 +64,8 @@ def test_a_typed_headline_is_answered_by_both_models(
 
 
 def test_the_cpus_fast_path_imports_no_torch(embedded_weights: Path) -> None:
-    """Nor what imports it: each takes seconds, in which nobody is answered."""
+    """Nor what imports it: that takes seconds, in which nobody is answered. A first start converts
+    the model, which takes torch; every later one finds the compiled graph."""
     code = (
         "import sys\nfrom finsent.classifier import Comparer\n"
         f"comparer = Comparer({str(FOLDER)!r}, 0, {ARMS!r}, device='cpu')\n"
@@ -72,9 +73,10 @@ def test_the_cpus_fast_path_imports_no_torch(embedded_weights: Path) -> None:
         "assert comparer.conditions.engine == 'OpenVINO fp32', comparer.conditions\n"
         "print(sorted({'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)))"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    for _ in ("may convert", "does not"):
+        answer = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
     assert answer.stdout.strip() == "[]"
 
 
