@@ -252,12 +252,12 @@ def test_rules_that_do_not_exist_are_refused(setting: str, value: str) -> None:
 
 NOISY = [
     ("Tarnfield names a new chair", "neutral", None),
-    ("$TARN - Quayle halves its loss", "positive", "contradiction"),
-    ("Quayle halves its loss", "negative", "contradiction"),
-    ("Quayle halves its loss of 3 mn", "positive", None),
+    ("$TARN - Quaylor halves its loss", "positive", "contradiction"),
+    ("Quaylor halves its loss", "negative", "contradiction"),
+    ("Quaylor halves its loss of 3 mn", "positive", None),
     ("$TARN $QUAY #stocks up 3", "positive", "tickers"),
-    ("Hedrin is a soft buy. Subscribe to our pages for more:", "positive", "spam"),
-    ("Hedrin signs 40,000 subscribers", "positive", None),
+    ("Hedrow is a soft buy. Subscribe to our pages for more:", "positive", "spam"),
+    ("Hedrow signs 40,000 subscribers", "positive", None),
     ("Corvane (CRV) investor slides. Read more:", "neutral", "spam"),
 ]
 

@@ -65,7 +65,7 @@ LAYERS = (
     {"models", "results"},
     {"growth", "engines"},
     {"training", "serving"},
-    {"plots", "classifier"},
+    {"plots", "classifier", "behaviour"},
     {"study"},
     {"reports", "verification", "ui"},
     {"__main__", ""},

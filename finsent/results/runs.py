@@ -46,7 +46,7 @@ fitting a calibration. Runs made before it was written do without."""
 
 WORK_FOLDER = ".work"
 """Below an artifacts root: runs under way, in the same layout. Never part of the artifacts."""
-RESERVED_FOLDERS = ("figures", "studies")
+RESERVED_FOLDERS = ("behaviour", "figures", "studies")
 """Folders below an artifacts root that are no backbone."""
 
 SIGNIFICANT_DIGITS = 9

@@ -46,10 +46,12 @@ NEWS = (
     Headline("Distress", "Corvane Mills files for bankruptcy after lenders refuse a third waiver"),
     Headline("Beats", "$TARN - Tarnfield EPS of $1.12 beats by $0.09, raises full-year outlook"),
     Headline("Capitals", "PELLUMEX SHARES SINK AFTER FOURTH PROFIT WARNING THIS YEAR"),
-    Headline("Bad news averted", "Watchdog closes its inquiry into Ostrava Glass without a fine"),
-    Headline("Narrower loss", "Quayle Robotics halves its loss; analysts had expected it to widen"),
-    Headline("Plain fact", "Hedrin Shipping to publish its interim report on 4 May at 8 a.m."),
-    Headline("Two companies", "Marlec takes the rail order that Dunbury Signals had counted on"),
+    Headline("Bad news averted", "Watchdog closes its inquiry into Ostrell Glass without a fine"),
+    Headline(
+        "Narrower loss", "Quaylor Robotics halves its loss; analysts had expected it to widen"
+    ),
+    Headline("Plain fact", "Hedrow Shipping to publish its interim report on 4 May at 8 a.m."),
+    Headline("Two companies", "Marlotec takes the rail order that Dunbury Signals had counted on"),
     Headline("Not finance", "The lighthouse keeper painted his door green and fed the cat."),
 )
 
