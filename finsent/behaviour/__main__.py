@@ -24,6 +24,7 @@ from finsent.models.weights import WeightsError
 from finsent.results.runs import read_json, write_json
 from finsent.results.schema import ArtifactError
 from finsent.serving.comparer import Comparer
+from finsent.serving.notices import notices
 
 EXPECTED = (
     AdapterError,
@@ -92,7 +93,9 @@ def _results(
         {
             "arm": arm,
             "seed": seed,
-            **run_suite(suite, partial(comparer.predict_proba, arm=arm), comparer.label_names),
+            **run_suite(
+                suite, partial(comparer.predict_proba, arm=arm), comparer.label_names, notices
+            ),
         }
         for arm in arms
     ]

@@ -12,7 +12,7 @@ from finsent.behaviour.suite import Case, Suite
 
 PredictProba = Callable[[Sequence[str]], ArrayLike]
 """Texts -> probabilities (n, classes)."""
-Notices = Callable[[str], Sequence[str]]
+Notices = Callable[[str], Sequence[object]]
 """A text -> what the model was not made for in it; empty: nothing."""
 
 
