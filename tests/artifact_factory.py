@@ -30,6 +30,7 @@ from finsent.config import (
 )
 from finsent.data.agreement import agreement_levels
 from finsent.data.registry import DATASETS
+from finsent.data.sets.news import SOURCES
 from finsent.data.sets.phrasebank import LEVELS
 from finsent.results import leaderboard, manifest, metrics, runs
 
@@ -113,13 +114,17 @@ def make_run(
     ]
     small = sum(tensor.size for tensor in _adapter("baseline", k, 0).values())
     history = _history(arm, kept, seed, parameters, small, nll)
+    by_source = metrics.source_scores(dataset, predictions)
     folder = runs.run_folder(root, backbone, dataset, arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter.safetensors")
     runs.write_run(
         folder,
         config=_config(config, dataset, seed),
-        metrics=_metrics(predictions, history, arm, kept, parameters, target),
+        metrics={
+            **_metrics(predictions, history, arm, kept, parameters, target),
+            **({} if by_source is None else {"per_source": by_source}),
+        },
         history=history,
         predictions=predictions,
         validation=validation,
@@ -201,6 +206,9 @@ def _ids(dataset: str, pool: int) -> list[str]:
     elif dataset in LEVELS:
         allowed = list(LEVELS)[: list(LEVELS).index(dataset) + 1]
         found = [name for name, level in agreement_levels().items() if level in allowed]
+    elif dataset in DATASETS and DATASETS[dataset].source_of is not None:
+        prefixes = [source.prefix for source in SOURCES]
+        return [f"{prefixes[index % len(prefixes)]}-{index:04d}" for index in range(pool)]
     else:
         return [f"made-{index:04d}" for index in range(pool)]
     assert len(found) >= pool, f"{dataset} has {len(found)} examples, {pool} asked for"

@@ -30,8 +30,10 @@ from finsent.data.registry import (
 )
 from finsent.data.sets import news
 from finsent.results.metrics import score, source_scores
-from finsent.results.runs import Predictions
+from finsent.results.runs import Predictions, read_json
 from finsent.results.schema import ArtifactError, check_metrics
+from finsent.verification import verify
+from tests.artifact_factory import make_artifacts
 from tests.data_factory import needs_real_data, no_data_dir, real
 
 __all__ = ["no_data_dir"]
@@ -325,3 +327,28 @@ def test_metrics_with_damaged_scores_per_source_are_refused() -> None:
     del metrics["per_source"]["twitter"]["ece"]
     with pytest.raises(ArtifactError, match=r"per_source\.twitter: key 'ece' is missing"):
         check_metrics(metrics, Path("metrics.json"))
+
+
+def test_scores_per_source_are_verified_and_on_the_board(tmp_path: Path) -> None:
+    root = make_artifacts(tmp_path, backbones=("tiny-phi",), datasets=("news",), seeds=(0, 1))
+    assert verify(root) == []
+    board = read_json(root / "leaderboard.json")
+    names = [source.name for source in news.SOURCES]
+    for arm in board["arms"]:
+        assert sorted(arm["per_source"]) == sorted(names)
+        assert sum(entry["n"] for entry in arm["per_source"].values()) == arm["n_test"]
+        rows = [row for row in board["rows"] if row["arm"] == arm["arm"]]
+        for name, entry in arm["per_source"].items():
+            found = [row["per_source"][name]["accuracy"] for row in rows]
+            assert entry["mean"]["accuracy"] == pytest.approx(np.mean(found))
+            assert entry["sd"]["accuracy"] == pytest.approx(np.std(found, ddof=1))
+    path = root / "tiny-phi" / "news" / "baseline" / "seed-0" / "metrics.json"
+    stored = read_json(path)
+    stored["per_source"]["fiqa"]["accuracy"] = 0.5
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    said = [line for line in verify(root) if "per_source." in line]
+    assert len(said) == 1
+    assert "per_source.fiqa.accuracy is 0.5, predictions.csv gives" in said[0]
+    del stored["per_source"]
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    assert any("per_source is None, predictions.csv gives" in line for line in verify(root))
