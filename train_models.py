@@ -130,12 +130,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--views", type=int, help="other ways in which training texts are written (0)")
     add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
-    add(
-        "--balance",
-        default="repeat-4",
-        help="sources of 'news': 'natural', or 'repeat-K' for the smaller ones' sentences up to K "
-        "times an epoch (%(default)s)",
-    )
+    add("--balance", default="repeat-4", help="of sources: natural or repeat-K (%(default)s)")
     add("--noise", choices=NOISE_RULES, default="keep", help="noisy rows of the training part")
     add("--copies", type=int, default=1, help="read every text N times in a row (%(default)s)")
     add("--placement", nargs="+", choices=PLACEMENTS, help="default: all that adapt has")
