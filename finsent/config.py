@@ -19,6 +19,15 @@ STUDY_ARMS = ("baseline", "dendritic", "restart", "matched")
 """Also `restart`: goes back to its best state, with a fresh optimizer and a lower learning rate,
 after the epochs after which the dendritic run of the same seed grew. In the order of training."""
 
+BACKBONE_TITLES = {
+    "phi-2": "Phi-2",
+    "smollm2-135m": "SmolLM2-135M",
+    "mpnet-base": "MPNet-base",
+    "minilm-l6": "MiniLM-L6",
+    "tiny-phi": "Tiny Phi (random weights, for tests)",
+}
+"""Names of the backbones for people; another goes by its own name."""
+
 PRECISIONS = ("nf4", "bf16", "fp32")
 ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")

@@ -219,7 +219,7 @@ def test_a_study_shows_the_numbers_of_its_file(watched: Watched, artifacts: Path
                 p_value = c["metrics"]["accuracy"]["p_holm"]
                 shown = page.locator("#study-verdicts li", has_text=f"{regime}, {c['recipe']}")
                 said = f"{p_value:.2g}" if p_value >= 0.0001 else "< 0.0001"
-                expect(shown.filter(has_text=f"over {c['a']}")).to_contain_text(said)
+                expect(shown.filter(has_text=f"{c['a']}: its accuracy")).to_contain_text(said)
     pick(page, "study-regime", "All")
     expect(page.locator("#study-rows tbody tr")).to_have_count(len(rows_of(summary, place)))
     expect(page.locator("#study-context")).to_contain_text("tfidf-logistic")

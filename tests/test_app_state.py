@@ -263,12 +263,12 @@ def test_missing_arm_is_announced(app_artifacts: Path, tmp_path: Path) -> None:
     assert "dendritic run of seed 0" in html
 
 
-def test_signed_numbers_have_a_true_minus_and_none_before_zero() -> None:
+def test_signed_numbers_have_a_true_minus_and_zero_has_none() -> None:
     assert [markup.signed(value) for value in (1.24, -0.31, 0.0, -0.02)] == [
         "+1.2",
         "\u22120.3",
-        "+0.0",
-        "+0.0",
+        "0.0",
+        "0.0",
     ]
 
 

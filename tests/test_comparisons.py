@@ -133,7 +133,7 @@ def test_a_tie_says_what_it_excludes() -> None:
     error = 1 - level.mean()
     assert (low, high) == pytest.approx((100 * test["low"] / error, 100 * test["high"] / error))
     assert low < comparison["errors_removed_pct"] < high
-    assert f"(95 % bound: at most {high:.1f} % fewer)" in comparison["verdict"]
+    assert f"errors, 95 % bound: at most {high:.1f} % fewer;" in comparison["verdict"]
     assert errors_bound(-2.04) == "at least 2.0 % more"
     nothing_wrong = corrected_paired_test([-0.1, -0.2], test_share_over_train_share=0.1)
     assert errors_removed_interval_pct([1.0, 1.0], nothing_wrong) is None
@@ -155,7 +155,7 @@ def test_an_unequal_control_is_called_unequal(size: int, note: str) -> None:
     assert comparison["params_ratio"] == pytest.approx(size / 100)
     assert size_note(comparison) == note
     assert is_unequal(comparison) == bool(note)
-    assert comparison["verdict"].endswith(f"; {note}" if note else "n = 10 runs")
+    assert comparison["verdict"].endswith(f"; {note}" if note else "n = 10 runs)")
     # A baseline is smaller by intention.
     assert not is_unequal({**comparison, "a": "baseline"})
 

@@ -167,9 +167,11 @@ def test_one_seed_is_exact_mcnemar() -> None:
     assert found.errors_removed_pct == pytest.approx(80.0)
     assert (found.errors_a, found.errors_b, found.n) == (5, 1, 40)
     assert found.outcome == "tied"
-    assert found.verdict.startswith("tied: dendritic +10.0 points accuracy over baseline, 95 % CI")
+    assert found.verdict.startswith(
+        "dendritic is tied with baseline: its accuracy differs by +10.0 points (95 % CI "
+    )
     assert found.verdict.endswith(
-        "McNemar p = 0.22, n = 40 x 1 seed; 95 % bound: at most 100.0 % fewer errors"
+        "McNemar p = 0.22; n = 40 x 1 seed); 95 % bound: at most 100.0 % fewer errors"
     )
 
 
@@ -180,7 +182,9 @@ def test_better_and_worse_mirror_each_other() -> None:
         comparison.compare([b], [a], names=("dendritic", "baseline")),
     )
     assert better.outcome == "better"
-    assert better.verdict.startswith("dendritic is better: dendritic +30.0 points")
+    assert better.verdict.startswith(
+        "dendritic is better than baseline: its accuracy differs by +30.0 points"
+    )
     assert "McNemar p < 0.001" in better.verdict
     assert worse.outcome == "worse"
     assert worse.accuracy_ci_points == pytest.approx([-x for x in better.accuracy_ci_points][::-1])
@@ -233,7 +237,7 @@ def test_missing_dendrites_are_said_loudly(without: tuple[int, ...], note: str) 
 
 def test_seeds_of_different_size() -> None:
     a, b = answers([True, False]), answers([True, False, True])
-    assert comparison.compare([a, b], [a, b]).verdict.endswith("n = 5 over 2 seeds")
+    assert comparison.compare([a, b], [a, b]).verdict.endswith("n = 5 over 2 seeds)")
 
 
 def test_runs_that_do_not_pair() -> None:
@@ -257,8 +261,8 @@ def test_runs_that_do_not_pair() -> None:
 
 def test_the_verdict_names_its_test() -> None:
     a, b = answers([False] * 5 + [True] * 35), answers([True] * 5 + [False] + [True] * 34)
-    assert ", McNemar p = 0.22, n = 40 x 1 seed" in comparison.compare([a], [b]).verdict
+    assert "; McNemar p = 0.22; n = 40 x 1 seed" in comparison.compare([a], [b]).verdict
     several = comparison.compare([a, a], [b, b])
     # A sentence answered alike in both seeds is one piece of evidence, not two.
     assert several.p_value == pytest.approx(14 / 64)
-    assert ", sign-flip p = 0.22, n = 40 x 2 seeds" in several.verdict
+    assert "; sign-flip p = 0.22; n = 40 x 2 seeds" in several.verdict

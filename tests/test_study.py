@@ -186,7 +186,7 @@ def test_the_summary_says_what_survives_correction() -> None:
     assert test["low"] < test["mean"] < test["high"]
     assert test["p_holm"] >= test["p_value"]
     assert "25" in good["verdict"] or "24" in good["verdict"]
-    assert "fewer errors, n = 50 runs" in good["verdict"]
+    assert "fewer errors; n = 50 runs)" in good["verdict"]
     assert "more errors" in found["bad", "baseline"]["verdict"]
     row = next(r for r in summary["rows"] if r["arm"] == "baseline")
     assert (row["n"], row["folds"], row["seeds"]) == (50, 10, 5)

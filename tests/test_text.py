@@ -39,6 +39,9 @@ def test_a_value_that_nobody_gave_is_an_error(package: str) -> None:
 
 def test_numbers() -> None:
     assert [text.signed(v) for v in (0.04, -0.04, 0.06, -0.06)] == ["0.0", "0.0", "+0.1", "-0.1"]
+    assert [text.signed(v, None, minus=text.MINUS) for v in (-0.5, 0.0, 1.0)] == [
+        "\N{MINUS SIGN}0.5", "0", "+1",
+    ]  # fmt: skip
     assert (text.points(-0.0123), text.percent(0.9714, 1)) == ("-1.23", "97.1")
     assert [text.seconds(v) for v in (0.001, 0.123, 1.26, 12.6)] == [
         "under 0.01", "0.12", "1.3", "13",

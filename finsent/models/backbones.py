@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from finsent.config import PRECISIONS, Precision
+from finsent.config import BACKBONE_TITLES, PRECISIONS, Precision
 from finsent.machine.devices import cuda_available
 from finsent.models.encoders import (
     blocks_of,
@@ -137,7 +137,7 @@ def load_backbone(
         raise BackboneError(f"{folder} is no model folder: it has no config.json")
     source = str(folder) if folder is not None else preset(name).source(progress)
     if progress is not None:
-        progress(f"loading {preset(name).title}", 0.0)
+        progress(f"loading {BACKBONE_TITLES.get(name, name)}", 0.0)
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     options: dict[str, Any] = {"dtype": torch.float32 if precision == "fp32" else torch.bfloat16}

@@ -47,8 +47,6 @@ class Preset:
     """A named backbone."""
 
     name: str
-    title: str
-    licence: str
     source: Callable[[ReportProgress | None], str]
     """Returns a local folder or a Hub id."""
     cuda: Recipe
@@ -81,16 +79,12 @@ PRESETS = {
     for preset in (
         Preset(
             name="phi-2",
-            title="Phi-2 (2.7 B)",
-            licence="MIT",
             source=lambda progress: "microsoft/phi-2",
             cuda=Recipe("nf4"),
             cpu=Recipe("bf16", last_layers=2),
         ),
         Preset(
             name="smollm2-135m",
-            title="SmolLM2-135M-Instruct",
-            licence="Apache-2.0",
             source=lambda progress: str(ensure_embedded(progress=progress)),
             cuda=Recipe("fp32", epochs=6, cued=True),
             cpu=Recipe(
@@ -104,24 +98,18 @@ PRESETS = {
         ),
         Preset(
             name="mpnet-base",
-            title="MPNet-base (all-mpnet-base-v2)",
-            licence="Apache-2.0",
             source=lambda progress: str(ensure_encoder(MPNET, progress=progress)),
             cuda=_MPNET,
             cpu=_MPNET,
         ),
         Preset(
             name="minilm-l6",
-            title="MiniLM-L6 (all-MiniLM-L6-v2)",
-            licence="Apache-2.0",
             source=lambda progress: str(ensure_encoder(MINILM, progress=progress)),
             cuda=_MINILM,
             cpu=_MINILM,
         ),
         Preset(
             name="tiny-phi",
-            title="a random 2-layer Phi (tests only)",
-            licence="none: random weights",
             source=lambda progress: str(ensure_tiny_phi()),
             cuda=Recipe("fp32"),
             cpu=Recipe("fp32"),
@@ -136,8 +124,6 @@ def preset(name: str) -> Preset:
         return PRESETS[name]
     return Preset(
         name=name,
-        title=name,
-        licence="see the model's own page",
         source=lambda progress: name,
         cuda=Recipe("bf16"),
         cpu=Recipe("fp32", last_layers=4),

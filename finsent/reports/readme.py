@@ -16,12 +16,6 @@ from finsent.results.text import render
 
 BEGIN = "<!-- results: begin (made by `make readme`) -->"
 END = "<!-- results: end -->"
-ARM_NOTES = {
-    "baseline": "LoRA",
-    "dendritic": "LoRA + dendrites",
-    "matched": "LoRA of equal size",
-    "restart": "LoRA, interrupted as the dendritic run was",
-}
 
 
 def results_markdown(board: Mapping[str, Any]) -> str:
@@ -29,7 +23,6 @@ def results_markdown(board: Mapping[str, Any]) -> str:
     arms = [
         {
             **arm,
-            "note": ARM_NOTES[arm["arm"]],
             "kept": sorted({arm["dendrites_min"], arm["dendrites_max"]}),
         }
         for arm in board["arms"]

@@ -27,6 +27,7 @@ from finsent.plots.png_style import (
 from finsent.plots.style import ARM_STYLES
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.runs import Run
+from finsent.results.text import MINUS, signed
 from finsent.study.comparisons import REFERENCES
 from finsent.study.rows import CLASSICAL
 from finsent.study.views import (
@@ -137,14 +138,10 @@ def _forest_panel(
             color=colour,
         )
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.xaxis.set_major_formatter(FuncFormatter(_signed))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, None, minus=MINUS)))
     bare(axes, grid_axis="x")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("points", labelpad=4, fontsize=8)
-
-
-def _signed(value: float, _: int) -> str:
-    return f"{value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 def _panels(

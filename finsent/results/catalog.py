@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finsent.config import ARMS
+from finsent.config import ARMS, BACKBONE_TITLES
 from finsent.data.registry import DATASETS
 from finsent.data.sets.examples import HEADLINES, Headline
 from finsent.results.calibration import Calibration, calibration_of
@@ -17,13 +17,6 @@ from finsent.results.schema import ArtifactError
 LARGE_BACKBONE = "phi-2"
 DEFAULT_BACKBONE = "smollm2-135m"
 FIRST_DATASETS = ("allagree", "50agree", "75agree", "66agree")
-
-
-_BACKBONE_TITLES = {
-    "phi-2": "Phi-2",
-    "smollm2-135m": "SmolLM2-135M",
-    "tiny-phi": "Tiny Phi (random weights, for tests)",
-}
 
 
 @dataclass(frozen=True)
@@ -173,7 +166,7 @@ def dataset_order(name: str) -> int:
 
 def backbone_title(name: str) -> str:
     """A backbone's name for people; folder names of Hub models get their slash back."""
-    return _BACKBONE_TITLES.get(name, name.replace("--", "/"))
+    return BACKBONE_TITLES.get(name, name.replace("--", "/"))
 
 
 def dataset_title(name: str) -> str:

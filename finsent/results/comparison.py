@@ -22,6 +22,7 @@ from finsent.results.metrics import (
     score,
 )
 from finsent.results.runs import Predictions
+from finsent.results.text import signed
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,6 @@ def _verdict(
     p_value: float,
     sizes: Sequence[int],
 ) -> str:
-    a, b = names
-    opening = "tied" if outcome == "tied" else f"{b} is {outcome}"
     # With one seed the two are the same test.
     p_text = "McNemar p " if len(sizes) == 1 else "sign-flip p "
     p_text += "< 0.001" if p_value < 0.001 else f"= {p_value:.{3 if p_value < 0.1 else 2}f}"
@@ -241,10 +240,25 @@ def _verdict(
         n_text = f"n = {sizes[0]} x {len(sizes)} seed{'s' if len(sizes) > 1 else ''}"
     else:
         n_text = f"n = {sum(sizes)} over {len(sizes)} seeds"
-    return (
-        f"{opening}: {b} {_signed(delta)} points accuracy over {a}, "
-        f"95 % CI {_signed(interval[0])} to {_signed(interval[1])}, {p_text}, {n_text}"
-    )
+    return verdict_sentence(outcome, names, delta, interval, p_text, n_text)
+
+
+def verdict_sentence(
+    outcome: str,
+    names: tuple[str, str],
+    delta: float,
+    interval: tuple[float, float],
+    *details: str,
+) -> str:
+    """What a comparison found, without the full stop.
+
+    outcome: of the second name against the first. delta, interval: accuracy, in points.
+    """
+    a, b = names
+    finding = f"tied with {a}" if outcome == "tied" else f"{outcome} than {a}"
+    low, high = (signed(bound) for bound in interval)
+    ends = "; ".join((f"95 % CI {low} to {high}", *details))
+    return f"{b} is {finding}: its accuracy differs by {signed(delta)} points ({ends})"
 
 
 def _excluded(outcome: str, removed: tuple[float, float] | None) -> str:
@@ -257,13 +271,10 @@ def _excluded(outcome: str, removed: tuple[float, float] | None) -> str:
 def _disagreement_note(outcome: str, low: float, high: float) -> str:
     """With few discordant sentences the exact test is the stricter of the two."""
     if outcome == "tied" and not low <= 0 <= high:
-        return "; the interval leaves out zero but the exact test does not reject: not settled"
+        return (
+            ". The interval leaves out zero but the exact test does not reject: this is not settled"
+        )
     return ""
-
-
-def _signed(points: float) -> str:
-    # Adding 0.0 turns a rounded -0.0 into 0.0, which must not be printed as "-0.0".
-    return f"{round(points, 1) + 0.0:+.1f}"
 
 
 def _no_dendrite_note(without: Sequence[int], seeds: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 NONE = "–"
 """Stands where there is no figure."""
+MINUS = "\N{MINUS SIGN}"
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -26,12 +27,16 @@ def points(difference: float | None, digits: int = 2) -> str:
     return signed(None if difference is None else 100 * difference, digits)
 
 
-def signed(value: float | None, digits: int = 1) -> str:
-    """With its sign; what rounds to zero is `0.0`."""
+def signed(value: float | None, digits: int | None = 1, *, minus: str = "-") -> str:
+    """With its sign; what rounds to zero has none.
+
+    digits: behind the point (None: as many as it takes). minus: `MINUS` where people read it, a
+    hyphen in files and Markdown, which are searched and copied.
+    """
     if value is None:
         return NONE
-    rounded = round(value, digits)
-    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+    shown = f"{value:+g}" if digits is None else f"{value:+.{digits}f}"
+    return (shown if float(shown) else shown[1:]).replace("-", minus)
 
 
 def fixed(value: float | None, digits: int) -> str:

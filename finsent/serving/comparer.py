@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from finsent.config import TrainConfig
+from finsent.config import BACKBONE_TITLES, TrainConfig
 from finsent.engines.rule import ENGINES, Engine, EngineError, choose_engine
 from finsent.machine.devices import cuda_available
 from finsent.machine.timing import Conditions, LatencyStats, time_interleaved, timed
@@ -257,7 +257,8 @@ class Comparer:
         if folder is None:
             raise EngineError(f"{name} needs the weights of {config.backbone} in a local folder")
         if self._progress is not None:
-            self._progress(f"loading {preset(config.backbone).title}", 0.0)
+            title = BACKBONE_TITLES.get(config.backbone, config.backbone)
+            self._progress(f"loading {title}", 0.0)
         found = folder_sha256(folder)
         _require_weights(config.backbone, found, sha256)
         engine = OpenVinoEngine(

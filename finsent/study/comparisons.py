@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from finsent.results.comparison import verdict_sentence
 from finsent.results.metrics import SIGNIFICANCE, errors_bound
 from finsent.study.fold_tests import (
     PairedDifference,
@@ -203,18 +204,22 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     """A comparison in a sentence; a tie says which effect its 95 % interval excludes."""
     test = comparison["metrics"]["accuracy"]
     removed, interval = comparison["errors_removed_pct"], comparison["errors_removed_ci_pct"]
-    share = ""
+    share = []
     if removed is not None:
-        share = f", {abs(removed):.1f} % {'fewer' if removed >= 0 else 'more'} errors"
+        share = [f"{abs(removed):.1f} % {'fewer' if removed >= 0 else 'more'} errors"]
         if comparison["outcome"] == "tied":
-            share += f" (95 % bound: {errors_bound(interval[1])})"
-    note = size_note(comparison)
-    return (
-        f"{comparison['outcome']}: dendritic {100 * test['mean']:+.1f} points accuracy over "
-        f"{comparison['a']}, 95 % CI {100 * test['low']:+.1f} to {100 * test['high']:+.1f}, "
-        f"p {_p(test['p_holm'])} after correction{share}, n = {comparison['n']} runs"
-        + (f"; {note}" if note else "")
+            share[0] += f", 95 % bound: {errors_bound(interval[1])}"
+    found = verdict_sentence(
+        comparison["outcome"],
+        (comparison["a"], "dendritic"),
+        100 * test["mean"],
+        (100 * test["low"], 100 * test["high"]),
+        f"p {_p(test['p_holm'])} after correction",
+        *share,
+        f"n = {comparison['n']} runs",
     )
+    note = size_note(comparison)
+    return f"{found}; {note}" if note else found
 
 
 def _p(value: float) -> str:

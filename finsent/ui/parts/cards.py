@@ -10,10 +10,10 @@ from finsent.plots.style import ARM_STYLES
 from finsent.results.calibration import NOT_CALIBRATED
 from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
 from finsent.results.runs import Run
+from finsent.results.text import count
 from finsent.serving.answers import Answer, agreement
 from finsent.serving.service import Outcome
 from finsent.ui.parts.markup import (
-    count,
     label_mark,
     milliseconds,
     notice,

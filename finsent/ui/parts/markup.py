@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from html import escape
 
 from finsent.data.registry import DATASETS
 from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
+from finsent.results import text
 
 _LABEL_MARKS = {
     label: mark
@@ -35,7 +37,7 @@ def label_mark(label: str) -> str:
 
 def percent(value: float, digits: int = 1) -> str:
     """0.9714 as `97.1 %`, with a narrow no-break space."""
-    return f"{100 * value:.{digits}f}\u202f%"
+    return f"{text.percent(value, digits)}\u202f%"
 
 
 def percent_interval(bounds: Sequence[float]) -> str:
@@ -44,9 +46,8 @@ def percent_interval(bounds: Sequence[float]) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def signed(value: float) -> str:
-    """One digit, always a sign: a true minus, and never one before zero."""
-    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
+signed = partial(text.signed, minus=text.MINUS)
+"""A difference with one digit, its sign a true minus."""
 
 
 def milliseconds(value: float) -> str:
@@ -55,16 +56,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.{digits}f}\u202fms"
 
 
-def count(value: int) -> str:
-    """1234567 as `1,234,567`."""
-    return f"{value:,}"
-
-
-def sentence(text: str, stop: str = ".") -> str:
+def sentence(remark: str, stop: str = ".") -> str:
     """A stored remark as a sentence: capital first, full stop last, typographic signs."""
-    text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else stop)
+    said = remark[:1].upper() + remark[1:] + ("" if remark.endswith(".") else stop)
     # A hyphen before a digit after a space is a minus; " x " stands for times.
-    return re.sub(r"(?<= )-(?=\d)", "\u2212", text).replace(" x ", " \u00d7 ")
+    return re.sub(r"(?<= )-(?=\d)", text.MINUS, said).replace(" x ", " \u00d7 ")
 
 
 def swatch(arm: str, symbol: str | None = None) -> str:
@@ -118,7 +114,7 @@ def table(
     def style(column: int) -> str:
         return ' class="fs-num"' if column in right else ""
 
-    head = "".join(f'<th scope="col"{style(i)}>{text}</th>' for i, text in enumerate(headers))
+    head = "".join(f'<th scope="col"{style(i)}>{header}</th>' for i, header in enumerate(headers))
     body, last = "", None
     for row in rows:
         # Rows that share their header belong together.

@@ -10,8 +10,8 @@ from typing import Any
 from finsent.config import ARMS, STUDY_ARMS
 from finsent.plots.style import ARM_STYLES
 from finsent.results.catalog import backbone_title, dataset_title
+from finsent.results.text import count
 from finsent.ui.parts.markup import (
-    count,
     milliseconds,
     notice,
     percent,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from finsent.results.catalog import dataset_description
-from finsent.ui.parts.markup import count, percent, table
+from finsent.results.text import count
+from finsent.ui.parts.markup import percent, table
 from finsent.ui.tables.filters import Board, Entry, Filters
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from finsent.results.catalog import backbone_title
-from finsent.ui.parts.markup import count, sentence, signed
+from finsent.results.text import count
+from finsent.ui.parts.markup import sentence, signed
 from finsent.ui.tables.filters import Board, Entry, Filters
 
 OUTCOMES = {"better": "Better", "worse": "Worse", "tied": "Tied"}

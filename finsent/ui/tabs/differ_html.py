@@ -14,8 +14,8 @@ from finsent.data.records import DataError
 from finsent.data.registry import DATASETS, local_texts
 from finsent.plots.style import ARM_STYLES
 from finsent.results.disagreements import CONFIDENT, DISAGREE, Case
+from finsent.results.text import count
 from finsent.ui.parts.markup import (
-    count,
     label_mark,
     notice,
     percent,

@@ -16,7 +16,7 @@ import gradio as gr
 from finsent.plots.style import ARM_STYLES, ChartError
 from finsent.results.catalog import Catalog, dataset_description, dataset_order, dataset_title
 from finsent.results.metrics import SIGNIFICANCE
-from finsent.results.text import seconds
+from finsent.results.text import NONE, count, seconds
 from finsent.study.charts import forest_figure, frontier_figure
 from finsent.study.comparisons import REFERENCES
 from finsent.study.views import (
@@ -39,7 +39,6 @@ from finsent.study.views import (
 )
 from finsent.ui.parts.markup import (
     arms_legend,
-    count,
     notice,
     percent,
     percent_interval,
@@ -53,7 +52,6 @@ from finsent.ui.tables.published import references_table
 
 ALL = ""
 """The regime that stands for all of them."""
-_NONE = "–"
 _ANY = "any"
 """No regime's name: the first one is taken."""
 
@@ -231,7 +229,7 @@ def _with_interval(row: Entry, metric: str) -> str:
 
 def _removed(value: float | None) -> str:
     if value is None:
-        return _NONE
+        return NONE
     return f"{signed(value)}\u202f%"
 
 
@@ -241,7 +239,7 @@ def _costs(row: Entry) -> list[str]:
 
 def _kept(row: Entry) -> str:
     if row["arm"] != "dendritic":
-        return _NONE
+        return NONE
     return f'{row["dendrites"]:.1f} <span class="fs-ci">in {row["runs_with_dendrites"]} runs</span>'
 
 
