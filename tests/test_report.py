@@ -93,10 +93,10 @@ def test_the_answer_counts_what_the_comparisons_say(out: Path, summary: dict[str
     assert {"better", "worse", "tied"} <= set(outcomes)
     line = next(line for line in text.splitlines() if line.startswith("- Against `baseline`"))
     assert f"removed errors in {outcomes.count('better')} of {len(outcomes)} settings" in line
-    assert f"made more in {outcomes.count('worse')} (" in line
+    assert f"added errors in {outcomes.count('worse')} (" in line
     assert f"no difference in {outcomes.count('tied')}" in line
-    assert "pca-32 with refined-3" in line.split("made more")[0]
-    assert "data-10 with refined-3" in line.split("made more")[1]
+    assert "pca-32 with refined-3" in line.split("added errors")[0]
+    assert "data-10 with refined-3" in line.split("added errors")[1]
     nowhere = line.split("No recipe removed errors in ")[1]
     assert "full" in nowhere
     assert "pca-32" not in nowhere
@@ -118,7 +118,7 @@ def test_winning_against_the_baseline_alone_is_not_winning(summary: dict[str, An
 
 def test_what_an_answer_takes_stands_beside_the_baselines(artifacts: Path, out: Path) -> None:
     arms = read_json(artifacts / "leaderboard.json")["arms"]
-    table = (out / "report.md").read_text().split("## What an answer takes")[1].split("\n## ")[0]
+    table = (out / "report.md").read_text().split("## Latency of an answer")[1].split("\n## ")[0]
     baselines = {arm["dataset"]: arm["mean"] for arm in arms if arm["arm"] == "baseline"}
     assert baselines
     for arm in arms:
@@ -192,7 +192,7 @@ def test_variants_are_set_against_what_they_differ_from(artifacts: Path, out: Pa
     assert found["allagree", "full", "random-3"].base == "random-1"
     assert found["allagree", "full", "refined-3"].base == "refined-3"
     text = (out / "report.md").read_text()
-    part = section(text, "## Options of dendrites, on validation only: study `heads`")
+    part = section(text, "## Dendrite settings, compared on validation only: study `heads`")
     line = cells(section(part, "### allagree, full"), "refined-3, tanh")
     assert line == ["refined-3, tanh", "refined-3", "0.2300", "+0.0100", "90.00", "0.00", "1.0"]
     assert set(grid_sizes(artifacts / "studies" / "heads").values()) == {2}
@@ -213,7 +213,7 @@ def test_what_ensembles_chose_from_is_listed_best_first(artifacts: Path, tmp_pat
     (folder / SELECTION).unlink()
     append_selection(folder / SELECTION, rows)
     page = report.report_markdown(evidence_module.Evidence.read(root), tmp_path)
-    part = section(page, "## Ways of fine-tuning, on validation only: study `heads`")
+    part = section(page, "## Fine-tuning settings, compared on validation only: study `heads`")
     assert part.index("| twice | `whole-last` | 86.00 | 0.5000") < part.index("| plain |")
     assert "python train_models.py study heads --select" in page
 

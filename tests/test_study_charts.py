@@ -135,7 +135,7 @@ def test_without_dendrites_validation_chooses_what_is_quoted(rows: list[views.En
     tie = {**two, "recipe": "later", "accuracy": 0.75, "validation_nll": 0.2}
     other = {**one, "test_dataset": "fiqa"}
     first, second = views.chosen([one, two, tie, other])
-    assert "`ensemble` with `later` in `full`; on test 75.00 % accuracy" in first
+    assert "`ensemble` with `later` in `full`; it has 75.00 % accuracy" in first
     assert "tested on fiqa" in second
     assert "<code>later</code>" in studies.answer_html([], [one, two, tie])
 

@@ -210,7 +210,7 @@ def test_runs_of_several_regimes_answer_together_once_they_learned_validation_to
     summary = summarize(runs)
     assert {row["validation_accuracy"] for row in summary["rows"]} == {None}
     (sentence,) = chosen(summary["rows"])
-    assert "all members: `ensemble` with `refitted` in `together`" in sentence
+    assert "all members is `ensemble` with `refitted` in `together`" in sentence
     made.clear()
     runner.run()
     assert not made

@@ -6,7 +6,9 @@ Input are the rows and comparisons of summary.json; nothing is computed anew but
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from finsent.data.folds import FOLDS
@@ -22,49 +24,11 @@ Summary = Mapping[str, Any]
 
 ARM_ORDER = ("baseline", "restart", "matched", "dendritic", ENSEMBLE, CLASSICAL)
 OUTCOMES = ("better", "worse", "tied")
-TITLES = {
-    "heads": "Heads on frozen features",
-    "heads-held-out": "Heads whose candidates leave validation alone",
-    "heads-penalised": "Heads under larger penalties",
-    "cross-domain": "Heads tested on other data sets",
-    "lora": "LoRA adapters, dendrites as PerforatedAI grows them",
-    "lora-uninterrupted": "LoRA adapters, growth that restarts stalled runs",
-    "lora-kept": "LoRA adapters, growth that restarts runs past their best",
-    "finbert-split": "LoRA adapters on the split of FinBERT's repository",
-    "ensembles": "Five LoRA runs that answer together",
-    "lora-tasks": "LoRA adapters on the further data sets",
-    "strongest": "Five LoRA runs together, as validation chose",
-    "refitted": "Nine LoRA runs that learned validation too",
-}
-"""What the registered studies are about; another goes by its name."""
-RULES = (
-    "Regimes of heads: `full` sees all frozen features and all of the training part; `pca-k` their "
-    "first k principal components, fitted on the training part; `data-p` p % of the training part.",
-    "Regimes of adapters: `r8-all` has LoRA of rank 8 in all blocks, `r8-last1` in the last one; "
-    "`-head` and `-lora` grow dendrites only there; `default` is the leaderboard's. `seven` adapts "
-    "seven kinds of layer instead of two, `agreement` aims for the share of annotators behind a "
-    "label, `repeated` and `thrice` read every text two and three times in a row, and "
-    "`twitter-first` starts from a run on the tweets.",
-    "Recipes: `random-k` and `refined-k` grow up to k dendrites a class, from a random start or "
-    "from candidates trained on what the head still gets wrong; `grown` and `grown-refined` "
-    "grow one on every map when PerforatedAI would, from the same two starts; in study "
-    "`lora-uninterrupted` a run that has not stalled goes on without a restart, and dendrites that "
-    "do not pay are dropped; in `lora-kept` and `lora-tasks` a run that is at its best goes on, "
-    "and dendrites are kept. Without dendrites, `whole` is trained through and "
-    "`restarted` goes back to its best state once; the state of the "
-    "lowest validation NLL is tested, with `-last` that after the last epoch. `refitted` learns "
-    "the validation part as well and is tested after the last epoch.",
-)
-ARM_RULES = {
-    "baseline": "a linear head, or LoRA with one",
-    "restart": "the same, going back to its best state with a fresh optimizer and a lower learning "
-    "rate whenever the dendritic arm grows",
-    "matched": "a hidden layer or larger LoRA ranks, of as many parameters as the dendrites, with "
-    "the same restarts",
-    "dendritic": "the baseline, growing dendrites",
-    "ensemble": "the mean of the probabilities of five baselines that differ in their seed, of "
-    "three in study `refitted`; in regime `together` there, of those of all regimes",
-}
+_WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+TITLES: Mapping[str, str] = _WORDS["studies"]
+ARM_RULES: Mapping[str, str] = _WORDS["arms"]
+RULES: tuple[str, ...] = tuple(_WORDS["rules"].values())
+"""What regimes and recipes are, a paragraph each."""
 ONE_SPLIT = "its authors'"
 """Protocol of published results that a study with a single test part repeats."""
 
@@ -225,12 +189,14 @@ def chosen(rows: Sequence[Entry]) -> list[str]:
             why = f"validation accuracy is highest ({share} %) for"
         else:
             best = max(here, key=lambda row: row["trainable_params"])
-            why = "nothing was chosen, for validation was learned too; all members:"
+            why = (
+                "no setting was chosen, because runs were trained on validation too; the ensemble "
+                "of all members is"
+            )
         found.append(
             f"{place_name((best['dataset'], tested))}: {why} `{best['arm']}` with "
-            f"`{best['recipe']}` in `{best['regime']}`; on test "
-            f"{percent(best['accuracy'])} % accuracy, {percent(best['macro_f1'])} % macro-F1 "
-            f"({best['folds']} folds)."
+            f"`{best['recipe']}` in `{best['regime']}`; it has {percent(best['accuracy'])} % "
+            f"accuracy and {percent(best['macro_f1'])} % macro-F1 on test ({best['folds']} folds)."
         )
     return found
 
@@ -251,7 +217,7 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
     total = len(comparisons)
     parts = [f"dendrites removed errors in {_of(len(better), total)}{_listed(better)}"]
     if worse:
-        parts.append(f"made more in {len(worse)}{_listed(worse)}")
+        parts.append(f"added errors in {len(worse)}{_listed(worse)}")
     if tied:
         parts.append(f"showed no difference in {len(tied)}")
     won = {_regime(c) for c in better}
@@ -261,8 +227,8 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
     )
     lower, higher = _by_nll(comparisons)
     return (
-        f"Against `{reference}`: {_joined(parts)}.{nowhere} Test NLL, corrected alike, was lower "
-        f"in {lower} and higher in {higher}."
+        f"Against `{reference}`: {_joined(parts)}.{nowhere} Test loss (NLL) was significantly "
+        f"lower in {lower} and significantly higher in {higher}."
     )
 
 
