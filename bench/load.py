@@ -246,7 +246,6 @@ def shapes(kernels: int | None) -> dict[str, Any]:
         Path(preset("smollm2-135m").source(None)),
         "not checked here",
         pooling=read_json(run / "config.json")["config"]["pooling"],
-        max_length=128,
         depth=SHAPES_DEPTH,
         quick=False,
     )

@@ -78,7 +78,9 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class DendriteConfig:
-    """How PerforatedAI grows dendrites: y = W x + sum_i t_i * act(V_i x + sum_{j<i} d_ij * o_j)."""
+    """How dendrites grow: y = W x + sum_i t_i * act(V_i x + sum_{j<i} d_ij * o_j), as PerforatedAI
+    adds them and gradient descent trains them. Not the library's own settings: both stand in
+    finsent.growth.settings."""
 
     placement: tuple[str, ...] = ("lora_B", "score")
     """Which maps may grow dendrites: every LoRA B matrix, whose dendrites read A x; every adapted

@@ -124,10 +124,12 @@ def test_references_stand_apart_with_their_protocol(board: dict[str, Any]) -> No
     for reference in shown:
         assert markup.escape(reference["model"]) in html
         assert markup.escape(reference["protocol"]) in html
-    assert "FinBERT, fine-tuned" not in html
+    assert "GPT-4" not in html, "a row of AllAgree"
+    assert "no weights published" not in html
+    assert "Apache-2.0 (ModernBERT)" in html
     only = published.references_html(board, Filters("allagree", protocol="80/20"))
     assert "RoBERTa-base" in only
-    assert "TF-IDF" not in only
+    assert "FinBERT" not in only
 
 
 def test_csv_holds_the_boards_numbers(board: dict[str, Any]) -> None:

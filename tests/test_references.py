@@ -31,7 +31,15 @@ def test_published_results_are_of_known_data_sets_and_keep_the_write_ups_caveat(
     assert {row.dataset for row in references()} <= set(DATASETS)
     write_ups = [row for row in references() if "write-up" in row.model]
     assert [row.accuracy for row in write_ups] == [0.73, 0.77]
-    assert all("no dendrite is ever added" in (row.note or "") for row in write_ups)
+    for row in write_ups:
+        assert row.url == "https://github.com/PerforatedAI/PerforatedAI/pull/73"
+        assert "no dendrites are added" in (row.note or "")
+
+
+def test_every_published_result_has_a_source_and_a_licence() -> None:
+    for row in references():
+        assert row.url is not None, row.model
+        assert row.licence, row.model
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 from finsent.data.folds import FOLDS
+from finsent.growth.settings import LIBRARY_VERSION, growth_settings
 from finsent.machine.files import ROOT, write_bytes_atomically
 from finsent.plots.png_figures import FigureError
 from finsent.plots.png_style import STYLE, png
@@ -47,6 +48,8 @@ def report_markdown(evidence: Evidence, out: Path) -> str:
         significance=SIGNIFICANCE,
         folds=FOLDS,
         references=REFERENCES,
+        settings=growth_settings(),
+        library_version=LIBRARY_VERSION,
         classical=CLASSICAL,
         rules=RULES,
         arm_rules=ARM_RULES,

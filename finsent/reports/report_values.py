@@ -43,6 +43,7 @@ def study_values(name: str, evidence: Evidence) -> dict[str, Any]:
         "runs": summary["runs"],
         "answer": answer(summary["comparisons"]),
         "chosen": chosen(rows),
+        "survivors": summary["survivors"],
         "places": [_place(name, evidence, place) for place in places(summary)],
         "dendritic": any(row["arm"] == "dendritic" for row in rows),
         "one_split": {row["folds"] for row in rows} == {1},

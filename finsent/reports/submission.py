@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finsent.growth.settings import LIBRARY_VERSION, growth_settings
 from finsent.plots.png_figures import ACCURACY_FIGURE, TRAINING_FIGURE
 from finsent.reports.evidence import link_to
 from finsent.results.text import render
@@ -34,6 +35,8 @@ def submission_markdown(
         artifacts=link_to(artifacts, out),
         accuracy_figure=ACCURACY_FIGURE,
         training_figure=TRAINING_FIGURE,
+        settings=growth_settings(),
+        library_version=LIBRARY_VERSION,
         verdicts=lora_verdicts(board),
         pairs=[
             {

@@ -44,6 +44,8 @@ class Reference:
     n: int | None = None
     """Test sentences."""
     url: str | None = None
+    licence: str | None = None
+    """Of the weights, as far as it is stated."""
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

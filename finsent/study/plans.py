@@ -168,7 +168,7 @@ LORA_RECIPES = {"grown": "random", "grown-refined": "refined"}
 """Recipe of a LoRA study -> how its dendrites start (DendriteConfig.candidates)."""
 
 
-_AS_THE_LIBRARY = DendriteConfig()
+_EARLY_GROWTH = DendriteConfig()
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class LoraStudy:
     splits: tuple[str, ...] = tuple(f"fold-{number}" for number in range(FOLDS))
     """Values of TrainConfig.split."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    dendrites: DendriteConfig = _AS_THE_LIBRARY
+    dendrites: DendriteConfig = _EARLY_GROWTH
     """Placement, candidates and `grow_by` are those of regimes and recipes."""
     epochs: int | None = None
     """None: the recipe's."""

@@ -6,16 +6,17 @@ Input are the rows and comparisons of summary.json; nothing is computed anew but
 from __future__ import annotations
 
 import re
+import statistics
 import tomllib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finsent.data.folds import FOLDS
-from finsent.results.metrics import SIGNIFICANCE
+from finsent.results.metrics import SIGNIFICANCE, errors_bound
 from finsent.results.references import Reference, references
 from finsent.results.text import percent
-from finsent.study.comparisons import REFERENCES
+from finsent.study.comparisons import REFERENCES, is_unequal
 from finsent.study.rows import CLASSICAL, ENSEMBLE
 from finsent.study.selection import recipe_key, validates
 
@@ -150,9 +151,9 @@ def front(rows: Sequence[Entry]) -> list[Entry]:
 
 
 def place_name(place: tuple[str, str]) -> str:
-    """`allagree`, or `allagree, tested on fiqa`."""
+    """`allagree`, or `trained on 50agree, tested on allagree`."""
     dataset, tested = place
-    return dataset if dataset == tested else f"{dataset}, tested on {tested}"
+    return dataset if dataset == tested else f"trained on {dataset}, tested on {tested}"
 
 
 # ------------------------------------------------------------------------------------------- words
@@ -196,9 +197,25 @@ def chosen(rows: Sequence[Entry]) -> list[str]:
         found.append(
             f"{place_name((best['dataset'], tested))}: {why} `{best['arm']}` with "
             f"`{best['recipe']}` in `{best['regime']}`; it has {percent(best['accuracy'])} % "
-            f"accuracy and {percent(best['macro_f1'])} % macro-F1 on test ({best['folds']} folds)."
+            f"accuracy and {percent(best['macro_f1'])} % macro-F1 on test ({best['folds']} folds)"
+            f"{_alone(best, here)}."
         )
     return found
+
+
+def _alone(row: Entry, beside: Sequence[Entry]) -> str:
+    """What a single run of an ensemble scores: what single runs published elsewhere compare with.
+    Of an ensemble over several regimes, the lowest and the highest of their means."""
+    if row["arm"] != ENSEMBLE:
+        return ""
+    wanted = ("baseline", row["dataset"], row["recipe"])
+    singles = [r for r in beside if (r["arm"], r["dataset"], r["recipe"]) == wanted]
+    same = [r for r in singles if r["regime"] == row["regime"]] or singles
+    accuracy, macro_f1 = (
+        " to ".join(dict.fromkeys(percent(pick(r[name] for r in same)) for pick in (min, max)))
+        for name in ("accuracy", "macro_f1")
+    )
+    return f"; a single run of them: {accuracy} % accuracy, {macro_f1} % macro-F1" if same else ""
 
 
 def lora_verdicts(board: Mapping[str, Any]) -> list[str]:
@@ -227,8 +244,36 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
     )
     lower, higher = _by_nll(comparisons)
     return (
-        f"Against `{reference}`: {_joined(parts)}.{nowhere} Test loss (NLL) was significantly "
-        f"lower in {lower} and significantly higher in {higher}."
+        f"Against `{reference}`: {_joined(parts)}.{_excluded(tied)}{nowhere}{_sizes(comparisons)} "
+        f"Test loss (NLL) was significantly lower in {lower} and significantly higher in {higher}."
+    )
+
+
+def _excluded(tied: Sequence[Entry]) -> str:
+    """What ties leave possible: the middle one's bound and the widest."""
+    bounds = sorted(
+        c["errors_removed_ci_pct"][1] for c in tied if c["errors_removed_ci_pct"] is not None
+    )
+    if not bounds:
+        return ""
+    if len(bounds) == 1:
+        return f" 95 % bound of this tie: {errors_bound(bounds[0])} errors."
+    return (
+        f" 95 % bounds of these ties: {errors_bound(statistics.median(bounds))} errors in the "
+        f"middle one, {errors_bound(bounds[-1])} in the widest."
+    )
+
+
+def _sizes(comparisons: Sequence[Entry]) -> str:
+    """In how many settings the control of equal size is not of equal size."""
+    unequal = [c for c in comparisons if is_unequal(c)]
+    if not unequal:
+        return ""
+    ratios = [100 * (c["params_ratio"] - 1) for c in unequal]
+    span = " to ".join(dict.fromkeys(f"{pick(ratios):+.0f}" for pick in (min, max)))
+    return (
+        f" `matched` is not equal in size in {len(unequal)} of {len(comparisons)} settings: it has "
+        f"{span} % parameters there, over 10 % off in {sum(abs(ratio) > 10 for ratio in ratios)}."
     )
 
 

@@ -58,7 +58,7 @@ _MASTHEAD = """
 <div class="fs-mark">finsent</div>
 <h1>Do dendrites help a language model read financial news?</h1>
 <p>One frozen model, fine-tuned twice on the same sentences: with LoRA alone, and with LoRA plus
-dendrites grown by PerforatedAI. Everything else is held equal.</p>
+gradient-descent dendrites, added early by PerforatedAI. Everything else is held equal.</p>
 </header>
 """
 

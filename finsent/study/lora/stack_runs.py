@@ -120,7 +120,8 @@ class RunResult:
     validation_nlls: list[float]
     """Of every epoch trained here."""
     fork: ForkPoint
-    """Where a dendrite is grown: for a run from scratch, decided as PerforatedAI would; otherwise
+    """Where a dendrite is grown: for a run from scratch, decided as PerforatedAI would
+    under the same DendriteConfig; otherwise
     where it started."""
     trainable_params: int
     """Of the selected state."""

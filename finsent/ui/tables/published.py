@@ -34,7 +34,7 @@ def references_table(references: Sequence[Entry], caption: str) -> str:
         rows.append(_reference_row(reference, "As above." if note in said else note))
         said.update({note} - {""})
     return table(
-        ["Model", "Protocol", "Accuracy", "F1", "Test n", "Source"],
+        ["Model", "Protocol", "Accuracy", "F1", "Test n", "Licence of weights", "Source"],
         rows,
         caption=caption,
         numeric=(2, 4),
@@ -66,5 +66,6 @@ def _reference_row(reference: Entry, note: str) -> list[str]:
         "–" if accuracy is None else percent(accuracy) + spread,
         f1,
         "–" if reference["n"] is None else count(reference["n"]),
+        escape(reference["licence"] or "not stated"),
         source,
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from finsent.data.registry import DATASETS
+from finsent.growth.settings import LIBRARY_VERSION, growth_settings
 from finsent.results.catalog import (
     LARGE_BACKBONE,
     Catalog,
@@ -28,9 +29,14 @@ from finsent.ui.parts.markup import table
 
 _QUESTION = """
 <section><h2>The question</h2>
-<p>Does dendritic optimization, as done by PerforatedAI, improve a LoRA-tuned language model on
-financial sentiment: by how much, in which regime, at what cost? “No gain here” is a valid answer
-and is shown as such.</p></section>
+<p>Do dendrites, added by PerforatedAI’s open package and trained by gradient descent, improve a
+LoRA-tuned language model on financial sentiment: by how much, in which regime, at what cost? “No
+gain here” is a valid answer and is shown as such.</p>
+<p>Perforated Backpropagation, for which up to 16&#8239;% more accuracy is
+<a href="https://arxiv.org/abs/2506.00356" rel="noreferrer">published</a>, takes the licensed
+package perforatedbp and is not tested here. Nor are the library’s defaults: dendrites grow early.
+</p>
+{settings}</section>
 """
 
 _PROTOCOL = """
@@ -137,7 +143,7 @@ _PACKAGES = ("gradio", "torch", "transformers", "plotly", "scikit-learn")
 def about_html(catalog: Catalog) -> str:
     """The whole tab."""
     return (
-        f'<div class="fs-prose">{_QUESTION}{_PROTOCOL}'
+        f'<div class="fs-prose">{_QUESTION.format(settings=_growth_settings())}{_PROTOCOL}'
         f"<section><h2>Settings of the runs here</h2>{_settings(catalog)}</section>"
         f"{_limits(catalog)}"
         f"<section><h2>Licences</h2>{_licences(catalog)}</section>"
@@ -145,6 +151,21 @@ def about_html(catalog: Catalog) -> str:
         f"<section><h2>Versions</h2>{_versions(catalog.runs)}</section>"
         f"<section><h2>Hashes</h2>{_hashes(catalog)}</section>"
         f"<section><h2>Cite</h2>{_citations()}</section></div>"
+    )
+
+
+def _growth_settings() -> str:
+    """The settings of growth beside the library's defaults."""
+    return table(
+        ["Setting of the library", "What it is", "Here", "Library’s default"],
+        [
+            [
+                f"<code>{escape(line.name)}</code>" if line.name else "–",
+                *(escape(said) for said in (line.meaning, line.ours, line.library)),
+            ]
+            for line in growth_settings()
+        ],
+        caption=f"Early growth, as used here, and the defaults of perforatedai {LIBRARY_VERSION}",
     )
 
 
