@@ -82,3 +82,22 @@ def test_every_committed_dendritic_run_grew_at_half_of_its_epochs() -> None:
     assert len(grown) == 13
     for epochs, length in grown.values():
         assert epochs == [latest_growth(length)], "patience never ran out before"
+
+
+@pytest.mark.parametrize("page", ["docs/report.md", "docs/submission.md"])
+def test_the_generated_pages_name_the_settings_and_the_mode(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for line in growth_settings():
+        assert f"| {line.meaning} | {line.ours} | {line.library} |" in text
+    assert "perforatedbp" in text
+    assert "2506.00356" in text
+
+
+def test_no_page_calls_the_settings_the_librarys() -> None:
+    # LOG.md quotes what was said once.
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    sources = sorted((ROOT / "finsent").rglob("*.py"))
+    for path in (*pages, *sources):
+        text = path.read_text(encoding="utf-8")
+        for wrong in ("PerforatedAI's own rule", "as PerforatedAI grows them"):
+            assert wrong not in text, path

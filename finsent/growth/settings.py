@@ -1,8 +1,9 @@
 """What this project asks of PerforatedAI beside what the library does when it is asked nothing.
 
-The growth of this project is not the library's own: it is early (by patience 2, or forced at half
-of the epochs), single, and without the library's sweep over learning rates. Tests hold the two
-columns to the installed library and to what finsent.growth.grower passes. Free of torch.
+The growth of this project, called early growth, is not the library's own: it comes by patience 2 or
+by force at half of the epochs, once, and without the library's sweep over learning rates. Tests
+hold the two columns to the installed library and to what finsent.growth.grower passes. Free of
+torch.
 """
 
 from __future__ import annotations
@@ -31,9 +32,6 @@ LIBRARY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 )
 """What `GPA.pc.get_<name>()` returns in a fresh process (of `improvement_threshold`, whose getter
 fails in this version, the attribute behind it)."""
-
-GROWTH_NAME = "early growth"
-"""What the setting is called, wherever results under it are told."""
 
 
 @dataclass(frozen=True)
