@@ -286,8 +286,12 @@ def test_the_submission_leaves_nothing_out(artifacts: Path, out: Path) -> None:
             column = 6 + ("baseline", "restart", "matched").index(c["a"])
             cell = cells(part, c["regime"], c["recipe"])[column]
             assert ("**" in cell) == (c["outcome"] != "tied")
-            removed = float(cell.strip("* %"))
-            assert removed == pytest.approx(c["errors_removed_pct"], abs=0.051)
+            removed, bound = re.fullmatch(
+                r"\**(\S+) %\** \[(\S+)\](?: \(\S+ % size\))?", cell
+            ).groups()
+            assert float(removed) == pytest.approx(c["errors_removed_pct"], abs=0.051)
+            assert float(bound) == pytest.approx(c["errors_removed_ci_pct"][1], abs=0.051)
+            assert ("size" in cell) == ("matched has" in c["verdict"])
     tied = sum(c["outcome"] == "tied" for c in summary["comparisons"])
     assert f"{tied} of {len(summary['comparisons'])} comparisons are ties" in text
     board = read_json(artifacts / "leaderboard.json")

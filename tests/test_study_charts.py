@@ -136,7 +136,13 @@ def test_without_dendrites_validation_chooses_what_is_quoted(rows: list[views.En
     other = {**one, "test_dataset": "fiqa"}
     first, second = views.chosen([one, two, tie, other])
     assert "`ensemble` with `later` in `full`; it has 75.00 % accuracy" in first
+    assert "a single run" not in first, "none with that recipe is among the rows"
+    assert "trained on" in second
     assert "tested on fiqa" in second
+    alone = {**one, "recipe": "later", "accuracy": 0.71, "macro_f1": 0.69, "regime": "pca-32"}
+    again = {**alone, "accuracy": 0.73, "validation_accuracy": 0.7}
+    (said,) = views.chosen([tie, alone, again])
+    assert "; a single run of them: 71.00 to 73.00 % accuracy, 69.00 % macro-F1" in said
     assert "<code>later</code>" in studies.answer_html([], [one, two, tie])
 
 

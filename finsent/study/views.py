@@ -211,11 +211,13 @@ def _alone(row: Entry, beside: Sequence[Entry]) -> str:
     wanted = ("baseline", row["dataset"], row["recipe"])
     singles = [r for r in beside if (r["arm"], r["dataset"], r["recipe"]) == wanted]
     same = [r for r in singles if r["regime"] == row["regime"]] or singles
+    if not same:
+        return ""
     accuracy, macro_f1 = (
         " to ".join(dict.fromkeys(percent(pick(r[name] for r in same)) for pick in (min, max)))
         for name in ("accuracy", "macro_f1")
     )
-    return f"; a single run of them: {accuracy} % accuracy, {macro_f1} % macro-F1" if same else ""
+    return f"; a single run of them: {accuracy} % accuracy, {macro_f1} % macro-F1"
 
 
 def lora_verdicts(board: Mapping[str, Any]) -> list[str]:
