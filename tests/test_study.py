@@ -210,9 +210,11 @@ def test_studies_are_verified_with_everything_else(tmp_path: Path) -> None:
     append_runs(folder / RESULTS, [run_of(arm="matched", accuracy=0.1)])
     write_manifest(tmp_path)
     assert any("summary.json: not what results.csv gives" in p for p in verify(tmp_path))
-    write_summary(folder)
-    write_manifest(tmp_path)
+    folder.rename(folder.with_name("heads"))
+    command = ["study", "heads", "--summarize", "--artifacts", str(tmp_path)]
+    assert train_models.main(command) == 0
     assert not any("summary.json" in problem for problem in verify(tmp_path))
+    assert train_models.main([*command, "--select"]) == 1
 
 
 # ------------------------------------------------------------------------------------------- runner
