@@ -8,15 +8,15 @@ BIN := $(VENV)/bin
 .PHONY: app train test quick check figures leaderboard verify screenshots readme report clean
 
 # Stamps: an environment is made again when what it should hold has changed.
-$(VENV)/app.stamp: requirements.txt
+$(VENV)/app.stamp: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit("finsent needs Python 3.11 or 3.12, this is %d.%d; try: make PYTHON=python3.12 app" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -r requirements.txt
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -r requirements.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/app.stamp requirements-dev.txt
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
 	touch $@
 
 # The demo on the embedded default. The first start takes the 98 MB of weights.

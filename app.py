@@ -1,4 +1,4 @@
-"""The Space: builds the demo and launches it. Everything else is in finsent/ui.
+"""The Space starts this file: it builds the page and serves it, as `finsent app` does.
 
 python app.py [--port 7860] [--host 127.0.0.1] [--artifacts artifacts] [--mcp]
 """
@@ -6,36 +6,18 @@ python app.py [--port 7860] [--host 127.0.0.1] [--artifacts artifacts] [--mcp]
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-# Before gradio is imported: it reads this once and would otherwise report usage.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
-from finsent.ui.build import build_demo, launch
-from finsent.ui.tabs.owner import owner_from_environment
-
-ARTIFACTS = Path(__file__).resolve().parent / "artifacts"
+from finsent.commands import app, cli
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, builds the page and serves it until interrupted."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line and serves the page until interrupted; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compare the models in a browser.")
-    parser.add_argument(
-        "--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT, else from 7860)"
-    )
-    parser.add_argument(
-        "--host", help="address to listen on (default: GRADIO_SERVER_NAME, else 127.0.0.1)"
-    )
-    parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="folder of finished runs")
-    parser.add_argument(
-        "--mcp", action="store_true", help="serve the endpoints as MCP tools too (gradio[mcp])"
-    )
-    options = parser.parse_args(arguments)
-    page = build_demo(options.artifacts, owner=owner_from_environment(options.artifacts))
-    launch(page, host=options.host, port=options.port, mcp=options.mcp)
+    app.add_options(parser)
+    return cli.execute(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from finsent.classifier import Classifier
 
 __all__ = ["Classifier"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

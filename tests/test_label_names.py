@@ -19,8 +19,8 @@ from openpyxl import Workbook
 from playwright.sync_api import expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS
-from finsent.__main__ import main
 from finsent.classifier import Classifier
+from finsent.commands.cli import main
 from finsent.config import DendriteConfig, LoraConfig, TrainConfig, arm_config
 from finsent.data.registry import DATASETS
 from finsent.data.sets import fomc, numclaim

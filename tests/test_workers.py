@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-import finsent.__main__
+from finsent.commands import cli
 from finsent.config import STUDY_ARMS
 from finsent.machine.workers import (
     INTERRUPTS,
@@ -168,11 +168,11 @@ def test_two_workers_go_on_with_a_file_that_one_began_and_end_in_its_bytes(
     common += [str(trained / "tiny-phi" / "sample")]
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     spread = ["--workers", "2", "--ray-address", cluster]
-    assert finsent.__main__.main([*common, "--out", str(one)]) == 0
+    assert cli.main([*common, "--out", str(one)]) == 0
     # Cut in the row after a block, where one that was killed may have stopped.
     whole = one.read_bytes().splitlines(keepends=True)
     two.write_bytes(b"".join(whole[: 1 + 512]) + whole[513][:9])
-    assert finsent.__main__.main([*common, "--out", str(two), *spread]) == 0
+    assert cli.main([*common, "--out", str(two), *spread]) == 0
     assert two.read_bytes() == one.read_bytes()
     assert "2,100 rows, 512 of them by an earlier run" in capsys.readouterr().out
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout that this package is part of: artifacts/, bench/ and docs/ lie there."""
+"""The folder that finsent is imported from: a checkout, or site-packages where it is installed.
+
+`finsent.machine.places` says which."""
+
+
+def search_path(environment: Mapping[str, str]) -> str:
+    """PYTHONPATH of a child process that is to import the finsent that is running here."""
+    return os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ from types import FrameType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from finsent.machine.files import ROOT
+from finsent.machine.extras import missing
+from finsent.machine.files import search_path
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -291,6 +292,8 @@ class _Holder:
 
 def _import_ray(local: bool) -> Any:
     """ray, which reads its settings from the environment when it is imported."""
+    if (problem := missing("ray")) is not None:
+        raise WorkersError(f"several workers: {problem}")
     if local:
         # Its ports are open to the network: only who has the token may use them.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -314,8 +317,7 @@ def _local(ray: Any, workers: Workers) -> Iterator[None]:
     # As in Ray, not TMPDIR: names of sockets have to be short.
     folder = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
     # Workers import finsent from where it was imported here.
-    code = [str(ROOT), os.environ.get("PYTHONPATH")]
-    changes = {"PYTHONPATH": os.pathsep.join(filter(None, code))}
+    changes = {"PYTHONPATH": search_path(os.environ)}
     if workers.gpus:
         changes["CUDA_VISIBLE_DEVICES"] = ",".join(workers.gpus)
     try:

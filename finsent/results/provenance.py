@@ -31,8 +31,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit(root: Path) -> str | None:
-    """Commit of the checkout, with `-dirty` if tracked code differs; None outside a checkout.
+def git_commit(root: Path | None) -> str | None:
+    """Commit of the checkout at `root`, with `-dirty` if tracked code differs.
+
+    None outside a checkout, which a `root` of None says too.
 
     FINSENT_GIT_COMMIT says it where the files came without their history, as in a container.
     """
@@ -40,7 +42,7 @@ def git_commit(root: Path) -> str | None:
     if told:
         return told
     git = shutil.which("git")
-    if git is None:
+    if git is None or root is None:
         return None
     head = subprocess.run([git, "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     if head.returncode != 0:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finsent.config import ARMS
-from finsent.machine.files import ROOT
+from finsent.machine.files import search_path
 from finsent.results import manifest, runs
 
 STAGING = "owner"
@@ -64,13 +64,12 @@ class Recipe:
     dataset: str = "allagree"
     seeds: tuple[int, ...] = (0,)
     extra: tuple[str, ...] = ()
-    """Further arguments of train_models.py."""
+    """Further arguments of `finsent train`."""
 
     def arguments(self, artifacts: Path) -> list[str]:
         """The command line after the interpreter."""
         return [
-            str(ROOT / "train_models.py"),
-            "train",
+            *("-m", "finsent", "train"),
             *("--backbone", self.backbone),
             *("--dataset", self.dataset),
             *("--seeds", *map(str, self.seeds)),
@@ -147,13 +146,16 @@ class OwnerTraining:
             with self._log_path.open("wb") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-u", *self.recipe.arguments(self.staging)],
-                    cwd=ROOT,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     # Its temporary files go with the staging folder, however it ends.
-                    env={**os.environ, "TMPDIR": str(scratch)},
+                    env={
+                        **os.environ,
+                        "TMPDIR": str(scratch),
+                        "PYTHONPATH": search_path(os.environ),
+                    },
                 )
             self._state = TrainingState("running", f"Training {self.place}.", ())
             self._watcher = threading.Thread(

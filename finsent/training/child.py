@@ -7,7 +7,6 @@ by `python -m finsent.training.child_main`, which is spoken to in lines of JSON.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finsent.config import TrainConfig
-from finsent.machine.files import ROOT
+from finsent.machine.files import search_path
 from finsent.results import runs
 
 
@@ -72,10 +71,8 @@ class Child:
 
     def __init__(self, environment: Mapping[str, str], folder: Path, *, lines: bool) -> None:
         """folder: where it works; lines: whether progress is printed in lines instead of a bar."""
-        root = str(ROOT)
         # Bars of libraries would come as lines as well.
         quiet = {"TQDM_DISABLE": "1"} if lines else {}
-        search = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "finsent.training.child_main", *(["--lines"] if lines else [])],
             stdin=subprocess.PIPE,
@@ -85,7 +82,7 @@ class Child:
             env={
                 **environment,
                 **quiet,
-                "PYTHONPATH": search,
+                "PYTHONPATH": search_path(environment),
                 "TOKENIZERS_PARALLELISM": "false",
             },
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import gradio as gr
 
 from finsent.machine import devices
 from finsent.machine.devices import cuda_available
+from finsent.machine.extras import missing
 from finsent.results.catalog import Catalog
 from finsent.results.schema import ArtifactError
 from finsent.serving.lifecycle.states import Choice, Status
@@ -331,10 +331,8 @@ def mcp_wanted(asked: bool) -> bool:
     Raises ServiceError when asked to without the extra that it needs.
     """
     asked = asked or os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
-    if asked and importlib.util.find_spec("mcp") is None:
-        raise ServiceError(
-            "an MCP server needs the package mcp; install it with: pip install 'gradio[mcp]'"
-        )
+    if asked and (problem := missing("mcp")) is not None:
+        raise ServiceError(f"an MCP server: {problem}")
     return asked
 
 

@@ -28,6 +28,7 @@ from finsent.ui.parts.selectors import RunSelectors, add_matched_box, add_run_se
 from finsent.ui.tabs.batch import LONG_QUEUE
 
 BENCH_RESULTS = ROOT / "bench" / "results"
+"""Kept benchmarks of a checkout; an installed package has none, and the tab shows none."""
 TITLES = {
     "load": "Many users at once",
     "page": "The page in a browser",

@@ -1,0 +1,82 @@
+"""finsent verify | latency | leaderboard | figures: what is made from finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+
+from finsent.commands.options import KEPT, add_artifacts, rebuild_index
+from finsent.machine.places import artifacts_to_read
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def _adder(run: Run) -> Callable[[argparse.ArgumentParser], None]:
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.set_defaults(run=run, when_interrupted=KEPT)
+        add_artifacts(parser)
+
+    return add_options
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from finsent.results.runs import find_runs
+    from finsent.verification import verify
+
+    artifacts = artifacts_to_read(options.artifacts)
+    problems = verify(artifacts)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} problems in {artifacts}", file=sys.stderr)
+        return 1
+    print(f"{len(find_runs(artifacts))} runs verified in {artifacts}")
+    return 0
+
+
+def _latency(options: argparse.Namespace) -> int:
+    from finsent.models.backbones import default_device
+    from finsent.results.runs import find_runs
+    from finsent.serving.retiming import retime
+
+    artifacts = artifacts_to_read(options.artifacts)
+    for line in retime(find_runs(artifacts), default_device()):
+        print(line)
+    rebuild_index(artifacts)
+    return 0
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    artifacts = artifacts_to_read(options.artifacts)
+    rebuild_index(artifacts)
+    print(f"wrote {artifacts / 'leaderboard.json'}")
+    return 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from finsent.plots.png_figures import make_figures
+    from finsent.results import manifest
+
+    artifacts = artifacts_to_read(options.artifacts)
+    folder = artifacts / "figures"
+    for path in make_figures(artifacts):
+        print(f"wrote {path}")
+    charts = sorted(
+        artifacts.glob("*/*/dendritic/seed-*/PAI.png"),
+        key=lambda path: ("allagree" not in path.parts, path),
+    )
+    if charts:
+        shutil.copyfile(charts[0], folder / "PAI.png")
+        print(f"wrote {folder / 'PAI.png'} (drawn by PerforatedAI for {charts[0].parent})")
+    else:
+        print("no dendritic run has a PAI.png; train one first", file=sys.stderr)
+    manifest.write_manifest(artifacts)
+    return 0 if charts else 1
+
+
+add_verify = _adder(_verify)
+add_latency = _adder(_latency)
+add_leaderboard = _adder(_leaderboard)
+add_figures = _adder(_figures)

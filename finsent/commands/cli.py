@@ -1,0 +1,89 @@
+"""finsent app | train | score | verify | latency | leaderboard | figures | study
+
+`python -m finsent` is the same; `app.py` and `train_models.py` are short cuts from a checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import finsent
+from finsent.commands import app, artifacts, score, study, train
+from finsent.machine.errors import message_for_user
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells give it."""
+
+Adder = Callable[[argparse.ArgumentParser], None]
+"""Gives a command its options and sets `run`, which takes them and returns the exit status."""
+
+COMMANDS: Mapping[str, tuple[str, Adder]] = MappingProxyType(
+    {
+        "app": ("serve the page", app.add_options),
+        "train": ("train arms and write their artifacts", train.add_options),
+        "score": ("score a column of a CSV file", score.add_options),
+        "verify": (
+            "re-read every artifact and recompute its numbers",
+            artifacts.add_verify,
+        ),
+        "latency": (
+            "time all arms of every seed side by side, as the app serves them",
+            artifacts.add_latency,
+        ),
+        "leaderboard": (
+            "rebuild leaderboard.json and the checksums from the runs",
+            artifacts.add_leaderboard,
+        ),
+        "figures": ("draw the figures from the runs", artifacts.add_figures),
+        "study": ("many runs over folds, seeds and regimes", study.add_options),
+    }
+)
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str = "finsent",
+    commands: Iterable[str] = COMMANDS,
+    description: str | None = "A fair benchmark of dendrites on financial sentiment.",
+) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The command and its options; None reads them from sys.argv.
+        program: The name that help and errors give.
+        commands: Which of COMMANDS there are.
+        description: What the help begins with.
+
+    Returns:
+        The exit status: 0, 1 after an error that its user can mend, 130 after an interrupt.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"finsent {finsent.__version__}")
+    names = list(commands)
+    known = parser.add_subparsers(required=True, metavar="{" + ",".join(names) + "}")
+    for name in names:
+        what, add_options = COMMANDS[name]
+        add_options(known.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}."))
+    return execute(parser.parse_args(arguments))
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Runs the command that was parsed; returns the exit status, as `main` does."""
+    try:
+        status: int = options.run(options)
+        return status
+    except KeyboardInterrupt:
+        print(options.when_interrupted, file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1

