@@ -30,7 +30,7 @@ train: $(VENV)/app.stamp
 figures leaderboard verify: $(VENV)/app.stamp
 	$(BIN)/python train_models.py $@
 
-# The results table in README.md, from artifacts/leaderboard.json.
+# The results tables in README.md and docs/results.md, from artifacts/leaderboard.json.
 readme: $(VENV)/app.stamp
 	$(BIN)/python -m finsent.reports.readme
 
@@ -45,12 +45,12 @@ check: $(VENV)/dev.stamp
 
 test: check
 	@command -v chromium > /dev/null || sh tests/install_chromium.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=20 --cov --cov-report=term
 	$(BIN)/python train_models.py verify
 
 # What can be waited for after every change: no browsers, clusters or trainers of their own.
 quick: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --durations=20
 
 # Every tab of the app, light and dark, at 1440 and 390 pixels, into screenshots/.
 screenshots: $(VENV)/dev.stamp

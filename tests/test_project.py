@@ -230,11 +230,52 @@ def test_the_space_gets_the_gradio_that_was_tested() -> None:
     assert settings["app_file"] == "app.py"
 
 
-def test_the_readme_shows_the_leaderboard() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_results(text, read_json(ARTIFACTS / "leaderboard.json")) == text
+@pytest.mark.parametrize("name", readme.PAGES)
+def test_a_page_shows_the_leaderboard(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    board = read_json(ARTIFACTS / "leaderboard.json")
+    assert readme.with_results(text, board, readme.PAGES[name]) == text
     with pytest.raises(ValueError, match="needs the lines"):
-        readme.with_results("no markers", {"arms": [], "comparisons": []})
+        readme.with_results("no markers", {"arms": [], "comparisons": []}, readme.PAGES[name])
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+PAGES = sorted(
+    p
+    for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    if p.name not in ("LOG.md", "CHANGELOG.md")  # history names what stood there at the time
+)
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
+def test_paths_and_links_of_a_page_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = {link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)}
+    missing_links = {
+        link
+        for link in links
+        if link and "://" not in link and not (document.parent / link).exists()
+    }
+    assert missing_links == set()
+    paths = set(re.findall(r"\b(?:finsent|tests|bench)/[\w./-]*\w", text))
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+    modules = set(re.findall(r"`(finsent(?:\.\w+)+)[`(]", text))
+    assert {name for name in modules if not importable(name)} == set()
+
+
+def importable(name: str) -> bool:
+    """Whether a dotted name is a module, or what a module defines, found without importing it."""
+    path = ROOT / Path(*name.split("."))
+    if path.is_dir() or path.with_suffix(".py").is_file():
+        return True
+    module = path.parent.with_suffix(".py")
+    last = re.escape(path.name)
+    return module.is_file() and bool(
+        re.search(rf"^(?:def |class |){last}\b", module.read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 def test_the_committed_artifacts_verify_and_are_complete() -> None:

@@ -1,6 +1,6 @@
-"""The results table of README.md, generated from artifacts/leaderboard.json.
+"""The results tables of README.md and docs/results.md, generated from artifacts/leaderboard.json.
 
-python -m finsent.reports.readme rewrites it; a test fails when README and artifacts differ.
+python -m finsent.reports.readme rewrites them; a test fails when a page and the artifacts differ.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from finsent.machine.files import ROOT
+from finsent.machine.places import checkout
 from finsent.results.runs import read_json
 from finsent.results.text import render
 
@@ -18,8 +19,21 @@ BEGIN = "<!-- results: begin (made by `make readme`) -->"
 END = "<!-- results: end -->"
 
 
-def results_markdown(board: Mapping[str, Any]) -> str:
-    """A table of arms with 95 % intervals and a sentence for each pair, by data set."""
+SHOWN = ("allagree", "50agree")
+"""Data sets in README.md; docs/results.md has all of them."""
+PAGES: Mapping[str, str] = MappingProxyType(
+    {"README.md": "readme.md.j2", "docs/results.md": "results.md.j2"}
+)
+"""Page, relative to the checkout -> the template of what stands between its markers."""
+
+
+def results_markdown(board: Mapping[str, Any], template: str) -> str:
+    """A table of arms with 95 % intervals, by data set.
+
+    Args:
+        board: Content of leaderboard.json.
+        template: Name of a template in PAGES.
+    """
     arms = [
         {
             **arm,
@@ -27,27 +41,37 @@ def results_markdown(board: Mapping[str, Any]) -> str:
         }
         for arm in board["arms"]
     ]
-    text = render("finsent.reports", "readme.md.j2", arms=arms, comparisons=board["comparisons"])
-    return text.rstrip("\n")
+    values = {"arms": arms, "comparisons": board["comparisons"], "shown": SHOWN}
+    return render("finsent.reports", template, **values).rstrip("\n")
 
 
-def with_results(readme: str, board: Mapping[str, Any]) -> str:
-    """The README with a fresh table between its markers. ValueError when it has none."""
-    head, begin, rest = readme.partition(BEGIN)
+def with_results(page: str, board: Mapping[str, Any], template: str) -> str:
+    """The page with a fresh table between its markers.
+
+    Raises:
+        ValueError: The page has no markers.
+    """
+    head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md needs the lines {BEGIN!r} and {END!r} around the results")
-    return f"{head}{BEGIN}\n{results_markdown(board)}\n{END}{tail}"
+        raise ValueError(f"the page needs the lines {BEGIN!r} and {END!r} around the results")
+    return f"{head}{BEGIN}\n{results_markdown(board, template)}\n{END}{tail}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite README.md in place."""
+    """Rewrites the pages of this checkout in place; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m finsent.reports.readme", description=__doc__)
     parser.parse_args(arguments)
-    path = ROOT / "README.md"
-    board = read_json(ROOT / "artifacts" / "leaderboard.json")
-    path.write_text(with_results(path.read_text(encoding="utf-8"), board), encoding="utf-8")
-    print("README.md is up to date with artifacts/leaderboard.json")
+    root = checkout()
+    if root is None:
+        parser.error("the pages are part of a checkout, and finsent is installed without one")
+    board = read_json(root / "artifacts" / "leaderboard.json")
+    for name, template in PAGES.items():
+        path = root / name
+        path.write_text(
+            with_results(path.read_text(encoding="utf-8"), board, template), encoding="utf-8"
+        )
+        print(f"{name} is up to date with artifacts/leaderboard.json")
     return 0
 
 
