@@ -22,10 +22,10 @@ def _adder(run: Run) -> Callable[[argparse.ArgumentParser], None]:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    artifacts = artifacts_to_read(options.artifacts)
     from finsent.results.runs import find_runs
     from finsent.verification import verify
 
-    artifacts = artifacts_to_read(options.artifacts)
     problems = verify(artifacts)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -37,11 +37,11 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _latency(options: argparse.Namespace) -> int:
+    artifacts = artifacts_to_read(options.artifacts)
     from finsent.models.backbones import default_device
     from finsent.results.runs import find_runs
     from finsent.serving.retiming import retime
 
-    artifacts = artifacts_to_read(options.artifacts)
     for line in retime(find_runs(artifacts), default_device()):
         print(line)
     rebuild_index(artifacts)
@@ -56,10 +56,10 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 
 def _figures(options: argparse.Namespace) -> int:
+    artifacts = artifacts_to_read(options.artifacts)
     from finsent.plots.png_figures import make_figures
     from finsent.results import manifest
 
-    artifacts = artifacts_to_read(options.artifacts)
     folder = artifacts / "figures"
     for path in make_figures(artifacts):
         print(f"wrote {path}")
