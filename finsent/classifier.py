@@ -57,11 +57,31 @@ class Classifier:
         return self._comparer.label_names
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Probabilities (n, classes), columns as `label_names`. A text too long for the model is
-        cut."""
+        """Class probabilities; a text that is too long for the model is cut.
+
+        Args:
+            texts: n texts, none of them empty.
+
+        Returns:
+            Probabilities (n, classes), columns as `label_names`; rows sum to 1. They are not
+            calibrated.
+
+        Raises:
+            InputError: A text is empty.
+        """
         return self._comparer.predict_proba(texts, self.arm)
 
     def predict_document_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """As `predict_proba`, but long texts are read whole: see
-        `Comparer.predict_document_proba`."""
+        """Class probabilities of texts that are read whole, however long they are.
+
+        Args:
+            texts: n texts; a long one is cut into windows of whole sentences, whose answers are
+                averaged by tokens (`Comparer.predict_document_proba`).
+
+        Returns:
+            Probabilities (n, classes), columns as `label_names`; rows sum to 1.
+
+        Raises:
+            InputError: A text is empty.
+        """
         return self._comparer.predict_document_proba(texts, self.arm)

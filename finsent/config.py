@@ -172,8 +172,11 @@ def default_placement(adapt: str) -> tuple[str, ...]:
 
 
 def latest_growth(epochs: int) -> int:
-    """Value of DendriteConfig.grow_by that leaves dendrites the second half of a run, also where
-    validation never plateaus."""
+    """Value of DendriteConfig.grow_by that leaves dendrites the second half of a run.
+
+    Args:
+        epochs: Length of the run; its validation score need not plateau.
+    """
     return max(0, epochs // 2 - 1)
 
 

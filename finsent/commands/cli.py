@@ -1,4 +1,4 @@
-"""finsent app | train | score | verify | latency | leaderboard | figures | study
+"""The command finsent: app, train, score, verify, latency, leaderboard, figures, study.
 
 `python -m finsent` is the same; `app.py` and `train_models.py` are short cuts from a checkout.
 """

@@ -98,13 +98,19 @@ def recipe_config(backbone: str, dataset: str, device: str, *, bf16: bool) -> Tr
         dataset=dataset,
         precision=recipe.precision,
         autocast=bf16,
-        lora=LoraConfig(last_layers=recipe.last_layers),
+        lora=LoraConfig(
+            r=recipe.lora_r,
+            alpha=recipe.lora_alpha,
+            target_modules=recipe.target_modules,
+            last_layers=recipe.last_layers,
+        ),
         depth=recipe.depth,
         pooling=recipe.pooling,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         label_smoothing=recipe.label_smoothing,
+        class_weight_power=recipe.class_weight_power,
         prompt_suffix=cue(recipe, dataset),
     )
 

@@ -1,4 +1,4 @@
-"""finsent score in.csv --column headline --out out.csv"""
+"""finsent score in.csv --column headline --out out.csv: a label for each row of a file."""
 
 from __future__ import annotations
 

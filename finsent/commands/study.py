@@ -42,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", help="a study of finsent/study/plans.py, or 'classical'")
     add("--select", action="store_true", help="choose settings on validation; nothing is tested")
+    add(
+        "--summarize",
+        action="store_true",
+        help="only write the study's summary.json again, from the runs that are there",
+    )
     add_artifacts(parser, "--out")
     add_data(parser)
     add_resources(parser)
@@ -74,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
     from finsent.study.rows import StudyError
     from finsent.study.summary import write_summary
 
+    if options.select and options.summarize:
+        raise StudyError("--select chooses settings and --summarize counts runs: leave one out")
     for module in NEEDED:
         if (problem := missing(module)) is not None:
             raise StudyError(f"studies: {problem}")
@@ -83,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     if options.select:
         print(f"wrote {_select(study, options, artifacts)}")
         return 0
-    failed = _run(study, options, artifacts)
+    failed = [] if options.summarize else _run(study, options, artifacts)
     print(f"wrote {write_summary(folder)}")
     manifest.write_manifest(artifacts)
     if failed:

@@ -19,6 +19,7 @@ from finsent.commands.options import (
 )
 from finsent.config import (
     ACTIVATIONS,
+    ADAPTATIONS,
     ADAPTER_PRECISIONS,
     ARMS,
     CANDIDATES,
@@ -27,6 +28,8 @@ from finsent.config import (
     POOLINGS,
     PRECISIONS,
     RESTART_RULES,
+    SCHEDULES,
+    STORED_PRECISIONS,
     STUDY_ARMS,
 )
 from finsent.machine.places import artifacts_to_write, checkout
@@ -77,9 +80,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="bf16 autocast in training steps (default: where the device computes bf16)",
     )
     add("--last-layers", type=_layers, default="preset", help="adapt the last N blocks, or 'all'")
-    add("--lora-r", type=int, default=8)
-    add("--lora-alpha", type=float, default=16.0)
-    add("--target-modules", nargs="+", default=["q_proj", "v_proj"], metavar="NAME")
+    add("--adapt", choices=ADAPTATIONS, help="low-rank maps, or whole weights (lora)")
+    add("--stored", choices=STORED_PRECISIONS, help="precision of the adapter file (fp16)")
+    add("--lora-r", type=int, help="rank; default of this and the next two: the preset's")
+    add("--lora-alpha", type=float)
+    add("--target-modules", nargs="+", metavar="NAME", help="maps of a block that are adapted")
     add("--depth", type=_layers, default="preset", help="use the first D blocks, or 'all'")
     add("--pooling", choices=POOLINGS, help="what the head reads; default: the preset's")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
@@ -99,12 +104,15 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int)
     add("--learning-rate", type=float)
     add("--label-smoothing", type=float, help="default: the preset's")
+    add("--schedule", choices=SCHEDULES, help="decay of the learning rate (linear)")
+    add("--layer-decay", type=float, help="learning rate of a block to that above it (1)")
+    add("--class-weight-power", type=float, help="1: inverse frequency, 0.5: its root")
     add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
 
 
 def _add_growth(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
+    add("--placement", nargs="+", choices=PLACEMENTS, help="default: all that adapt has")
     add("--activation", choices=ACTIVATIONS, default="relu")
     add("--max-dendrites", type=int, default=1)
     add("--patience", type=int, default=2, help="epochs without improvement before growth")
@@ -178,7 +186,7 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
     base = _base(options, device)
     return Plan(
         base=base,
-        dendrites=_dendrites(options, base.epochs),
+        dendrites=_dendrites(options, base),
         arms=tuple(options.arms),
         seeds=tuple(dict.fromkeys(options.seeds)),
         artifacts=artifacts_to_write(options.artifacts).absolute(),
@@ -207,7 +215,8 @@ def _base(options: argparse.Namespace, device: torch.device) -> TrainConfig:
         name: getattr(options, name)
         for name in (
             "precision", "autocast", "pooling", "epochs", "batch_size", "learning_rate",
-            "label_smoothing", "prompt_suffix",
+            "label_smoothing", "prompt_suffix", "adapt", "stored", "schedule", "layer_decay",
+            "class_weight_power",
         )
         if getattr(options, name) is not None
     }  # fmt: skip
@@ -215,9 +224,9 @@ def _base(options: argparse.Namespace, device: torch.device) -> TrainConfig:
         recipe,
         adapter_precision=options.adapter_precision,
         lora=LoraConfig(
-            r=options.lora_r,
-            alpha=options.lora_alpha,
-            target_modules=tuple(options.target_modules),
+            r=recipe.lora.r if options.lora_r is None else options.lora_r,
+            alpha=recipe.lora.alpha if options.lora_alpha is None else options.lora_alpha,
+            target_modules=tuple(options.target_modules or recipe.lora.target_modules),
             last_layers=_or_preset(options.last_layers, recipe.lora.last_layers),
         ),
         depth=_or_preset(options.depth, recipe.depth),
@@ -229,18 +238,23 @@ def _base(options: argparse.Namespace, device: torch.device) -> TrainConfig:
     )
 
 
-def _dendrites(options: argparse.Namespace, epochs: int) -> DendriteConfig:
+def _dendrites(options: argparse.Namespace, base: TrainConfig) -> DendriteConfig:
     from finsent.config import DendriteConfig, latest_growth
 
     return DendriteConfig(
-        placement=tuple(options.placement),
+        placement=tuple(options.placement or _placements(base.adapt)),
         activation=options.activation,
         max_dendrites=options.max_dendrites,
         patience=options.patience,
-        grow_by=latest_growth(epochs) if options.grow_by is None else options.grow_by,
+        grow_by=latest_growth(base.epochs) if options.grow_by is None else options.grow_by,
         init_scale=options.init_scale,
         candidates=options.candidates,
         learning_rate_factor=options.growth_learning_rate_factor,
         restart=options.restart,
         prune=options.prune,
     )
+
+
+def _placements(adapt: str) -> tuple[str, ...]:
+    """Where dendrites grow unless something else is asked for."""
+    return PLACEMENTS if adapt == "lora" else ("score",)

@@ -85,8 +85,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """Ascending indices into Dataset.examples. The three parts do not overlap. They cover a data
-    set of one source; of several, sentences that would give another part away are in none."""
+    """Ascending indices into Dataset.examples, in three parts that do not overlap.
+
+    They cover a data set of one source; of several, sentences that would give another part away are
+    in none.
+    """
 
     train: tuple[int, ...]
     validation: tuple[int, ...]
@@ -356,8 +359,11 @@ def load_dataset(
 def _groups_across(
     records: Sequence[Record], own: np.ndarray, sources: Sequence[str]
 ) -> np.ndarray:
-    """Groups (n,) over all sources: those of each source, and twins and copies wherever they are
-    once web addresses and cashtags are gone, which a text has in one source and not in another."""
+    """Groups (n,) over all sources.
+
+    They join those of each source, and twins and copies wherever they are once web addresses and
+    cashtags are gone, which a text has in one source and not in another.
+    """
     twins = twin_groups([news.compared(record.text) for record in records])
     kin = []
     for record, group, source in zip(records, own.tolist(), sources, strict=True):
@@ -407,10 +413,17 @@ def make_split(dataset: Dataset, seed: int) -> Split:
 def apart(
     groups: np.ndarray, train: np.ndarray, validation: np.ndarray, unseen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The training and validation rows without those that share a group with an unseen row, and
-    the training rows without those that share one with a validation row that is left.
+    """Takes out of training and validation what would give a later part away.
 
-    groups: (n,); the others are row numbers.
+    Args:
+        groups: Group (n,) of every row of the data set.
+        train: Row numbers.
+        validation: Row numbers.
+        unseen: Row numbers of the test part, and of whatever else must stay unseen.
+
+    Returns:
+        The training rows without those that share a group with an unseen row or with a validation
+        row that is left, and the validation rows without those that share one with an unseen row.
     """
     validation = validation[~np.isin(groups[validation], groups[unseen])]
     seen_later = np.concatenate([groups[unseen], groups[validation]])

@@ -52,9 +52,9 @@ def prepare() -> None:
 
 
 def on_gpu(function: F, *, seconds: Callable[..., int]) -> F:
-    """`function`, run with a GPU that is lent for at most `seconds(*its arguments)`. Elsewhere,
-    itself.
+    """The function, run with a GPU that is lent for at most `seconds(*its arguments)`.
 
+    Where no GPUs are lent it is the function itself.
     It runs in a forked process: arguments and result must pickle. That process may be used again
     for a later call or not, so what the function keeps may be lost, and may also be found again.
     """

@@ -21,8 +21,9 @@ def search_path(environment: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def published(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to. It takes the place of `path` when the block ends, so that
-    readers see the old file or the new, never half; it is gone when the block fails.
+    """A file beside `path` to write to, which takes the place of `path` when the block ends.
+
+    Readers see the old file or the new, never half; the new one is gone when the block fails.
 
     Several processes may publish the same file at once: the last one stays.
     """

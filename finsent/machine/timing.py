@@ -135,8 +135,11 @@ class RollingWindow:
         self._lock = threading.Lock()
 
     def add(self, ms: float) -> LatencyStats:
-        """Records one call; the statistics with it. Raises ValueError for a negative or undefined
-        time."""
+        """Records one call of `ms` milliseconds; returns the statistics with it.
+
+        Raises:
+            ValueError: The time is negative or undefined.
+        """
         if not ms >= 0:
             raise ValueError(f"a call took {ms} ms; times are >= 0")
         with self._lock:

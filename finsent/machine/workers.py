@@ -183,8 +183,10 @@ class Pool:
     def run(
         self, function: Callable[[Item], Found], items: Iterable[tuple[str, Item]]
     ) -> Generator[tuple[Item, Found | WorkersError], None, None]:
-        """Call the function once on every item, as many at a time as there are slots; in the order
-        in which they end. items: with a name that stands before what a worker prints.
+        """Calls the function once on every item, as many at a time as there are slots.
+
+        Items come with a name that stands before what a worker prints, and results come in the
+        order in which they end.
 
         A worker that is killed ends its item with a WorkersError, and the others go on; what the
         function itself raises is raised here. What still runs when the caller stops is killed.

@@ -143,8 +143,17 @@ def fit_temperature(probabilities: ArrayLike, labels: Sequence[int]) -> float:
 
 
 def conformal_threshold(probabilities: ArrayLike, labels: Sequence[int], coverage: float) -> float:
-    """The ceil((n + 1) coverage)-th largest probability of a true label; 0, which every label
-    reaches, when n is too small for that many."""
+    """What the probability of a label must reach for it to be in a set.
+
+    Args:
+        probabilities: Calibrated ones (n, classes).
+        labels: True classes (n,).
+        coverage: Share of sets that are to hold the true label, such as 0.9.
+
+    Returns:
+        The ceil((n + 1) coverage)-th largest probability of a true label; 0, which every label
+        reaches, when n is too small for that many.
+    """
     p = np.asarray(probabilities, dtype=np.float64)
     own = np.sort(p[np.arange(len(labels)), list(labels)])[::-1]
     rank = math.ceil((len(own) + 1) * coverage)
@@ -152,8 +161,12 @@ def conformal_threshold(probabilities: ArrayLike, labels: Sequence[int], coverag
 
 
 def set_in_words(names: Sequence[str], classes: int) -> str:
-    """The labels of a set, likeliest first, as a person would say it. classes: how many there are
-    to choose from; a set of all of them tells nothing."""
+    """The labels of a set as a person would say it.
+
+    Args:
+        names: Labels in the set, likeliest first.
+        classes: How many there are to choose from; a set of all of them tells nothing.
+    """
     if not names:
         return "none: no label is probable enough"
     if len(names) == 1:

@@ -48,7 +48,8 @@ class Catalog:
     ) -> Catalog:
         """The runs and the board below `root`, beside the studies read by whoever knows them.
 
-        Raises ArtifactError when a finished run or the leaderboard is damaged."""
+        Raises ArtifactError when a finished run or the leaderboard is damaged.
+        """
         root = Path(root)
         board = root / "leaderboard.json"
         return cls(
@@ -119,10 +120,12 @@ class Catalog:
         )
 
     def calibrations(self, selection: Selection) -> dict[str, Calibration | None]:
-        """Arm -> calibration. None for all arms when one has none: raw and calibrated
-        probabilities must not be compared.
+        """Arm -> calibration; None for all arms when one has none.
 
-        Raises ArtifactError when a file they are fitted on is damaged.
+        Raw and calibrated probabilities must not be compared.
+
+        Raises:
+            ArtifactError: A file that they are fitted on is damaged.
         """
         found = {}
         for arm in selection.arms:

@@ -256,9 +256,11 @@ def _per_class(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _per_source(runs: Sequence[Run]) -> dict[str, Any]:
-    """`per_source`, where the data set is made of several: mean over seeds of each source's
-    scores, their standard deviation, and n summed over seeds. A seed without a source's scores is
-    not averaged over: that source then has none."""
+    """`per_source`, where the data set is made of several.
+
+    It holds the mean over seeds of each source's scores, their standard deviation, and n summed
+    over seeds. A seed without a source's scores is not averaged over: that source then has none.
+    """
     tables = [run.metrics[PER_SOURCE] for run in runs if PER_SOURCE in run.metrics]
     if not tables or len(tables) < len(runs):
         return {}
@@ -335,8 +337,10 @@ def _compare_all(runs: Sequence[Run], predicted: Predicted) -> list[Comparison]:
 
 
 def _ranked(arms: list[dict[str, Any]], pairs: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Adds rank and tie_group. An arm never tested against a leader is not shown to be worse, so
-    it stays in the leader's group."""
+    """Adds rank and tie_group.
+
+    An arm never tested against a leader is not shown to be worse: it stays in the leader's group.
+    """
     told_apart = {frozenset((pair.a, pair.b)) for pair in pairs if pair.outcome != "tied"}
     waiting = sorted(arms, key=lambda arm: (-arm["mean"]["accuracy"], arm["mean"]["nll"]))
     ranked: list[dict[str, Any]] = []

@@ -38,8 +38,7 @@ def sha256_file(path: Path) -> str:
 
 
 def files_below(root: Path) -> list[str]:
-    """POSIX paths, relative to root and sorted, of every file but the manifest and unfinished
-    work."""
+    """POSIX paths, relative to root and sorted, without the manifest and unfinished work."""
     paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
     return sorted(
         path.as_posix()

@@ -116,9 +116,18 @@ def source_scores(dataset: str, predictions: Predictions) -> dict[str, dict[str,
 def expected_calibration_error(
     labels: ArrayLike, probabilities: ArrayLike, *, bins: int = ECE_BINS
 ) -> float:
-    """ECE = sum_b (n_b / n) |accuracy_b - confidence_b| over equal-width bins of the top
-    probability, bin b = ((b - 1) / bins, b / bins] (Naeini et al. 2015; Guo et al. 2017,
-    arXiv:1706.04599, equation 3).
+    """Expected calibration error, sum_b (n_b / n) |accuracy_b - confidence_b|.
+
+    Bins are of equal width in the top probability, bin b = ((b - 1) / bins, b / bins] (Naeini et
+    al. 2015; Guo et al. 2017, arXiv:1706.04599, equation 3).
+
+    Args:
+        labels: True classes (n,).
+        probabilities: (n, classes), rows sum to 1.
+        bins: How many.
+
+    Raises:
+        EvaluationError: Shapes do not fit, or a row is no distribution.
     """
     y, p = _checked(labels, probabilities)
     confidence = p.max(axis=1)
@@ -168,13 +177,16 @@ def confidence_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """95 % percentile bootstrap intervals {metric: [low, high]} of accuracy, macro_f1,
-    weighted_f1 and nll.
+    """95 % percentile bootstrap intervals of accuracy, macro_f1, weighted_f1 and nll.
 
-    groups: (n,) anything hashable; examples of one group are drawn together (a cluster
-    bootstrap), for examples that are not independent. None: every example for itself.
+    Examples of one group are drawn together (a cluster bootstrap), for examples that are not
+    independent; `groups` is (n,) of anything hashable, and None draws every example for itself.
 
-    Raises EvaluationError as `score` does, or when groups is not one per example.
+    Returns:
+        {metric: [low, high]}.
+
+    Raises:
+        EvaluationError: As `score` does, or groups is not one per example.
     """
     y, p = _checked(labels, probabilities)
     if groups is None:
@@ -246,8 +258,10 @@ def _uniform_indices(count: int, below: int, seed: int) -> Integers:
 
 
 def _bootstrap_weights(clusters: int, resamples: int, seed: int) -> Floats:
-    """How often each resample draws each cluster, shape (resamples, clusters); rows sum to
-    `clusters`."""
+    """How often each resample draws each cluster, shape (resamples, clusters).
+
+    Rows sum to `clusters`.
+    """
     drawn = _uniform_indices(resamples * clusters, clusters, seed)
     row = np.repeat(np.arange(resamples), clusters)
     counts = np.bincount(row * clusters + drawn, minlength=resamples * clusters)
@@ -286,6 +300,7 @@ def _seed_mean_metrics(weights: Floats, table: Floats, *, k: int) -> dict[str, F
 
 
 def interval(draws: Floats) -> list[float]:
+    """[low, high] of the middle 95 % of bootstrap draws (resamples,), without undefined ones."""
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return [float(low), float(high)]
 
@@ -298,6 +313,11 @@ def cluster_numbers(ids_per_run: Sequence[Sequence[str]]) -> list[Integers]:
 
 
 def pooled(runs: Sequence[Predictions], resamples: int, seed: int) -> dict[str, Floats]:
+    """Metric -> bootstrap draws (resamples,) of its mean over runs, clustered by example id.
+
+    Raises:
+        EvaluationError: There is no run, or their label names differ.
+    """
     if not runs:
         raise EvaluationError("no runs to pool; give at least one")
     if len({run.label_names for run in runs}) > 1:

@@ -22,6 +22,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
+    """Versions of Python and of PACKAGES, without those that are not installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -152,6 +152,7 @@ class Run:
 
     @property
     def label_names(self) -> tuple[str, ...]:
+        """Classes in the order of every probability column."""
         return tuple(self.config["label_names"])
 
     def read_predictions(self) -> Predictions:
@@ -194,8 +195,10 @@ def arm_of(train_config: Mapping[str, Any]) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """Every float in nested mappings and lists to SIGNIFICANT_DIGITS: sums may differ in the last
-    bit between processors, and a file that is computed again must not."""
+    """Rounds every float in nested mappings and lists to SIGNIFICANT_DIGITS.
+
+    Sums may differ in the last bit between processors, and a file that is computed again must not.
+    """
     if isinstance(value, float):
         return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
     if isinstance(value, Mapping):

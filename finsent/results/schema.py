@@ -1,5 +1,7 @@
-"""The schema of a run folder: which keys each file has, and strict reading with errors that name
-the file, the value and the mend. Standard library only."""
+"""The schema of a run folder: which keys each file has, read strictly.
+
+Errors name the file, the value and the mend. Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -114,6 +116,7 @@ RESTORE = "restore the file from version control or train the run again"
 
 
 def read_text(path: Path) -> str:
+    """Content of a UTF-8 file. Raises ArtifactError when it is missing or cannot be read."""
     try:
         return path.read_bytes().decode()
     except FileNotFoundError as error:
@@ -123,6 +126,12 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
+    """Value of a JSON text; `where` is what errors name.
+
+    Raises:
+        ArtifactError: It is not JSON, or holds NaN or an infinity, which JSON does not know.
+    """
+
     def refuse(constant: str) -> None:
         raise ArtifactError(f"{where}: holds {constant}, which JSON does not know; {RESTORE}")
 
@@ -147,6 +156,7 @@ def _check_keys(value: Any, keys: Mapping[str, tuple[type, ...]], where: str) ->
 
 
 def check_config(config: Any, path: Path) -> None:
+    """Raises ArtifactError unless `config`, read from `path`, has the keys of a config.json."""
     _check_keys(config, CONFIG_KEYS, str(path))
     _check_keys(config["config"], TRAIN_CONFIG_KEYS, f"{path}, config")
     treatment = config["config"]["treatment"]
@@ -155,6 +165,7 @@ def check_config(config: Any, path: Path) -> None:
 
 
 def check_metrics(metrics: Any, path: Path) -> None:
+    """Raises ArtifactError unless `metrics`, read from `path`, has the keys of a metrics.json."""
     _check_keys(metrics, METRIC_KEYS, str(path))
     _check_keys(metrics["validation"], VALIDATION_KEYS, f"{path}, validation")
     if PER_SOURCE in metrics:
@@ -169,6 +180,7 @@ def check_metrics(metrics: Any, path: Path) -> None:
 
 
 def check_history(history: Iterable[Any], path: Path) -> None:
+    """Raises ArtifactError unless the epochs of a history.jsonl are whole and in order."""
     lines = list(history)
     if not lines:
         raise ArtifactError(f"{path}: no epochs; train the run again")
