@@ -148,7 +148,7 @@ def test_mcp_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRADIO_MCP_SERVER", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert mcp_wanted(False) is False
-    with pytest.raises(ServiceError, match=r"pip install 'gradio\[mcp\]'"):
+    with pytest.raises(ServiceError, match=r"pip install 'gradio\[mcp\]"):
         mcp_wanted(True)
     monkeypatch.setenv("GRADIO_MCP_SERVER", "True")
     with pytest.raises(ServiceError, match="needs mcp"):
