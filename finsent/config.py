@@ -78,9 +78,11 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class DendriteConfig:
-    """How dendrites grow: y = W x + sum_i t_i * act(V_i x + sum_{j<i} d_ij * o_j), as PerforatedAI
-    adds them and gradient descent trains them. Not the library's own settings: both stand in
-    finsent.growth.settings."""
+    """How dendrites grow: y = W x + sum_i t_i * act(V_i x + sum_{j<i} d_ij * o_j).
+
+    PerforatedAI adds them and gradient descent trains them. These are not the library's own
+    settings: both stand in finsent.growth.settings.
+    """
 
     placement: tuple[str, ...] = ("lora_B", "score")
     """Which maps may grow dendrites: every LoRA B matrix, whose dendrites read A x; every adapted

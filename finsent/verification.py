@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,8 @@ def _growth_problems(run: Run) -> Iterator[str]:
 
 def _selection_problems(run: Run) -> Iterator[str]:
     """The selected state must be an epoch of the history, with that epoch's scores, and the best
-    by validation NLL among the epochs with as many dendrites."""
+    by validation NLL among the epochs that may be selected: those with as many dendrites and,
+    where a control restarts as a dendritic run does, those after its first restart."""
     path = run.folder / "metrics.json"
     metrics, history = run.metrics, run.history
     if metrics["epochs"] != len(history):
@@ -215,7 +216,12 @@ def _selection_problems(run: Run) -> Iterator[str]:
         yield f"{path}: best_epoch {metrics['best_epoch']} is not in history.jsonl"
         return
     line = history[metrics["best_epoch"]]
-    alike = [other for other in history if bool(other["dendrites"]) == bool(metrics["dendrites"])]
+    first = _first_selectable(run.config["config"]["treatment"])
+    alike = [
+        other
+        for other in history
+        if bool(other["dendrites"]) == bool(metrics["dendrites"]) and other["epoch"] >= first
+    ]
     lowest = min(alike, key=lambda other: other["val_loss"], default=line)
     if lowest["val_loss"] < line["val_loss"]:
         yield (
@@ -230,6 +236,14 @@ def _selection_problems(run: Run) -> Iterator[str]:
     ):
         if not math.isclose(stored, fresh, rel_tol=RELATIVE_TOLERANCE):
             yield f"{path}: {name} is {stored!r}, history.jsonl has {fresh!r} at best_epoch"
+
+
+def _first_selectable(treatment: Mapping[str, Any] | None) -> int:
+    """The first epoch whose state a control may keep: after its first restart, unless it prunes."""
+    restarts = treatment or {}
+    restarts = restarts.get("restarts") or restarts
+    epochs = restarts.get("epochs") or ()
+    return min(epochs) + 1 if epochs and not restarts["prune"] else 0
 
 
 def _fairness_problems(runs: list[Run]) -> Iterator[str]:

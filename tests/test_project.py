@@ -299,7 +299,7 @@ def test_the_committed_artifacts_are_complete() -> None:
         return sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
 
     assert size(ARTIFACTS / "smollm2-135m" / d for d in ("allagree", "50agree")) <= 40e6
-    assert size([ARTIFACTS]) <= 64e6  # a clone is what everybody waits for
+    assert size([ARTIFACTS]) <= 100e6  # a clone is what everybody waits for
 
 
 @pytest.mark.slow

@@ -107,6 +107,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=SCHEDULES, help="decay of the learning rate (linear)")
     add("--layer-decay", type=float, help="learning rate of a block to that above it (1)")
     add("--class-weight-power", type=float, help="1: inverse frequency, 0.5: its root")
+    add("--views", type=int, help="other ways in which training texts are written (0)")
     add("--prompt-suffix", help="ends every text; default: the data set's, if the preset has one")
 
 
@@ -217,6 +218,7 @@ def _base(options: argparse.Namespace, device: torch.device) -> TrainConfig:
             "precision", "autocast", "pooling", "epochs", "batch_size", "learning_rate",
             "label_smoothing", "prompt_suffix", "adapt", "stored", "schedule", "layer_decay",
             "class_weight_power",
+            "views",
         )
         if getattr(options, name) is not None
     }  # fmt: skip
@@ -239,10 +241,10 @@ def _base(options: argparse.Namespace, device: torch.device) -> TrainConfig:
 
 
 def _dendrites(options: argparse.Namespace, base: TrainConfig) -> DendriteConfig:
-    from finsent.config import DendriteConfig, latest_growth
+    from finsent.config import DendriteConfig, default_placement, latest_growth
 
     return DendriteConfig(
-        placement=tuple(options.placement or _placements(base.adapt)),
+        placement=tuple(options.placement or default_placement(base.adapt)),
         activation=options.activation,
         max_dendrites=options.max_dendrites,
         patience=options.patience,
@@ -253,8 +255,3 @@ def _dendrites(options: argparse.Namespace, base: TrainConfig) -> DendriteConfig
         restart=options.restart,
         prune=options.prune,
     )
-
-
-def _placements(adapt: str) -> tuple[str, ...]:
-    """Where dendrites grow unless something else is asked for."""
-    return PLACEMENTS if adapt == "lora" else ("score",)

@@ -65,8 +65,10 @@ def on_gpu(function: F, *, seconds: Callable[..., int]) -> F:
 
 
 def use_deterministic_kernels(device: torch.device) -> None:
-    """Same seed, same device, same numbers. Call before anything runs on the device: cuBLAS reads
-    the variable once."""
+    """Same seed, same device, same numbers.
+
+    Call before anything runs on the device: cuBLAS reads the variable once.
+    """
     if device.type == "cuda":
         import torch
 
