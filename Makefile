@@ -19,7 +19,7 @@ $(VENV)/dev.stamp: $(VENV)/app.stamp requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
 	touch $@
 
-# The demo on the embedded default. The first start takes the 98 MB of weights.
+# The demo on the embedded default. The first start takes the 83 MB of weights.
 app: $(VENV)/app.stamp
 	$(BIN)/python app.py --port $(PORT)
 

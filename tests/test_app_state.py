@@ -45,7 +45,8 @@ def service_of(catalog: state.Catalog, factory: object = None) -> service_module
         (["smollm2-135m", "phi-2"], False, "smollm2-135m", "but no CUDA device"),
         (["smollm2-135m"], True, "smollm2-135m", "but no Phi-2 artifacts"),
         (["smollm2-135m"], False, "smollm2-135m", "no Phi-2 artifacts here"),
-        (["tiny-phi"], False, "tiny-phi", "no smollm2-135m runs"),
+        (["minilm-l6", "smollm2-135m"], False, "minilm-l6", "no Phi-2 artifacts here"),
+        (["tiny-phi"], False, "tiny-phi", "none of the embedded default"),
         (["phi-2"], False, "phi-2", "no CUDA device"),
     ],
 )

@@ -14,6 +14,7 @@ from playwright.sync_api import expect, sync_playwright
 from bench.screenshots import CHROMIUM, FLAGS
 from finsent.classifier import Classifier
 from finsent.data.registry import load_dataset
+from finsent.models.encoder_weights import MINILM, ensure_encoder
 from finsent.models.weights import WeightsError, ensure_embedded
 from finsent.results.calibration import calibration_of
 from finsent.results.runs import read_run
@@ -21,6 +22,7 @@ from tests.app_fixtures import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "artifacts" / "smollm2-135m" / "allagree"
+DEFAULT = ROOT / "artifacts" / "minilm-l6" / "news"
 ARMS = ("baseline", "dendritic")
 pytestmark = pytest.mark.slow
 
@@ -34,10 +36,17 @@ def embedded_weights() -> Path:
         pytest.skip(f"the embedded weights cannot be had here: {error}")
 
 
+@pytest.fixture(scope="module")
+def default_weights() -> Path:
+    """Those of the default, from the cache or, once, from the network (83 MB)."""
+    try:
+        return ensure_encoder(MINILM)
+    except WeightsError as error:
+        pytest.skip(f"MiniLM's weights cannot be had here: {error}")
+
+
 @pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
-def test_a_typed_headline_is_answered_by_both_models(
-    embedded_weights: Path, tmp_path: Path
-) -> None:
+def test_a_typed_headline_is_answered_by_both_models(default_weights: Path, tmp_path: Path) -> None:
     text = "The brewer cut its full-year profit forecast after a weak summer."
     with serving(["app.py"], tmp_path / "log") as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
@@ -53,12 +62,12 @@ def test_a_typed_headline_is_answered_by_both_models(
                 float(re.findall(r"[\d.]+", card.locator(".fs-bar", has_text=name).inner_text())[0])
                 for name in ("negative", "neutral", "positive")
             ]
-            accuracy = read_run(FOLDER / arm / "seed-0").metrics["accuracy"]
+            accuracy = read_run(DEFAULT / arm / "seed-0").metrics["accuracy"]
             expect(card).to_contain_text(re.compile(rf"{100 * accuracy:.1f}\s*%"))
         browser.close()
     for arm in ARMS:
-        expected = Classifier.from_artifacts(FOLDER, arm, 0).predict_proba([text])[0]
-        calibration = calibration_of(read_run(FOLDER / arm / "seed-0"))
+        expected = Classifier.from_artifacts(DEFAULT, arm, 0).predict_proba([text])[0]
+        calibration = calibration_of(read_run(DEFAULT / arm / "seed-0"))
         assert calibration is not None
         np.testing.assert_allclose(shown[arm], 100 * calibration.calibrate(expected), atol=0.06)
 
@@ -102,3 +111,26 @@ def test_the_committed_model_reproduces_its_stored_predictions(
     stored = np.array([predictions.probabilities[i] for i in some])
     np.testing.assert_allclose(found, stored, atol=atol)
     assert (found.argmax(axis=1) == stored.argmax(axis=1)).all()
+
+
+def test_the_default_reproduces_its_stored_predictions(
+    default_weights: Path, real_data: Path
+) -> None:
+    """An encoder trained on a GPU and stored in 8 bits, served on this CPU."""
+    texts = {e.id: e.text for e in load_dataset("news", real_data).examples}
+    for arm in ARMS:
+        predictions = read_run(DEFAULT / arm / "seed-0").read_predictions()
+        some = range(0, len(predictions), 40)
+        found = Classifier.from_artifacts(DEFAULT, arm, 0).predict_proba(
+            [texts[predictions.ids[i]] for i in some]
+        )
+        stored = np.array([predictions.probabilities[i] for i in some])
+        np.testing.assert_allclose(found, stored, atol=2e-3)
+
+
+def test_the_default_reads_headlines_in_any_case(default_weights: Path) -> None:
+    model = Classifier.from_artifacts(DEFAULT, "dendritic", 0)
+    plain = ["Operating profit fell 30 percent", "Northmill files for bankruptcy"]
+    found = model.predict_proba([*plain, *(text.upper() for text in plain)])
+    assert (found.argmax(axis=1) == 0).all(), "negative news, whatever its case"
+    np.testing.assert_allclose(found[:2], found[2:], atol=1e-6)

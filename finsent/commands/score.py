@@ -14,7 +14,7 @@ from finsent.machine.places import artifacts_to_read
 from finsent.machine.workers import Workers, add_worker_options, connected, workers_from_options
 from finsent.serving.scoring import Model, PredictAll, ScoringError, score_csv
 
-RUNS = Path("smollm2-135m", "allagree")
+SIZES = {"fast": Path("minilm-l6", "news"), "accurate": Path("mpnet-base", "news")}
 """Below the folder of artifacts: the runs that score where none are named."""
 
 
@@ -35,8 +35,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--runs",
         type=Path,
-        help="folder of trained runs, artifacts/<backbone>/<dataset> "
-        f"(default: {RUNS.as_posix()} in FINSENT_ARTIFACTS, ./artifacts or the checkout's)",
+        help="folder of trained runs, artifacts/<backbone>/<dataset> (default: those of --size in "
+        "FINSENT_ARTIFACTS, ./artifacts or the checkout's)",
+    )
+    add(
+        "--size",
+        choices=tuple(SIZES),
+        help="the model where no runs are named: MiniLM-L6, or MPNet, which is larger, slower and "
+        "more often right (default: fast)",
     )
     add("--arm", default="dendritic", help="which arm (default: dendritic)")
     add("--seed", type=int, default=0, help="which seed (default: 0)")
@@ -58,7 +64,10 @@ def run(options: argparse.Namespace) -> int:
 
     if not options.source.is_file():
         raise ScoringError(f"there is no file {options.source}")
-    runs = artifacts_to_read(None) / RUNS if options.runs is None else options.runs
+    if options.runs is not None and options.size is not None:
+        raise ScoringError("--runs names the model already; leave out --size")
+    size = options.size or "fast"
+    runs = artifacts_to_read(None) / SIZES[size] if options.runs is None else options.runs
     workers = workers_from_options(options, gpu_count())
     model = Model(
         runs.absolute(),

@@ -12,7 +12,7 @@ from statistics import fmean
 
 import plotly.graph_objects as go
 
-from finsent.config import ARMS
+from finsent.config import STUDY_ARMS
 from finsent.plots.style import (
     ARM_STYLES,
     GREY,
@@ -113,7 +113,7 @@ class _Series:
 
 
 def curve_figures(
-    runs: Sequence[Run], *, arms: Iterable[str] = ARMS, view: CurveView | None = None
+    runs: Sequence[Run], *, arms: Iterable[str] = STUDY_ARMS, view: CurveView | None = None
 ) -> dict[str, go.Figure]:
     """Training curves of one backbone on one data set: a figure per panel key.
 
@@ -131,7 +131,7 @@ def curve_figures(
     if len(kinds) > 1:
         raise ChartError(f"curves of {sorted(kinds)} do not belong in one chart; choose one")
     series = []
-    for arm in sorted(ARMS, key=lambda name: -ARM_STYLES[name].width):
+    for arm in sorted(STUDY_ARMS, key=lambda name: -ARM_STYLES[name].width):
         of_arm = tuple(run for run in chosen if run.arm == arm)
         if of_arm:
             series.append(_Series(ARM_STYLES[arm].title, ARM_STYLES[arm], of_arm))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finsent.config import ARMS, BACKBONE_TITLES
+from finsent.config import ARMS, BACKBONE_TITLES, STUDY_ARMS
 from finsent.data.registry import DATASETS
 from finsent.data.sets.examples import HEADLINES, Headline
 from finsent.results.calibration import Calibration, calibration_of
@@ -15,7 +15,8 @@ from finsent.results.runs import Run, find_runs, read_json, slug
 from finsent.results.schema import ArtifactError
 
 LARGE_BACKBONE = "phi-2"
-DEFAULT_BACKBONE = "smollm2-135m"
+EMBEDDED_BACKBONES = ("minilm-l6", "smollm2-135m")
+"""Backbones for any machine; the first one with runs is the default."""
 FIRST_DATASETS = ("allagree", "50agree", "75agree", "66agree")
 
 
@@ -60,9 +61,9 @@ class Catalog:
         )
 
     def backbones(self) -> list[str]:
-        """Folder names, the embedded default first."""
+        """Folder names, those for any machine first, the default at their head."""
         names = sorted({slug(run.backbone) for run in self.runs})
-        return sorted(names, key=lambda name: (name != DEFAULT_BACKBONE, name == "tiny-phi"))
+        return sorted(names, key=lambda name: (_embedded_rank(name), name == "tiny-phi"))
 
     def datasets(self, backbone: str) -> list[str]:
         """Names of the data sets with runs of this backbone, the benchmark's main ones first."""
@@ -76,6 +77,11 @@ class Catalog:
     def seeds(self, backbone: str, dataset: str) -> list[int]:
         """Seeds with at least one arm."""
         return sorted({run.seed for run in self.of(backbone, dataset)})
+
+    def arm_names(self) -> list[str]:
+        """The three arms, and further controls that there are runs of, in the order of training."""
+        found = {run.arm for run in self.runs}
+        return [arm for arm in STUDY_ARMS if arm in ARMS or arm in found]
 
     def arms(self, backbone: str, dataset: str, seed: int) -> list[str]:
         """Arms with a finished run, in the order baseline, dendritic, matched."""
@@ -142,6 +148,12 @@ class Catalog:
     def folder(self, selection: Selection) -> Path:
         """Folder that holds the arms of a selection."""
         return self.root / selection.backbone / selection.dataset
+
+
+def _embedded_rank(name: str) -> int:
+    """Place of a backbone among those for any machine; any other comes after them."""
+    known = EMBEDDED_BACKBONES
+    return known.index(name) if name in known else len(known)
 
 
 _BOARD_ARM_KEYS = {"protocol", "per_class", "confusion", "reliability", "by_agreement"}

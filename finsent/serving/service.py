@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from finsent.machine.devices import cuda_available, on_gpu, zero_gpu
 from finsent.machine.timing import LatencyStats, RollingWindow, interleaved_times
 from finsent.results.catalog import (
-    DEFAULT_BACKBONE,
+    EMBEDDED_BACKBONES,
     LARGE_BACKBONE,
     Catalog,
     Selection,
@@ -58,10 +58,11 @@ def choose_backbone(available: Sequence[str], cuda: bool) -> Choice:
         why = "a CUDA device is here, but no Phi-2 artifacts"
     else:
         why = "no Phi-2 artifacts here"
-    if DEFAULT_BACKBONE in available:
-        return Choice(DEFAULT_BACKBONE, f"the embedded default: {why}")
+    for name in EMBEDDED_BACKBONES:
+        if name in available:
+            return Choice(name, f"the embedded default: {why}")
     others = [name for name in available if name != LARGE_BACKBONE] or list(available)
-    return Choice(others[0], f"the only kind of run found: {why}, and no {DEFAULT_BACKBONE} runs")
+    return Choice(others[0], f"the only kind of run found: {why}, and none of the embedded default")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from finsent.config import ARMS
+from finsent.config import STUDY_ARMS
 from finsent.plots.curves import PANELS, CurveView, curve_figures, growth_events, overlay_figures
 from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
 from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
@@ -31,7 +31,7 @@ def legend_html(arms: Sequence[str], runs: Sequence[Run], view: CurveView) -> st
     """One legend for all charts of one data set's arms."""
     items = [
         f"<li>{swatch(arm)}{escape(ARM_STYLES[arm].title)}</li>"
-        for arm in ARMS
+        for arm in STUDY_ARMS
         if arm in arms and any(run.arm == arm for run in runs)
     ]
     if any(growth_events(run) for run in runs if run.arm in arms):
@@ -158,7 +158,7 @@ def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
     first = catalog.select(catalog.backbones()[0])
     runs = catalog.of(first.backbone, first.dataset)
     controls = _add_controls(catalog, first, runs)
-    legend = gr.HTML(legend_html(ARMS, runs, CurveView()), elem_id="curves-legend")
+    legend = gr.HTML(legend_html(catalog.arm_names(), runs, CurveView()), elem_id="curves-legend")
     plots = _add_charts(runs)
     growth = gr.HTML(growth_html(runs, catalog.leaderboard), elem_id="growth")
     gr.on(
@@ -191,8 +191,8 @@ def _add_controls(catalog: Catalog, first: Selection, runs: Sequence[Run]) -> _C
     with gr.Row(elem_classes="fs-controls") as by_arm:
         selectors = add_run_selectors(catalog, first, with_seed=False, prefix="curves")
         arms = gr.CheckboxGroup(
-            choices=[(ARM_STYLES[arm].title, arm) for arm in ARMS],
-            value=list(ARMS),
+            choices=[(ARM_STYLES[arm].title, arm) for arm in catalog.arm_names()],
+            value=catalog.arm_names(),
             label="Arms",
             elem_id="curves-arms",
             min_width=300,

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from finsent.config import ARMS
+from finsent.config import STUDY_ARMS
 from finsent.data.agreement import BANDS
 from finsent.plots.board import reliability_figure
 from finsent.plots.style import ARM_STYLES
@@ -112,8 +112,8 @@ class DifferTab:
                 min_width=320,
             )
             arms = gr.CheckboxGroup(
-                [(ARM_STYLES[arm].title, arm) for arm in ARMS],
-                value=[arm for arm in ARMS if arm in self._arms(first)],
+                [(ARM_STYLES[arm].title, arm) for arm in self.catalog.arm_names()],
+                value=self._arms(first),
                 label="Arms",
                 elem_id="differ-arms",
                 min_width=300,
@@ -202,7 +202,7 @@ class DifferTab:
     def _arms(self, selection: Selection) -> list[str]:
         """Arms with runs of this backbone on this data set."""
         found = {run.arm for run in self.catalog.of(selection.backbone, selection.dataset)}
-        return [arm for arm in ARMS if arm in found]
+        return [arm for arm in STUDY_ARMS if arm in found]
 
     def _seed_choices(self, selection: Selection) -> list[tuple[str, str | int | float]]:
         seeds = self.catalog.seeds(selection.backbone, selection.dataset)
@@ -256,7 +256,7 @@ class DifferTab:
         """Confusion matrices, legend, reliability diagram, scores by class and by agreement."""
         wanted = self.catalog.select(backbone, dataset)
         runs = self.catalog.of(wanted.backbone, wanted.dataset)
-        order = {arm: number for number, arm in enumerate(ARMS)}
+        order = {arm: number for number, arm in enumerate(STUDY_ARMS)}
         arms = sorted(
             (
                 arm
