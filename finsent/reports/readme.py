@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finsent.machine.places import checkout
+from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.runs import read_json
 from finsent.results.text import render
 
@@ -19,8 +20,8 @@ BEGIN = "<!-- results: begin (made by `make readme`) -->"
 END = "<!-- results: end -->"
 
 
-SHOWN = ("allagree", "50agree")
-"""Data sets in README.md; docs/results.md has all of them."""
+SHOWN = ("allagree", "50agree", "news")
+"""Data sets in README.md, in this order; docs/results.md has all of them."""
 PAGES: Mapping[str, str] = MappingProxyType(
     {"README.md": "readme.md.j2", "docs/results.md": "results.md.j2"}
 )
@@ -28,7 +29,7 @@ PAGES: Mapping[str, str] = MappingProxyType(
 
 
 def results_markdown(board: Mapping[str, Any], template: str) -> str:
-    """A table of arms with 95 % intervals, by data set.
+    """A table of arms with 95 % intervals, by data set and backbone.
 
     Args:
         board: Content of leaderboard.json.
@@ -41,7 +42,15 @@ def results_markdown(board: Mapping[str, Any], template: str) -> str:
         }
         for arm in board["arms"]
     ]
-    values = {"arms": arms, "comparisons": board["comparisons"], "shown": SHOWN}
+    growth = [row["growth"] for row in board["rows"] if row["arm"] == "dendritic"]
+    values = {
+        "arms": arms,
+        "comparisons": board["comparisons"],
+        "growth": growth,
+        "mixed": [arm for arm in arms if arm.get("per_source")],
+        "shown": SHOWN,
+        "significance": SIGNIFICANCE,
+    }
     return render("finsent.reports", template, **values).rstrip("\n")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finsent.config import latest_growth
 from finsent.reports.evidence import Evidence
 from finsent.study.rows import ENSEMBLE
 from finsent.study.selection import (
@@ -97,6 +98,7 @@ def board_values(board: Mapping[str, Any]) -> dict[str, Any]:
 
     return {
         "verdicts": lora_verdicts(board),
+        "growth": growth_at_half(board),
         "grown": [
             arm
             for arm in arms
@@ -105,6 +107,13 @@ def board_values(board: Mapping[str, Any]) -> dict[str, Any]:
         "latencies": [(arm, over_baseline(arm)) for arm in arms],
         "latency_protocols": sorted({said for arm in arms for said in arm["latency_protocol"]}),
     }
+
+
+def growth_at_half(board: Mapping[str, Any]) -> dict[str, int]:
+    """How many dendritic runs there are, and how many grew as late as early growth allows."""
+    grown = [row for row in board["rows"] if row["arm"] == "dendritic"]
+    late = sum(row["growth"]["epoch"] == latest_growth(row["epochs"]) for row in grown)
+    return {"runs": len(grown), "at_half": late}
 
 
 def _options(folder: Path) -> list[tuple[tuple[str, str], list[Tried]]]:

@@ -9,6 +9,7 @@ from typing import Any
 from finsent.growth.settings import LIBRARY_VERSION, growth_settings
 from finsent.plots.png_figures import ACCURACY_FIGURE, TRAINING_FIGURE
 from finsent.reports.evidence import link_to
+from finsent.reports.report_values import growth_at_half
 from finsent.results.text import render
 from finsent.study.views import (
     Entry,
@@ -37,6 +38,7 @@ def submission_markdown(
         training_figure=TRAINING_FIGURE,
         settings=growth_settings(),
         library_version=LIBRARY_VERSION,
+        growth=growth_at_half(board),
         verdicts=lora_verdicts(board),
         pairs=[
             {

@@ -223,7 +223,7 @@ def _alone(row: Entry, beside: Sequence[Entry]) -> str:
 def lora_verdicts(board: Mapping[str, Any]) -> list[str]:
     """Sentences of leaderboard.json on the dendritic arm."""
     return [
-        f"{pair['dataset']}: {pair['verdict']}."
+        f"{pair['dataset']}, {pair['backbone']}: {pair['verdict']}."
         for pair in board["comparisons"]
         if pair["b"] == "dendritic"
     ]
@@ -252,7 +252,7 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
 
 
 def _excluded(tied: Sequence[Entry]) -> str:
-    """What ties leave possible: the middle one's bound and the widest."""
+    """What ties leave possible: the median bound and the widest."""
     bounds = sorted(
         c["errors_removed_ci_pct"][1] for c in tied if c["errors_removed_ci_pct"] is not None
     )
@@ -262,7 +262,7 @@ def _excluded(tied: Sequence[Entry]) -> str:
         return f" 95 % bound of this tie: {errors_bound(bounds[0])} errors."
     return (
         f" 95 % bounds of these ties: {errors_bound(statistics.median(bounds))} errors in the "
-        f"middle one, {errors_bound(bounds[-1])} in the widest."
+        f"median one, {errors_bound(bounds[-1])} in the widest."
     )
 
 
