@@ -244,7 +244,33 @@ def test_a_page_shows_the_leaderboard(name: str) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 115 and not line.startswith("|")] == []
+
+
+def test_pages_quote_the_leaderboard_where_dendrites_win() -> None:
+    board = read_json(ARTIFACTS / "leaderboard.json")
+    comparisons = {(c["backbone"], c["dataset"], c["a"], c["b"]): c for c in board["comparisons"]}
+    found = comparisons["mpnet-base", "news", "baseline", "dendritic"]
+    won = {key[:2] for key, c in comparisons.items() if c["outcome"] != "tied"}
+    assert won == {("mpnet-base", "news"), ("smollm2-135m", "twitter")}
+    assert ("mpnet-base", "news", "restart", "dendritic") not in comparisons, "rewrite the pages"
+    arms = {(a["backbone"], a["dataset"], a["arm"]): a for a in board["arms"]}
+    before, after = (arms["mpnet-base", "news", arm] for arm in ("baseline", "dendritic"))
+    more = after["mean"]["trainable_params"] / before["mean"]["trainable_params"] - 1
+    control = comparisons["minilm-l6", "news", "dendritic", "restart"]
+    readme_text, results_text = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in readme.PAGES
+    )
+    for text in (readme_text, results_text):
+        assert f"(+{found['accuracy_delta_points']:.1f} points, p = {found['p_value']:.3f}," in text
+        assert f"{100 * more:.0f} % more parameters" in text
+        assert f"differ by {abs(control['accuracy_delta_points']):.1f} points" in text
+    assert f"a correction for {len(comparisons)} comparisons" in readme_text
+    for source in (before["per_source"], after["per_source"]):
+        for name in source:
+            assert f"{source[name]['mean']['accuracy']:.3f}" in readme_text
 
 
 PAGES = sorted(
