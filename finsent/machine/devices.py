@@ -78,6 +78,14 @@ def use_deterministic_kernels(device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Peak memory counts from now on, where the device counts it."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Peak of the CUDA allocator, or of the process's resident memory on a CPU, in MB (1e6 B)."""
     if device.type == "cuda":

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from finsent.config import DendriteConfig, Restarts, TrainConfig
 from finsent.growth.grower import DendriteGrower, GrowthError, GrowthEvent
 from finsent.growth.refinement import CHOOSING_BATCHES, FITTING_BATCHES, refine_new_dendrites
-from finsent.machine.devices import peak_memory_mb
+from finsent.machine.devices import peak_memory_mb, reset_peak_memory
 from finsent.models.adapters import save_adapter, trainable_count
 from finsent.models.backbones import Backbone, HiddenStates
 from finsent.models.dendritic_linear import DendriticLinear
@@ -254,8 +254,7 @@ def train(
         CheckpointError: A checkpoint cannot be written or read, or is another run's.
     """
     device = backbone.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak_memory(device)
     model = build_model(config, backbone, data.n_classes)
     validation_labels = torch.tensor([data.labels[i] for i in data.validation])
     with contextlib.ExitStack() as stack:
@@ -273,7 +272,6 @@ def train(
         steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         last_good: State | None = None
         step_done(progress.step)
-
         for epoch in range(len(progress.history), config.epochs):
             started = time.perf_counter()
             run.loss_sum.zero_()
