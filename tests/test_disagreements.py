@@ -129,7 +129,7 @@ def test_the_share_of_annotators_follows_the_level_of_a_sentence() -> None:
     for name, level in agreement.agreement_levels().items():
         by_level.setdefault(level, []).append(name)
     examples = tuple(
-        registry.Example(by_level[level][label], "text", label, 0)
+        registry.Example(by_level[level][label], "text", label, 0, "50agree", 0)
         for level in agreement.BANDS
         for label in range(3)
     )
