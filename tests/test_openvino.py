@@ -186,7 +186,7 @@ def kinds_of(engine: OpenVinoEngine, quick: bool) -> Counter[str]:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_rotation_attention_and_first_maps_are_joined(
+def test_rotation_attention_and_maps_of_one_input_are_joined(
     folders: dict[str, Path], quick: bool
 ) -> None:
     engine = engine_of(folders["llama"], "last", quick=quick)
@@ -195,8 +195,8 @@ def test_rotation_attention_and_first_maps_are_joined(
     # Queries and keys, and scores to values, of every block: five times the nodes otherwise.
     assert kinds["RoPE"] == 2 * 3
     assert kinds["Subgraph"] == 3
-    # Two blocks with four adapted layers of which two share a first map; and the head.
-    assert kinds["MatMul"] == 2 * (4 + 3) + 1
+    # Two blocks with four adapted layers, of which two share both maps; and the head.
+    assert kinds["MatMul"] == 2 * (3 + 3) + 1
 
 
 def test_openvino_compiles_once_for_all_arms(
@@ -291,8 +291,8 @@ def test_an_arm_costs_its_adapter_and_no_second_base(kind: str, folders: dict[st
         engine = engine_of(folders["llama"])
     engine.set_arms({"a": one})
     base, alone = engine.parameter_bytes()
-    # W, V and t of every map, A, and the head; OpenVINO joins first maps of layers with the same
-    # input, whose second maps leave room for zeros.
+    # W, V and t of every map, A, and the head; OpenVINO joins the maps of layers with the same
+    # input, where second maps leave room for zeros.
     exact = 4 * sum(a.size + size_of(b) for a, b in one.layers.values()) + 4 * size_of(one.head)
     assert exact <= alone["a"] <= (exact if kind == "torch" else 2 * exact)
     engine.set_arms({f"seed-{i}": copy.deepcopy(one) for i in range(9)})

@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Group:
-    """Adapted layers that read the same input: their adapters share one first product."""
+    """Adapted layers that read the same input: their adapters are joined to one."""
 
     layers: tuple[tuple[str, int], ...]
     """(path, output width)"""
@@ -30,9 +30,19 @@ class Group:
     """Input width."""
 
     @property
+    def name(self) -> str:
+        """Of the group's inputs, which hold the maps of all layers."""
+        return self.layers[0][0]
+
+    @property
     def down(self) -> str:
-        """Name of the input that holds the first maps of all layers side by side."""
-        return f"{self.layers[0][0]}/down"
+        """Name of the input that holds the first maps."""
+        return f"{self.name}/down"
+
+    @property
+    def width(self) -> int:
+        """Outputs of all layers."""
+        return sum(out for _, out in self.layers)
 
 
 @dataclass(frozen=True)
@@ -93,11 +103,8 @@ def adapter_inputs(
             f"the adapter's head reads {head.in_features} features, the backbone has {hidden}: it "
             "was trained on another one"
         )
-    inputs = {
-        f"{HEAD}/up": head.weight.T,
-        f"{HEAD}/bias": np.zeros(head.out_features) if head.bias is None else head.bias,
-    }
-    inputs |= _dendrite_inputs(HEAD, head, dendrites, 1.0, hidden, slice(None))
+    inputs = {f"{HEAD}/bias": np.zeros(head.out_features) if head.bias is None else head.bias}
+    inputs |= _map_inputs(HEAD, head, dendrites, 1.0)
     for i in range(dendrites):
         c = head.dendrites[i][1] if i < head.n_dendrites else None
         inputs[f"{HEAD}/dendrites_bias.{i}"] = np.zeros(1) if c is None else c
@@ -106,54 +113,64 @@ def adapter_inputs(
     return {name: _three_dimensional(value) for name, value in inputs.items()}
 
 
-def _group_inputs(group: Group, adapter: Adapter, dendrites: int) -> dict[str, Array]:
-    """First maps (in, ranks) side by side; for every layer a second map (ranks, out) that is zero
-    but in its own ranks' rows."""
-    members = [adapter.layers.get(path) for path, _ in group.layers]
-    ranks = [0 if m is None else m[0].shape[0] for m in members]
-    total = max(sum(ranks), 1)
-    down = np.zeros((group.inner, total), np.float32)
-    inputs = {group.down: down}
-    start = 0
-    for (path, out), member, rank in zip(group.layers, members, ranks, strict=True):
-        rows = slice(start, start + rank)
-        up = np.zeros((total, out), np.float32)
-        b = None
-        if member is not None:
-            a, b = member
-            down[:, rows] = np.asarray(a).T
-            up[rows] = adapter.scaling * np.asarray(b.weight, np.float32).T
-        inputs[f"{path}/up"] = up
-        inputs |= _dendrite_inputs(path, b, dendrites, adapter.scaling, total, rows)
-        start += rank
-    return inputs
+def _group_inputs(group: Group, adapter: Adapter, k: int) -> dict[str, Array]:
+    """First maps (in, ranks) side by side, and the second maps as one of all their ranks and
+    outputs, zero but where a layer's own ranks meet its own outputs."""
+    ranks = sum(adapter.layers[p][0].shape[0] for p, _ in group.layers if p in adapter.layers)
+    total = max(ranks, 1)
+    down, up = (
+        np.zeros((group.inner, total), np.float32),
+        np.zeros((group.width, total), np.float32),
+    )
+    members = [adapter.layers[p][1] for p, _ in group.layers if p in adapter.layers]
+    grown = max((b.n_dendrites for b in members), default=0)
+    dendrites = np.zeros((grown, group.width, total), np.float32)
+    mixing = np.zeros((grown, group.width), np.float32)
+    feeding = [np.zeros((i, group.width), np.float32) for i in range(1, grown)]
+    rank = output = 0
+    for path, out in group.layers:
+        own = slice(output, output + out)
+        output += out
+        if path not in adapter.layers:
+            continue
+        a, b = adapter.layers[path]
+        within = slice(rank, rank + a.shape[0])
+        rank += a.shape[0]
+        down[:, within] = np.asarray(a).T
+        up[own, within] = b.weight
+        for i, (v, _) in enumerate(b.dendrites):
+            dendrites[i, own, within] = v
+            mixing[i, own] = b.output_weights[i]
+            if i:
+                feeding[i - 1][:, own] = b.recurrent[i - 1]
+    joined = DendriticMap(
+        up, None, tuple((v, None) for v in dendrites), mixing if grown else None, tuple(feeding)
+    )
+    return {group.down: down, **_map_inputs(group.name, joined, k, adapter.scaling)}
 
 
-def _dendrite_inputs(
-    name: str, trained: DendriticMap | None, k: int, scaling: float, inner: int, rows: slice
-) -> dict[str, Array]:
-    """V_i (inner, out), t_i and d_ij (out,) of one map; where nothing was grown, out is 1 and all
-    zero: broadcasting does the rest."""
-    grown = 0 if trained is None else trained.n_dendrites
-    inputs: dict[str, Array] = {}
+def _map_inputs(name: str, trained: DendriticMap, k: int, scaling: float) -> dict[str, Array]:
+    """W and V_i (inner, out), t_i and d_ij (out,) of one map; where nothing was grown, out is 1 and
+    all zero: broadcasting does the rest."""
+    inputs: dict[str, Array] = {f"{name}/up": scaling * np.asarray(trained.weight, np.float32).T}
     for i in range(k):
-        weights, mixing = np.zeros((inner, 1), np.float32), np.zeros(1, np.float32)
-        if trained is not None and i < grown:
-            weights = np.zeros((inner, trained.out_features), np.float32)
-            weights[rows] = np.asarray(trained.dendrites[i][0]).T
-            mixing = scaling * np.asarray(trained.output_weights[i], np.float32)
-        inputs[f"{name}/dendrites.{i}"], inputs[f"{name}/mixing.{i}"] = weights, mixing
+        grown = i < trained.n_dendrites
+        inputs[f"{name}/dendrites.{i}"] = (
+            np.asarray(trained.dendrites[i][0]).T if grown else np.zeros((trained.in_features, 1))
+        )
+        inputs[f"{name}/mixing.{i}"] = (
+            scaling * np.asarray(trained.output_weights[i], np.float32) if grown else np.zeros(1)
+        )
         for j in range(i):
-            fed = trained is not None and i < grown
             inputs[f"{name}/feeding.{i}.{j}"] = (
-                trained.recurrent[i - 1][j] if trained is not None and fed else np.zeros(1)
+                trained.recurrent[i - 1][j] if grown else np.zeros(1)
             )
     return inputs
 
 
 def input_names(groups: Sequence[Group], k: int) -> list[str]:
     """Names of what `adapter_inputs` returns, in an order that is always the same."""
-    paths = [HEAD, *(path for group in groups for path, _ in group.layers)]
+    paths = [HEAD, *(group.name for group in groups)]
     names = [f"{HEAD}/bias", *(group.down for group in groups), *(f"{p}/up" for p in paths)]
     for i in range(k):
         names.append(f"{HEAD}/dendrites_bias.{i}")
@@ -165,8 +182,8 @@ def input_names(groups: Sequence[Group], k: int) -> list[str]:
 
 def input_shapes(groups: Sequence[Group], k: int, hidden: int) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the same, -1 where arms differ: ranks, classes, and maps without dendrites."""
-    inner = {HEAD: hidden} | {path: -1 for group in groups for path, _ in group.layers}
-    out = {HEAD: -1} | {path: width for group in groups for path, width in group.layers}
+    inner = {HEAD: hidden} | {group.name: -1 for group in groups}
+    out = {HEAD: -1} | {group.name: group.width for group in groups}
     down = {group.down: group.inner for group in groups}
     shapes: dict[str, tuple[int, ...]] = {}
     for name in input_names(groups, k):

@@ -116,17 +116,25 @@ def _example_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[in
     return filled
 
 
-class _First:
-    """The first maps of a group, applied once to the input that its layers share."""
+class _Delta:
+    """What the adapters of a group add to its layers, computed once for the input they share."""
 
-    def __init__(self, name: str, inputs: Inputs) -> None:
-        self._name, self._inputs = name, inputs
-        self._last: tuple[Tensor, Tensor] | None = None
+    def __init__(self, group: Group, structure: Structure, inputs: Inputs) -> None:
+        self._group, self._structure, self._inputs = group, structure, inputs
+        self._last: tuple[Tensor, dict[str, Tensor]] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, path: str) -> Tensor:
         if self._last is None or self._last[0] is not x:
-            self._last = (x, x @ self._inputs[self._name])
-        return self._last[1]
+            self._last = (x, self._of(x))
+        return self._last[1][path]
+
+    def _of(self, x: Tensor) -> dict[str, Tensor]:
+        name, inputs = self._group.name, self._inputs
+        z = x @ inputs[self._group.down]
+        drives = [z @ inputs[f"{name}/dendrites.{i}"] for i in range(self._structure.dendrites)]
+        y = _combined(z @ inputs[f"{name}/up"], drives, name, inputs, self._structure.activation)
+        paths, widths = zip(*self._group.layers, strict=True)
+        return dict(zip(paths, y.split(widths, -1) if len(widths) > 1 else [y], strict=True))
 
     def forget(self) -> None:
         self._last = None
@@ -135,22 +143,12 @@ class _First:
 class _AdaptedLayer(nn.Module):
     """A frozen layer plus an adapter whose tensors are handed to the whole model."""
 
-    def __init__(
-        self, base: nn.Module, path: str, first: _First, structure: Structure, inputs: Inputs
-    ) -> None:
+    def __init__(self, base: nn.Module, path: str, delta: _Delta) -> None:
         super().__init__()
-        self.base = base
-        self._path, self._first, self._inputs = path, first, inputs
-        self._structure = structure
+        self.base, self._path, self._delta = base, path, delta
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self._first(x)
-        y = self.base(x) + z @ self._inputs[f"{self._path}/up"]
-        drives = [
-            z @ self._inputs[f"{self._path}/dendrites.{i}"]
-            for i in range(self._structure.dendrites)
-        ]
-        return _combined(y, drives, self._path, self._inputs, self._structure.activation)
+        return self.base(x) + self._delta(x, self._path)
 
 
 def _combined(
@@ -176,14 +174,13 @@ class _Served(nn.Module):
         super().__init__()
         self._names = input_names(groups, structure.dendrites)
         self._inputs: dict[str, Tensor] = {}
-        self._firsts = []
+        self._deltas = []
         self._structure, self._pooling = structure, pooling
         for group in groups:
-            first = _First(group.down, self._inputs)
-            self._firsts.append(first)
+            delta = _Delta(group, structure, self._inputs)
+            self._deltas.append(delta)
             for path, _ in group.layers:
-                base = model.get_submodule(path)
-                model.set_submodule(path, _AdaptedLayer(base, path, first, structure, self._inputs))
+                model.set_submodule(path, _AdaptedLayer(model.get_submodule(path), path, delta))
         self.model = model
 
     def forward(self, input_ids: Tensor, last: Tensor, *tensors: Tensor) -> Tensor:
@@ -199,8 +196,8 @@ class _Served(nn.Module):
         ]
         scores = _combined(scores, drives, HEAD, inputs, self._structure.activation)
         inputs.clear()
-        for first in self._firsts:
-            first.forget()
+        for delta in self._deltas:
+            delta.forget()
         return scores[:, 0]
 
 
