@@ -232,7 +232,7 @@ def test_another_study_brings_its_own_data_sets_and_regimes(watched: Watched) ->
     open_tab(page, "Studies")
     expect(page.locator("#study-dataset input")).to_have_value("AllAgree")
     expect(page.locator("#study-regime input")).to_have_value("full")
-    pick(page, "study-name", "LoRA adapters, dendrites as PerforatedAI grows them")
+    pick(page, "study-name", "LoRA adapters, early growth that always restarts")
     expect(page.locator("#study-dataset input")).to_have_value("50Agree")
     expect(page.locator("#study-tested input")).to_have_value("50Agree")
     expect(page.locator("#study-regime input")).to_have_value("r1-all")

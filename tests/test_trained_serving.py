@@ -15,6 +15,7 @@ from finsent.config import (
     arm_config,
 )
 from finsent.data.registry import load_dataset
+from finsent.engines.rule import Engine
 from finsent.engines.torch_engine import TorchEngine
 from finsent.models.adapter_files import AdapterError, load_adapter
 from finsent.models.adapters import (
@@ -79,8 +80,8 @@ def test_one_base_serves_all_arms_and_switches(
     alone = comparer.compare(text).predictions
     assert alone[0].probabilities == together.predictions[2].probabilities
     # Another base: the first is told to end what it does in the background.
-    closed: list[TorchEngine] = []
-    monkeypatch.setattr(TorchEngine, "close", lambda engine: closed.append(engine))
+    closed: list[Engine] = []
+    monkeypatch.setattr(type(base), "close", lambda engine: closed.append(engine))
     comparer._base = replace(comparer._loaded, key=("another",))
     comparer.use(folder, 0, ("matched",))
     assert closed == [base]
