@@ -15,27 +15,11 @@ from typing import Any
 
 from finsent.behaviour.results import BehaviourError, by_kind, regressions, run_suite
 from finsent.behaviour.suite import Suite, load_suite
-from finsent.config import ConfigError
-from finsent.engines.rule import EngineError
+from finsent.machine.errors import message_for_user
 from finsent.machine.files import ROOT
-from finsent.models.adapter_files import AdapterError
-from finsent.models.presets import BackboneError
-from finsent.models.weights import WeightsError
 from finsent.results.runs import read_json, write_json
-from finsent.results.schema import ArtifactError
 from finsent.serving.comparer import Comparer
 from finsent.serving.notices import notices
-
-EXPECTED = (
-    AdapterError,
-    ArtifactError,
-    BackboneError,
-    BehaviourError,
-    ConfigError,
-    EngineError,
-    WeightsError,
-)
-"""What can go wrong with runs and their models; anything else is a mistake of the program."""
 
 FOLDER = "behaviour"
 """Below an artifacts root."""
@@ -76,8 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             worse = _worse(read_json(path), made, suite, options.allowed)
             print("\n".join(worse), file=sys.stderr)
             return 1 if worse else 0
-    except EXPECTED as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 1
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"suite_sha256": suite.sha256, "cases": len(suite.cases), "runs": made})
