@@ -27,7 +27,16 @@ sys.path.insert(0, str(ROOT))
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from bench.screenshots import CHROMIUM, FLAGS, TABS, WIDTHS, own_app, panel_of, tab_button
+from bench.screenshots import (
+    CHROMIUM,
+    FLAGS,
+    TABS,
+    WIDTHS,
+    open_around,
+    own_app,
+    panel_of,
+    tab_button,
+)
 from finsent.results.provenance import git_commit
 from finsent.results.runs import write_json
 
@@ -94,6 +103,7 @@ def measure(browser: Browser, url: str, width: int, times: int) -> dict[str, Any
         settle(page)
         for visit in ("first", "again"):
             for tab in (*TABS[1:], TABS[0]):
+                open_around(page, tab)
                 shown, drawn = tab_button(page, tab).evaluate(
                     SWITCH, [panel_of(tab), charts_of(tab)]
                 )

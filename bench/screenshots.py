@@ -21,20 +21,22 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
+from finsent.ui.parts import places
+
+PLACES = {
+    title: (tab.title, place)
+    for name, tab in places.TABS.items()
+    if name != "owner"
+    for place, title in (tab.sections or {name: tab.title}).items()
+}
+"""Title of a section, or of a tab without any -> title of its tab, and id."""
+TABS = tuple(PLACES)
 START_SECONDS = 120
-TABS = (
-    "Compare",
-    "Batch",
-    "Training curves",
-    "Leaderboard",
-    "Studies",
-    "Where they differ",
-    "Latency",
-    "About",
-)
 MODES = ("light", "dark")
 WIDTHS = (1440, 390)
 HEADLINE = "Sales climbed 8 %, yet higher freight costs wiped out the gain in margin."
@@ -84,7 +86,7 @@ def photograph(
         ),
     )
     page.goto(f"{url}?__theme={mode}")
-    page.get_by_role("tab", name="Compare").wait_for()
+    tab_button(page, "Try").wait_for()
     page.locator("#headline textarea").fill(headline)
     page.locator("#headline textarea").press("Enter")
     page.locator(".fs-answer:not([data-label=none])").first.wait_for(timeout=120_000)
@@ -102,10 +104,11 @@ def photograph(
 
 
 def open_tab(page: Page, name: str) -> float:
-    """Opens a tab, through the overflow menu where it is there.
+    """Opens a tab or a section of one, by its title.
 
     Returns seconds from the click until its contents have a place on the page, by the page's clock.
     """
+    open_around(page, name)
     panel = page.locator(panel_of(name))
     for _ in range(TRIES):
         seconds = tab_button(page, name).evaluate(OPEN_AND_TIME, panel_of(name))
@@ -115,18 +118,22 @@ def open_tab(page: Page, name: str) -> float:
     raise SystemExit(f"the tab {name!r} did not open in {TRIES} tries")
 
 
+def open_around(page: Page, name: str) -> None:
+    """Opens the tab that a section is in."""
+    around, _ = PLACES.get(name, (name, ""))
+    if around != name:
+        page.get_by_role("tab", name=around, exact=True).click()
+
+
 def tab_button(page: Page, name: str) -> Locator:
-    """What opens a tab; opens the overflow menu where it is there."""
-    tab = page.get_by_role("tab", name=name)
-    if not tab.is_visible():
-        page.locator(".overflow-menu > button").click()
-        tab = page.locator(".overflow-dropdown button", has_text=name)
-    return tab
+    """What opens a tab or a section, which has to be in sight."""
+    return page.get_by_role("tab", name=name, exact=True)
 
 
 def panel_of(name: str) -> str:
-    """Selector of a tab's contents."""
-    return f"#tab-{name.split()[-1].lower()}"
+    """Selector of the contents of a tab or a section."""
+    _, place = PLACES.get(name, ("", name.lower()))
+    return f"#tab-{place}"
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def test_cases_are_the_saved_predictions_biggest_first(watched: Watched, artifac
     page = watched.page
     open_tab(page, "Where they differ")
     cases = read_cases(run for run in find_runs(artifacts) if run.dataset == "50agree")
-    pick(page, "differ-dataset", "50Agree")
+    pick(page, "evidence-dataset", "50Agree")
     expect(page.locator("#differ-cases")).to_contain_text("Ids only.")
 
     def expect_cases(found: list[Any], count: int = 10) -> None:
@@ -151,7 +151,7 @@ def test_cases_are_the_saved_predictions_biggest_first(watched: Watched, artifac
 def test_scores_below_are_the_boards(watched: Watched, board: dict[str, Any]) -> None:
     page = watched.page
     open_tab(page, "Where they differ")
-    pick(page, "differ-dataset", "50Agree")
+    pick(page, "evidence-dataset", "50Agree")
     chart = page.locator("#chart-reliability")
     drawn(chart)
     expect(page.locator("#by-agreement tbody tr")).to_have_count(12)
@@ -173,7 +173,7 @@ def test_rerun_live_asks_the_same_runs(watched: Watched) -> None:
     texts = local_texts("sample")
     assert texts is not None
     open_tab(page, "Where they differ")
-    pick(page, "differ-dataset", "Sample")
+    pick(page, "evidence-dataset", "Sample")
     live = page.locator(".fs-live")
     expect(live.first).to_be_visible()
     shown = shown_cases(page)
@@ -270,10 +270,10 @@ def test_axe_finds_nothing_serious(chromium: Browser, url: str) -> None:
 def test_every_control_of_the_evidence_is_reached_by_keyboard(watched: Watched) -> None:
     page = watched.page
     for tab, wanted in (
-        ("Leaderboard", {"board-dataset", "board-search", "board-sort", "export-csv"}),
+        ("Board", {"board-dataset", "board-search", "board-sort", "export-csv"}),
         ("Training curves", {"curves-mode", "curves-x", "curves-log", "curves-seeds"}),
         ("Studies", {"study-name", "study-dataset", "study-tested", "study-regime", "study-rows"}),
-        ("Where they differ", {"differ-dataset", "differ-kind", "differ-arms", "differ-cases"}),
+        ("Where they differ", {"differ-kind", "differ-arms", "differ-cases"}),
     ):
         open_tab(page, tab)
         reached: set[str] = set()
@@ -292,7 +292,7 @@ def test_every_control_of_the_evidence_is_reached_by_keyboard(watched: Watched) 
 
 def test_every_column_has_a_heading_on_screen(watched: Watched) -> None:
     page = watched.page
-    open_tab(page, "Leaderboard")
+    open_tab(page, "Board")
     page.locator("#board-columns-box .label-wrap").click()
     for column in COLUMNS:
         page.locator("#board-columns").get_by_label(column.title, exact=True).check()

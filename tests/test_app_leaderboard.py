@@ -32,7 +32,7 @@ pytestmark = BROWSER
 
 def test_the_board_shows_the_numbers_of_the_file(watched: Watched, board: dict[str, Any]) -> None:
     page = watched.page
-    open_tab(page, "Leaderboard")
+    open_tab(page, "Board")
     for dataset, title in TITLES.items():
         pick(page, "board-dataset", title)
         expect(page.locator("#board-table caption")).to_contain_text(title)
@@ -58,7 +58,7 @@ def test_the_board_shows_the_numbers_of_the_file(watched: Watched, board: dict[s
 
 def test_every_run_shows_the_numbers_of_its_files(watched: Watched, artifacts: Path) -> None:
     page = watched.page
-    open_tab(page, "Leaderboard")
+    open_tab(page, "Board")
     page.get_by_label("Every run").check()
     for dataset, title in TITLES.items():
         pick(page, "board-dataset", title)
@@ -84,7 +84,7 @@ def test_every_run_shows_the_numbers_of_its_files(watched: Watched, artifacts: P
 
 def test_columns_search_filters_and_sorting(watched: Watched) -> None:
     page = watched.page
-    open_tab(page, "Leaderboard")
+    open_tab(page, "Board")
     rows = page.locator("#board-table tbody tr")
     page.get_by_label("Every run").check()
     expect(rows).to_have_count(9)
@@ -127,7 +127,7 @@ def test_columns_search_filters_and_sorting(watched: Watched) -> None:
 
 def test_cost_chart_follows_its_controls(watched: Watched, board: dict[str, Any]) -> None:
     page = watched.page
-    open_tab(page, "Leaderboard")
+    open_tab(page, "Board")
     chart = page.locator("#chart-pareto")
     arms = {arm["arm"]: arm for arm in board["arms"] if arm["dataset"] == "50agree"}
     pick(page, "board-dataset", "50Agree")
@@ -154,7 +154,7 @@ def test_downloads_come_on_the_first_click(
     watched: Watched, artifacts: Path, board: dict[str, Any]
 ) -> None:
     page = watched.page
-    open_tab(page, "Leaderboard")
+    open_tab(page, "Board")
 
     def file(elem_id: str) -> str:
         with page.expect_download() as download:

@@ -166,7 +166,7 @@ def test_a_link_opens_what_was_shared(chromium: Browser, app_url: str) -> None:
     first.answered(arms=3)
     shown = [bars(card(first.page, arm)) for arm in ARMS]
     first.page.wait_for_function("location.search.includes('text=')")
-    open_tab(first.page, "Latency")
+    open_tab(first.page, "Speed")
     first.page.wait_for_function("location.search.includes('tab=latency')")
     address = first.page.url
     query = parse_qs(urlsplit(address).query)
@@ -174,8 +174,8 @@ def test_a_link_opens_what_was_shared(chromium: Browser, app_url: str) -> None:
     first.page.close()
     second = chromium.new_page()
     second.goto(address)
-    expect(second.get_by_role("tab", name="Latency")).to_have_attribute("aria-selected", "true")
-    open_tab(second, "Compare")
+    expect(second.get_by_role("tab", name="Speed")).to_have_attribute("aria-selected", "true")
+    open_tab(second, "One headline")
     expect(second.locator(ANSWER)).to_have_count(3)
     assert [bars(card(second, arm)) for arm in ARMS] == shown
     expect(second.locator("#banner blockquote")).to_have_text(text)
@@ -197,7 +197,7 @@ def test_only_what_exists_is_believed_of_a_link(
     page = chromium.new_page()
     page.goto(f"{app_url}?text={quote('<img src=x onerror=alert(1)>')}&{query}")
     page.locator("#tabs [role=tab]").first.wait_for()
-    open_tab(page, "Compare")
+    open_tab(page, "One headline")
     expect(page.locator(ANSWER)).to_have_count(2)
     expect(page.locator("#compare-seed input")).to_have_value(seed)
     assert page.locator("#banner img").count() == 0
@@ -246,7 +246,7 @@ def test_without_a_model_recorded_answers_are_shown_as_recorded(
 
 
 def start_batch(page: Page, lines: str) -> None:
-    open_tab(page, "Batch")
+    open_tab(page, "Many headlines")
     page.locator("#batch-lines textarea").fill(lines)
     page.locator("#batch-start").click()
 
@@ -287,7 +287,7 @@ def test_a_csv_file_is_read_by_the_column_picked(watched: Watched, tmp_path: Pat
     page = watched.page
     path = tmp_path / "news.csv"
     path.write_text("id;headline;body\n1;profit rose;analysts split\n2;;x\n", encoding="utf-8")
-    open_tab(page, "Batch")
+    open_tab(page, "Many headlines")
     page.locator("#batch-file input[type=file]").set_input_files(path)
     expect(page.locator("#batch-status")).to_contain_text("2 rows, 3 columns")
     expect(page.locator("#batch-column input")).to_have_value("headline")
@@ -319,7 +319,7 @@ def test_a_malformed_file_gives_row_and_reason(
 ) -> None:
     path = tmp_path / "bad.csv"
     path.write_bytes(content)
-    open_tab(watched.page, "Batch")
+    open_tab(watched.page, "Many headlines")
     watched.page.locator("#batch-file input[type=file]").set_input_files(path)
     expect(watched.page.locator("#batch-status")).to_contain_text(reason)
     watched.page.locator("#batch-start").click()
@@ -369,7 +369,7 @@ def test_a_long_batch_shows_progress_blocks_nobody_and_can_be_cancelled(
 
 def test_a_benchmark_runs_as_its_controls_say(watched: Watched) -> None:
     page = watched.page
-    open_tab(page, "Latency")
+    open_tab(page, "Speed")
     tab = page.locator("#tab-latency")
     tab.get_by_label("Matched control too").check()
     page.locator("#latency-lengths").get_by_label("16").uncheck()
@@ -397,7 +397,7 @@ def test_a_benchmark_runs_as_its_controls_say(watched: Watched) -> None:
 
 def test_a_benchmark_can_be_cancelled(watched: Watched) -> None:
     page = watched.page
-    open_tab(page, "Latency")
+    open_tab(page, "Speed")
     page.locator("#latency-seed input").click()
     page.get_by_role("option", name=str(SLOW)).click()
     page.locator("#latency-repeats input[type=number]").fill("50")
@@ -412,7 +412,7 @@ def test_a_benchmark_can_be_cancelled(watched: Watched) -> None:
 
 def test_kept_benchmarks_show_the_numbers_of_their_files(watched: Watched) -> None:
     page = watched.page
-    open_tab(page, "Latency")
+    open_tab(page, "Speed")
     for result in read_results(BENCH_RESULTS):
         block = page.locator(".fs-kept", has=page.get_by_role("heading", name=result.name))
         block.get_by_text("figures").click()

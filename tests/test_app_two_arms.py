@@ -18,6 +18,8 @@ from tests.test_app_browser import chromium as chromium
 pytestmark = BROWSER
 TITLES = {"numclaim": "Numerical claims", "fomc": "FOMC stance"}
 CLASSES = {"numclaim": {"out-of-claim", "in-claim"}, "fomc": {"dovish", "neutral", "hawkish"}}
+EVIDENCE = ("Training curves", "Where they differ")
+"""Sections that share one choice."""
 WITH_DATA_SET = tuple(tab for tab in TABS if tab not in ("Studies", "About"))
 
 
@@ -42,7 +44,8 @@ def two_arms_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def choose(page: Page, tab: str, title: str) -> None:
-    page.locator(panel_of(tab)).get_by_label("Data set", exact=True).first.click()
+    place = "#tab-evidence" if tab in EVIDENCE else panel_of(tab)
+    page.locator(place).get_by_label("Data set", exact=True).first.click()
     page.get_by_role("option", name=title, exact=True).click()
 
 
@@ -60,7 +63,7 @@ def compare(watched: Watched, dataset: str) -> None:
 
 def test_three_other_classes_are_named(chromium: Browser, two_arms_url: str) -> None:
     watched = Watched(chromium, two_arms_url)
-    choose(watched.page, "Compare", TITLES["fomc"])
+    choose(watched.page, "One headline", TITLES["fomc"])
     compare(watched, "fomc")
     watched.page.close()
     assert watched.problems == []
@@ -72,13 +75,13 @@ def test_every_tab_shows_two_arms_of_two_classes(chromium: Browser, two_arms_url
     for tab in WITH_DATA_SET:
         open_tab(page, tab)
         choose(page, tab, title)
-    open_tab(page, "Compare")
+    open_tab(page, "One headline")
     box = page.locator("#matched input")
     expect(box).to_be_disabled()
     expect(page.locator("#matched")).to_contain_text("none for these runs")
     compare(watched, "numclaim")
     expect(page.locator("#verdict")).to_contain_text("McNemar p ")
-    open_tab(page, "Batch")
+    open_tab(page, "Many headlines")
     expect(page.locator("#batch-matched input")).to_be_disabled()
     page.locator("#batch-lines textarea").fill("profit rose\nsplit\nrates held")
     page.locator("#batch-start").click()
@@ -86,7 +89,7 @@ def test_every_tab_shows_two_arms_of_two_classes(chromium: Browser, two_arms_url
     expect(page.locator("#batch-chart .main-svg").first).to_be_visible()
     open_tab(page, "Training curves")
     expect(page.locator("#growth tbody tr")).to_have_count(1)
-    open_tab(page, "Leaderboard")
+    open_tab(page, "Board")
     expect(page.locator("#verdicts")).to_contain_text("Dendritic against baseline")
     expect(page.locator("#verdicts")).not_to_contain_text("matched")
     expect(page.locator("#board-table tbody tr")).to_have_count(2)
@@ -94,14 +97,14 @@ def test_every_tab_shows_two_arms_of_two_classes(chromium: Browser, two_arms_url
     expect(page.locator(panel_of("Where they differ"))).to_contain_text(
         "does not say how far its annotators agreed"
     )
-    open_tab(page, "Latency")
+    open_tab(page, "Speed")
     expect(page.locator("#latency-matched input")).to_be_disabled()
     for tab in WITH_DATA_SET:
         open_tab(page, tab)
         settled(page)
     # Back to runs that have one.
-    open_tab(page, "Compare")
-    choose(page, "Compare", "AllAgree")
+    open_tab(page, "One headline")
+    choose(page, "One headline", "AllAgree")
     expect(box).to_be_enabled()
     page.get_by_label("Also run the matched control").check()
     watched.answered(arms=3)

@@ -74,12 +74,12 @@ def follow(chromium: Browser, url: str, root: Path, app_artifacts: Path) -> None
     after.answered()
     for tab, place in (
         ("Training curves", "#growth"),
-        ("Leaderboard", "#verdicts"),
+        ("Board", "#verdicts"),
         ("About", "#about"),
     ):
         open_tab(after.page, tab)
         expect(after.page.locator(place)).to_contain_text(
-            f"seed {NEW}" if tab == "Leaderboard" else str(NEW)
+            f"seed {NEW}" if tab == "Board" else str(NEW)
         )
     open_tab(after.page, "Where they differ")
     after.page.locator("#differ-seed input").click()

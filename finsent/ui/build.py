@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -20,8 +21,9 @@ from finsent.serving.lifecycle.states import Choice, Status
 from finsent.serving.service import ComparerFactory, ModelService, ServiceError
 from finsent.ui.endpoints import add_endpoints
 from finsent.ui.parts.markup import notice
-from finsent.ui.parts.selectors import QUICK, RunSelectors, run_updates
-from finsent.ui.parts.share import ASK_LINKED, PAGE_OPENED_JS, keep_tab_in_address, read_link
+from finsent.ui.parts.places import TABS, Bars
+from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors, run_updates
+from finsent.ui.parts.share import ASK_LINKED, KEEP_PLACE_JS, PAGE_OPENED_JS, read_link
 from finsent.ui.renewal import LivePage, RenewalMiddleware, fingerprint, read_catalog
 from finsent.ui.tabs.about import add_about_tab
 from finsent.ui.tabs.batch import add_batch_tab
@@ -149,48 +151,78 @@ def _draw(
         toggle = gr.Button("Light / dark", size="sm", elem_id="theme-toggle")
         toggle.click(None, js=THEME_TOGGLE_JS, api_visibility="private")
         status = gr.HTML(status_html(service.status, service.choice, problem), elem_id="status")
-        tabs = []
-        with gr.Tabs(selected="compare", elem_id="tabs") as bar:
-            with gr.Tab("Compare", id="compare", elem_id="tab-compare") as tab:
-                tabs.append(tab)
-                compare = add_compare_tab(catalog, service)
-            with gr.Tab("Batch", id="batch", elem_id="tab-batch") as tab:
-                tabs.append(tab)
-                batch = add_batch_tab(catalog, service)
-            with gr.Tab("Training curves", id="curves", elem_id="tab-curves") as tab:
-                tabs.append(tab)
-                curves = add_curves_tab(catalog)
-            with gr.Tab("Leaderboard", id="leaderboard", elem_id="tab-leaderboard") as tab:
-                tabs.append(tab)
-                add_leaderboard_tab(catalog)
-            with gr.Tab("Studies", id="studies", elem_id="tab-studies") as tab:
-                tabs.append(tab)
-                add_studies_tab(catalog)
-            with gr.Tab("Where they differ", id="differ", elem_id="tab-differ") as tab:
-                tabs.append(tab)
-                differ = DifferTab(catalog)
-                differ.draw()
-            with gr.Tab("Latency", id="latency", elem_id="tab-latency") as tab:
-                tabs.append(tab)
-                latency = add_latency_tab(catalog, service, bench_results)
-            with gr.Tab("About", id="about", elem_id="tab-about") as tab:
-                tabs.append(tab)
+        with _tab_bar("try", "tabs") as outer:
+            with _tab("try"), _sections("try") as trying:
+                with _section("try", "compare"):
+                    compare = add_compare_tab(catalog, service)
+                with _section("try", "batch"):
+                    batch = add_batch_tab(catalog, service)
+            with _tab("results"), _sections("results") as results:
+                with _section("results", "leaderboard"):
+                    add_leaderboard_tab(catalog)
+                with _section("results", "latency"):
+                    latency = add_latency_tab(catalog, service, bench_results)
+            with _tab("evidence"):
+                chosen = _add_evidence_choice(catalog)
+                with _sections("evidence") as evidence:
+                    with _section("evidence", "curves"):
+                        add_curves_tab(catalog, chosen)
+                    with _section("evidence", "differ"):
+                        differ = DifferTab(catalog, chosen)
+                        differ.draw()
+                    with _section("evidence", "studies"):
+                        add_studies_tab(catalog)
+            with _tab("about"):
                 add_about_tab(catalog)
             if owner is not None:
-                with gr.Tab("Owner", id="owner", elem_id="tab-owner") as tab:
-                    tabs.append(tab)
+                with _tab("owner"):
                     add_owner_tab(owner)
+        bars = Bars(outer, {"try": trying, "results": results, "evidence": evidence})
         add_endpoints(service)
-        for tab in tabs:
-            keep_tab_in_address(tab)
         if catalog.runs:
             _keep_status(service, status, problem)
         else:
             _await_runs(catalog.root, status, service, problem)
-        drop_downs = [s for s in (batch, curves, differ.selectors, latency) if s is not None]
-        _open_page(catalog, service, demo, bar, tabs, compare, drop_downs)
-        _rerun_live(demo, bar, differ)
+        drop_downs = [s for s in (batch, chosen, latency) if s is not None]
+        _open_page(catalog, service, demo, bars, compare, drop_downs)
+        _rerun_live(demo, bars, differ)
     return demo
+
+
+def _tab_bar(first: str, elem_id: str, *classes: str) -> gr.Tabs:
+    # "wrap": no tab hides in a menu.
+    return gr.Tabs(
+        selected=first, elem_id=elem_id, elem_classes=list(classes), overflow_behavior="wrap"
+    )
+
+
+def _sections(tab: str) -> gr.Tabs:
+    return _tab_bar(next(iter(TABS[tab].sections)), f"sections-{tab}", "fs-sections")
+
+
+@contextmanager
+def _opened_as(place: str, title: str) -> Iterator[None]:
+    with gr.Tab(title, id=place, elem_id=f"tab-{place}") as tab:
+        yield
+    # When a visitor opens it, the address names it.
+    tab.select(None, js=KEEP_PLACE_JS, api_visibility="private")
+
+
+def _tab(name: str) -> AbstractContextManager[None]:
+    return _opened_as(name, TABS[name].title)
+
+
+def _section(tab: str, name: str) -> AbstractContextManager[None]:
+    return _opened_as(name, TABS[tab].sections[name])
+
+
+def _add_evidence_choice(catalog: Catalog) -> RunSelectors | None:
+    """The one choice of runs that the sections of Evidence share; None without runs."""
+    if not catalog.runs:
+        return None
+    first = catalog.select(catalog.backbones()[0])
+    with gr.Row(elem_classes="fs-controls"):
+        return add_run_selectors(catalog, first, with_seed=False, prefix="evidence")
 
 
 def _keep_status(service: ModelService, status: gr.HTML, problem: str) -> None:
@@ -237,8 +269,8 @@ def _await_runs(root: Path, status: gr.HTML, service: ModelService, problem: str
     ).then(None, inputs=here, js=SHOW_RUNS_JS, api_visibility="private")
 
 
-def _rerun_live(demo: gr.Blocks, tabs: gr.Tabs, differ: DifferTab) -> None:
-    """A test sentence of the Where they differ tab goes to the Compare tab, to the same runs."""
+def _rerun_live(demo: gr.Blocks, bars: Bars, differ: DifferTab) -> None:
+    """A test sentence under Where they differ goes to One headline, to the same runs."""
     if differ.examples is None or differ.selectors is None:
         return
     by_id = {block.elem_id: block for block in demo.blocks.values() if block.elem_id}
@@ -248,10 +280,10 @@ def _rerun_live(demo: gr.Blocks, tabs: gr.Tabs, differ: DifferTab) -> None:
     def ask(backbone: str, dataset: str, event: gr.EventData) -> list[Any]:
         wanted = differ.rerun(backbone, dataset, event)
         if wanted is None:
-            return [gr.skip()] * 5
+            return [gr.skip()] * (len(bars.components) + 4)
         selection, text = wanted
         return [
-            gr.Tabs(selected="compare"),
+            *bars.opening("compare"),
             text,
             *run_updates(differ.catalog, selection),
         ]
@@ -259,7 +291,7 @@ def _rerun_live(demo: gr.Blocks, tabs: gr.Tabs, differ: DifferTab) -> None:
     differ.examples.click(
         ask,
         inputs=differ.selectors.components,
-        outputs=[tabs, headline, *runs],
+        outputs=[*bars.components, headline, *runs],
         **QUICK,
     ).success(
         None,
@@ -277,8 +309,7 @@ def _open_page(
     catalog: Catalog,
     service: ModelService,
     demo: gr.Blocks,
-    bar: gr.Tabs,
-    tabs: Sequence[gr.Tab],
+    bars: Bars,
     compare: CompareTab | None,
     selectors: Sequence[RunSelectors],
 ) -> None:
@@ -286,11 +317,10 @@ def _open_page(
     be known only after the page was drawn: asking for CUDA means importing torch."""
     if compare is None:
         return
-    names = [str(tab.id) for tab in tabs]
     drawn = catalog.select(catalog.backbones()[0])
 
     def open_page(request: gr.Request) -> list[Any]:
-        link = read_link(dict(request.query_params), catalog, names)
+        link = read_link(dict(request.query_params), catalog)
         # A visitor who comes while torch is imported gets the choice when it is made.
         chosen = service.default_selection()
         asked = catalog.select(
@@ -302,7 +332,7 @@ def _open_page(
             runs = [gr.skip() for _ in runs]
         elsewhere = gr.skip() if chosen.backbone == drawn.backbone else chosen.backbone
         return [
-            gr.Tabs(selected=link.tab) if link.tab else gr.skip(),
+            *bars.opening(link.place),
             link.text or gr.skip(),
             *runs,
             link.matched or gr.skip(),
@@ -312,7 +342,7 @@ def _open_page(
     demo.load(
         open_page,
         outputs=[
-            bar,
+            *bars.components,
             compare.text,
             *compare.selectors.components,
             compare.matched,

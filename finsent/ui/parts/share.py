@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gradio as gr
-
 from finsent.results.catalog import Catalog
 from finsent.ui.parts.headline import MAX_CHARACTERS
+from finsent.ui.parts.places import tab_of
 
 _WRITE_ADDRESS = f"""
   const address = new URL(window.location.href);
@@ -35,6 +34,17 @@ async (text, backbone, dataset, seed, matched) => {{{_WRITE_ADDRESS}
   setTimeout(() => {{ button.innerText = before; }}, 2000);
 }}
 """
+KEEP_PLACE_JS = """
+() => requestAnimationFrame(() => {
+  // The page's own first tab counts as opened too, before the address has been read.
+  if (!window.finsentOpened) { return; }
+  const shown = [...document.querySelectorAll('[role=tabpanel]')].filter((p) => p.offsetHeight);
+  const address = new URL(window.location.href);
+  // A section comes after the tab that it is in.
+  address.searchParams.set('tab', shown.at(-1).id.replace('tab-', ''));
+  if (address.href !== window.location.href) { window.history.replaceState(null, '', address); }
+})
+"""
 ASK_LINKED = "ask-linked"
 """Id of a button that nobody sees: pressed for the visitor of a link that brings a text. A chained
 server event would run for every visitor and wipe messages that are on screen by then."""
@@ -52,7 +62,8 @@ PAGE_OPENED_JS = f"""
 class Opened:
     """What a link asks for; None where it does not say or asks for what is not here."""
 
-    tab: str | None
+    place: str | None
+    """Id of a tab or of a section."""
     text: str
     backbone: str | None
     dataset: str | None
@@ -60,13 +71,13 @@ class Opened:
     matched: bool
 
 
-def read_link(query: Mapping[str, str], catalog: Catalog, tabs: Sequence[str]) -> Opened:
+def read_link(query: Mapping[str, str], catalog: Catalog) -> Opened:
     """The query of an address, which anybody may have written: only what exists is believed."""
     backbone = query.get("backbone")
     backbone = backbone if backbone in catalog.backbones() else None
     seed = query.get("seed", "")
     return Opened(
-        tab=query["tab"] if query.get("tab") in tabs else None,
+        place=query["tab"] if tab_of(query.get("tab", "")) else None,
         text=query.get("text", ""),
         backbone=backbone,
         dataset=query.get("dataset"),
@@ -78,18 +89,3 @@ def read_link(query: Mapping[str, str], catalog: Catalog, tabs: Sequence[str]) -
 def keep_in_address(event: Any, inputs: Sequence[Any]) -> None:
     """After an event of the Compare tab that succeeded, the address names what was asked."""
     event.success(None, inputs=list(inputs), js=KEEP_ADDRESS_JS, api_visibility="private")
-
-
-def keep_tab_in_address(tab: gr.Tab) -> None:
-    """When a visitor opens a tab, the address names it. The page's own first tab counts as opened
-    too, before the address has been read: hence the mark that `PAGE_OPENED_JS` sets."""
-    tab.select(
-        None,
-        js=(
-            "() => { if (!window.finsentOpened) return; "
-            "const address = new URL(window.location.href); "
-            f"address.searchParams.set('tab', '{tab.id}'); "
-            "window.history.replaceState(null, '', address); }"
-        ),
-        api_visibility="private",
-    )

@@ -13,10 +13,10 @@ import gradio as gr
 from finsent.config import STUDY_ARMS
 from finsent.plots.curves import PANELS, CurveView, curve_figures, growth_events, overlay_figures
 from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
-from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
+from finsent.results.catalog import Catalog, backbone_title, dataset_title
 from finsent.results.runs import Run
 from finsent.ui.parts.markup import dash, notice, swatch, table
-from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors
+from finsent.ui.parts.selectors import QUICK, RunSelectors
 
 BY_ARM, TWO_RUNS = "arms", "two"
 
@@ -150,14 +150,14 @@ class _Controls:
         return [self.mode, *runs, self.axis, self.log]
 
 
-def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
-    """Draws the tab inside the current gr.Tab. Returns its selectors; None without runs."""
-    if not catalog.runs:
+def add_curves_tab(catalog: Catalog, selectors: RunSelectors | None) -> None:
+    """Draws the section inside the current gr.Tab. selectors: which runs; None without any."""
+    if selectors is None:
         gr.HTML(notice("No curves yet.", "They appear with the first finished run."))
-        return None
+        return
     first = catalog.select(catalog.backbones()[0])
     runs = catalog.of(first.backbone, first.dataset)
-    controls = _add_controls(catalog, first, runs)
+    controls = _add_controls(catalog, selectors, runs)
     legend = gr.HTML(legend_html(catalog.arm_names(), runs, CurveView()), elem_id="curves-legend")
     plots = _add_charts(runs)
     growth = gr.HTML(growth_html(runs, catalog.leaderboard), elem_id="growth")
@@ -168,10 +168,9 @@ def add_curves_tab(catalog: Catalog) -> RunSelectors | None:
         outputs=[controls.by_arm, controls.two_runs, legend, *plots, growth],
         **QUICK,
     )
-    return controls.selectors
 
 
-def _add_controls(catalog: Catalog, first: Selection, runs: Sequence[Run]) -> _Controls:
+def _add_controls(catalog: Catalog, selectors: RunSelectors, runs: Sequence[Run]) -> _Controls:
     with gr.Row(elem_classes="fs-controls"):
         mode = gr.Radio(
             [("Arms of one data set", BY_ARM), ("Two runs, overlaid", TWO_RUNS)],
@@ -189,7 +188,6 @@ def _add_controls(catalog: Catalog, first: Selection, runs: Sequence[Run]) -> _C
             label="Log scale for loss and learning rate", elem_id="curves-log", min_width=0
         )
     with gr.Row(elem_classes="fs-controls") as by_arm:
-        selectors = add_run_selectors(catalog, first, with_seed=False, prefix="curves")
         arms = gr.CheckboxGroup(
             choices=[(ARM_STYLES[arm].title, arm) for arm in catalog.arm_names()],
             value=catalog.arm_names(),

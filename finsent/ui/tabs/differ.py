@@ -19,7 +19,7 @@ from finsent.results.catalog import Catalog, Selection
 from finsent.results.disagreements import CONFIDENTLY_WRONG, DISAGREE, Case, choose, read_cases
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import arms_legend, notice
-from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors
+from finsent.ui.parts.selectors import QUICK, RunSelectors
 from finsent.ui.tabs.differ_html import (
     ALL,
     MORE,
@@ -36,9 +36,9 @@ from finsent.ui.tabs.differ_html import (
 class DifferTab:
     """The tab's components. `examples` triggers `click` with what `rerun` understands."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-        self.selectors: RunSelectors | None = None
+    def __init__(self, catalog: Catalog, selectors: RunSelectors | None) -> None:
+        """selectors: which runs; None without any."""
+        self.catalog, self.selectors = catalog, selectors
         self.examples: gr.HTML | None = None
         self._read: dict[tuple[str, str, tuple[str, ...]], list[Case]] = {}
 
@@ -58,7 +58,7 @@ class DifferTab:
     def draw(self) -> None:
         """Draws the tab inside the current gr.Tab."""
         board = self.catalog.leaderboard
-        if not self.catalog.runs or board is None:
+        if self.selectors is None or board is None:
             gr.HTML(
                 notice(
                     "Nothing to compare yet.",
@@ -68,17 +68,16 @@ class DifferTab:
             )
             return
         first = self.catalog.select(self.catalog.backbones()[0])
-        self.selectors, filters = self._draw_filters(first)
+        filters = self._draw_filters(first)
         start = (first.backbone, first.dataset, ALL, ALL, ALL, DISAGREE, list(self._arms(first)))
         shown = gr.State(PAGE)
         self.examples = interactive_html(self._examples(PAGE, *start), "differ-cases")
         scores = self._draw_scores(first)
         self._connect(self.selectors, filters, shown, self.examples, scores)
 
-    def _draw_filters(self, first: Selection) -> tuple[RunSelectors, list[Any]]:
-        """What is shown: the runs, then seed, class, annotators, kind of example and arms."""
+    def _draw_filters(self, first: Selection) -> list[Any]:
+        """What is shown of the runs: seed, class, annotators, kind of example and arms."""
         with gr.Row(elem_classes="fs-controls"):
-            selectors = add_run_selectors(self.catalog, first, with_seed=False, prefix="differ")
             seed = gr.Dropdown(
                 self._seed_choices(first),
                 value=ALL,
@@ -118,7 +117,7 @@ class DifferTab:
                 elem_id="differ-arms",
                 min_width=300,
             )
-        return selectors, [seed, label, level, kind, arms]
+        return [seed, label, level, kind, arms]
 
     def _draw_scores(self, first: Selection) -> list[Any]:
         """The components that show what `_scores` returns, in its order."""
