@@ -10,10 +10,12 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finsent.config import TrainConfig
 from finsent.data.records import DataError
 from finsent.models.adapter_files import SCALES
 from finsent.results import leaderboard
@@ -258,10 +260,16 @@ def _fairness_problems(runs: list[Run]) -> Iterator[str]:
             yield from _unmatched(arms["matched"], arms["dendritic"])
 
 
+_DEFAULTS = {
+    field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING
+}
+
+
 def _unfair(first: Run, other: Run) -> Iterator[str]:
     settings, others = first.config["config"], other.config["config"]
     for key in sorted((set(settings) | set(others)) - {"treatment"}):
-        one, two = settings.get(key), others.get(key)
+        # A run that is older than a setting was trained with what is now its default.
+        one, two = (held.get(key, _DEFAULTS.get(key)) for held in (settings, others))
         if one != two:
             yield f"{other.folder / 'config.json'}: {key} is {two!r}, {first.arm} has {one!r}"
     for file, keys, mine, theirs in (

@@ -249,24 +249,25 @@ def test_the_readme_is_short() -> None:
     assert [line for line in lines if len(line) > 115 and not line.startswith("|")] == []
 
 
+ENCODERS = ("mpnet-base", "minilm-l6")
+
+
 def test_pages_quote_the_leaderboard_where_dendrites_win() -> None:
     board = read_json(ARTIFACTS / "leaderboard.json")
     comparisons = {(c["backbone"], c["dataset"], c["a"], c["b"]): c for c in board["comparisons"]}
     found = comparisons["mpnet-base", "news", "baseline", "dendritic"]
     won = {key[:2] for key, c in comparisons.items() if c["outcome"] != "tied"}
     assert won == {("mpnet-base", "news"), ("smollm2-135m", "twitter")}
-    assert ("mpnet-base", "news", "restart", "dendritic") not in comparisons, "rewrite the pages"
     arms = {(a["backbone"], a["dataset"], a["arm"]): a for a in board["arms"]}
     before, after = (arms["mpnet-base", "news", arm] for arm in ("baseline", "dendritic"))
-    more = after["mean"]["trainable_params"] / before["mean"]["trainable_params"] - 1
-    control = comparisons["minilm-l6", "news", "dendritic", "restart"]
+    controls = [comparisons[name, "news", "dendritic", "restart"] for name in ENCODERS]
     readme_text, results_text = (
         " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in readme.PAGES
     )
+    assert {f"{abs(c['accuracy_delta_points']):.1f}" for c in controls} == {"0.0"}
     for text in (readme_text, results_text):
         assert f"(+{found['accuracy_delta_points']:.1f} points, p = {found['p_value']:.3f}," in text
-        assert f"{100 * more:.0f} % more parameters" in text
-        assert f"differ by {abs(control['accuracy_delta_points']):.1f} points" in text
+        assert "dendrites and restart differ by 0.0 points" in text
     assert f"a correction for {len(comparisons)} comparisons" in readme_text
     for source in (before["per_source"], after["per_source"]):
         for name in source:
@@ -325,7 +326,7 @@ def test_the_committed_artifacts_are_complete() -> None:
         return sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
 
     assert size(ARTIFACTS / "smollm2-135m" / d for d in ("allagree", "50agree")) <= 40e6
-    assert size([ARTIFACTS]) <= 100e6  # a clone is what everybody waits for
+    assert size([ARTIFACTS]) <= 130e6  # a clone is what everybody waits for
 
 
 @pytest.mark.slow

@@ -158,18 +158,11 @@ def run(options: argparse.Namespace) -> int:
     plan = _plan(options, device)
     before = {run.folder: run.config["finished_at"] for run in runs.find_runs(plan.artifacts)}
     failed = scheduling.execute(plan)
-    found = runs.find_runs(plan.artifacts)
-    new = {
-        (run.backbone, run.dataset, run.seed)
-        for run in found
-        if before.get(run.folder) != run.config["finished_at"]
-    }
+    # Only seeds of this command: another one may be writing to the same folder.
+    found = [run for run in runs.find_runs(plan.artifacts) if plan.holds(run.folder)]
+    new = {run.seed for run in found if before.get(run.folder) != run.config["finished_at"]}
     try:
-        retime(
-            [run for run in found if (run.backbone, run.dataset, run.seed) in new],
-            device,
-            plan.backbone_dir,
-        )
+        retime([run for run in found if run.seed in new], device, plan.backbone_dir)
     finally:
         rebuild_index(plan.artifacts)
     for line in scheduling.summary(plan):

@@ -56,6 +56,10 @@ class Plan:
         """Where a run of the plan ends up."""
         return runs.run_folder(self.artifacts, self.base.backbone, self.base.dataset, arm, seed)
 
+    def holds(self, folder: Path) -> bool:
+        """Whether `folder` is that of a run with a seed of this plan, of any arm."""
+        return any(folder == self.folder(arm, seed) for arm in STUDY_ARMS for seed in self.seeds)
+
 
 @dataclass(frozen=True)
 class Failure:
