@@ -5,7 +5,6 @@ python app.py [--port 7860] [--host 127.0.0.1] [--artifacts artifacts] [--mcp]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from finsent.commands import app, cli
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and serves the page until interrupted; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Compare the models in a browser.")
+    parser = cli.Parser(description="Compare the models in a browser.")
     app.add_options(parser)
     return cli.execute(parser.parse_args(arguments))
 

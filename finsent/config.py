@@ -6,6 +6,7 @@ The three arms come from one `TrainConfig`. They differ in exactly one field, `t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -68,7 +69,9 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         _require(self.r >= 1, f"lora.r must be at least 1, got {self.r}")
-        _require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
+        _require(
+            0 < self.alpha < math.inf, f"lora.alpha must be positive, got {self.alpha}"
+        )
         _require(len(self.target_modules) > 0, "lora.target_modules must name at least one layer")
         _require(
             self.last_layers is None or self.last_layers >= 1,
@@ -161,9 +164,12 @@ class DendriteConfig:
             f"refined candidates are for one dendrite a map, got {self.max_dendrites}: a second "
             "growth would go back to a state that knows the first only as it was drawn",
         )
-        _require(self.init_scale > 0, f"dendrites.init_scale must be > 0, got {self.init_scale}")
         _require(
-            self.learning_rate_factor > 0,
+            0 < self.init_scale < math.inf,
+            f"dendrites.init_scale must be > 0 and finite, got {self.init_scale}",
+        )
+        _require(
+            0 < self.learning_rate_factor < math.inf,
             f"dendrites.learning_rate_factor must be > 0, got {self.learning_rate_factor}",
         )
 
@@ -359,7 +365,10 @@ class TrainConfig:
         _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
         _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        _require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+        _require(
+            0 < self.learning_rate < math.inf,
+            f"learning_rate must be > 0 and finite, got {self.learning_rate}",
+        )
         _require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
         _require(
             0 <= self.warmup_fraction < 1,
@@ -374,6 +383,11 @@ class TrainConfig:
         _require(self.views >= 0, f"views must be at least 0, got {self.views}")
         _require(self.copies >= 1, f"copies must be at least 1, got {self.copies}")
         if isinstance(self.treatment, DendriteConfig) and self.treatment.grow_by is not None:
+            _require(
+                self.epochs >= 2,
+                "a run of 1 epoch leaves none to train a dendrite in; choose at least 2 epochs, or "
+                "train the baseline alone (--arms baseline)",
+            )
             _require(
                 self.treatment.grow_by < self.epochs - 1,
                 f"dendrites.grow_by={self.treatment.grow_by} leaves no epoch to train a dendrite: "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import math
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,8 +93,13 @@ def test_score_takes_a_list_and_answers_in_order(client: Client) -> None:
         (["a", " "], "dendritic", "text 2: it is empty"),
         (["x" * 2001], "dendritic", "text 1: 2,001 characters"),
         (["a"], "other", "no arm 'other' here; there are baseline, dendritic, matched"),
-        ("one string", "dendritic", "at least one text"),
-        ([3], "dendritic", "text 1: it is no string"),
+        ("one string", "dendritic", "texts: .*at least one text"),
+        ({"a": "b"}, "dendritic", "texts: .*at least one text"),
+        ([3], "dendritic", "texts: text 1: it is no string, but of type int"),
+        (["a", None], "dendritic", "texts: text 2: it is empty"),
+        (["a", ["b"]], "dendritic", "texts: text 2: it is no string, but of type list"),
+        (["a"], 5, "arm: it is no string, but of type int"),
+        (["a"], None, "arm: it is no string, but of type NoneType"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(
@@ -108,7 +115,7 @@ def test_leaderboard_answers_the_file(client: Client, app_artifacts: Path) -> No
     assert everything == {key: board[key] for key in ("arms", "comparisons")}
     some = client.predict("50agree", api_name="/leaderboard")
     assert some["arms"] == [row for row in board["arms"] if row["dataset"] == "50agree"]
-    with pytest.raises(AppError, match="no runs on 'other'; there are 50agree, allagree"):
+    with pytest.raises(AppError, match="dataset: no runs on 'other'; there are 50agree, allagree"):
         client.predict("other", api_name="/leaderboard")
 
 
@@ -121,11 +128,64 @@ def test_unusual_texts_come_back_unchanged(client: Client, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "type a headline"), ("  \n ", "type a headline"), ("x" * 10_000, "at most 2,000")],
+    [
+        ("", "text: .*type a headline"),
+        ("  \n ", "text: .*type a headline"),
+        ("x" * 10_000, "text: .*at most 2,000"),
+        (5, "text: it is no string, but of type int"),
+        (True, "text: it is no string, but of type bool"),
+        (None, "text: .*type a headline"),
+        ([], "text: it is no string, but of type list"),
+        ({"text": "up"}, "text: it is no string, but of type dict"),
+    ],
 )
-def test_texts_that_cannot_be_compared_are_refused(client: Client, text: str, message: str) -> None:
-    with pytest.raises(AppError, match=message):
+def test_texts_that_cannot_be_compared_are_refused(client: Client, text: Any, message: str) -> None:
+    with pytest.raises(AppError, match=f"^{message}"):
         client.predict(text, api_name="/compare")
+
+
+@pytest.mark.parametrize("dataset", [5, None, [], {}, ["allagree"], "nope"])
+def test_every_endpoint_names_the_field_that_is_wrong_and_quotes_once(
+    client: Client, dataset: Any
+) -> None:
+    for arguments in (("up", dataset), (["up"], "dendritic", dataset), (dataset,)):
+        name = {2: "/compare", 3: "/score", 1: "/leaderboard"}[len(arguments)]
+        with pytest.raises(AppError, match="^dataset: ") as caught:
+            client.predict(*arguments, api_name=name)
+        assert caught.value.title == "InputError"
+        assert "Traceback" not in str(caught.value)
+
+
+def posted(url: str, name: str, *arguments: object) -> str:
+    """What the server says of arguments that gradio_client would not send."""
+    call = f"{url}gradio_api/call/{name}"
+    request = urllib.request.Request(
+        call, json.dumps({"data": arguments}).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        event = json.load(response)["event_id"]
+    with urllib.request.urlopen(f"{call}/{event}", timeout=60) as response:
+        said: str = response.read().decode()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("up \udfff", ""), "text: character 4 is one half of a pair (U+DFFF"),
+        ((["up", "\ud800"], "dendritic", ""), "texts: text 2: character 1 is one half of a pair"),
+        (("up", "\ud800"), "dataset: no runs on"),
+        ((["up"], "\ud800", ""), "arm: no arm"),
+    ],
+)
+def test_half_a_character_is_refused_with_its_field(
+    app_url: str, arguments: tuple[Any, ...], message: str
+) -> None:
+    said = posted(app_url, "compare" if len(arguments) == 2 else "score", *arguments)
+    assert said.startswith("event: error")
+    error = json.loads(said.split("data: ", 1)[1])
+    assert error["error"].startswith(message)
+    assert error["title"] == "InputError"
 
 
 def test_nothing_else_is_published_and_what_is_is_documented(client: Client) -> None:

@@ -181,7 +181,7 @@ def test_the_command_writes_results_and_checks_against_them(
     monkeypatch.setattr(command, "Comparer", FakeComparer)
     runs = tmp_path / "tiny" / "allagree"
     asked = ["--runs", str(runs), "--seeds", "0", "1", "--arms", "baseline", "dendritic"]
-    assert command.main([*asked, "--check"]) == 1
+    assert command.main([*asked, "--check"]) == 2
     assert "tiny-allagree.json: missing" in capsys.readouterr().err
     assert command.main(asked) == 0
     stored = read_json(tmp_path / "behaviour" / "tiny-allagree.json")

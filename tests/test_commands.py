@@ -64,7 +64,7 @@ def test_the_checkout_is_where_pyproject_lies(
 def test_commands_that_read_runs_say_in_one_line_that_there_are_none(
     command: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([command]) == 1
+    assert cli.main([command]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: no trained runs")
     assert said.count("\n") == 1
@@ -73,14 +73,14 @@ def test_commands_that_read_runs_say_in_one_line_that_there_are_none(
 def test_the_scripts_of_a_checkout_are_the_same_commands(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert app.main(["--artifacts", "nothing"]) == 1
-    assert train_models.main(["verify"]) == 1
+    assert app.main(["--artifacts", "nothing"]) == 2
+    assert train_models.main(["verify"]) == 2
     with pytest.raises(SystemExit):
         train_models.main(["score", "in.csv"])
     assert "invalid choice: 'score'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train_models.main(["--seeds", "none"])
-    assert "usage: train_models.py train" in capsys.readouterr().err
+    assert "train_models.py train --help" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"finsent {finsent.__version__}\n"
@@ -105,7 +105,7 @@ def test_only_what_a_user_can_mend_is_told_in_one_line(
 
     given = argparse.Namespace(run=run)
     if told:
-        assert cli.execute(given) == 1
+        assert cli.execute(given) == 2
         assert capsys.readouterr().err == f"error: {message_for_user(error)}\n"
     else:
         with pytest.raises(type(error)):
@@ -154,7 +154,7 @@ def test_the_package_runs_without_the_checkout(tmp_path: Path) -> None:
         )
 
     nothing = run("-m", "finsent", "verify")
-    assert nothing.returncode == 1
+    assert nothing.returncode == 2
     assert nothing.stderr.startswith("error: no trained runs")
     code = """
 from finsent.data.agreement import agreement_levels
@@ -166,3 +166,47 @@ print(ROOT.name, checkout(), len(load_dataset("sample").examples), len(agreement
     read = run("-c", code)
     assert read.returncode == 0, read.stderr
     assert read.stdout.split() == ["site", "None", "278", "True"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("", "required"),
+        ("scor", "invalid choice: 'scor'"),
+        ("app --port 99999999", "a port is a whole number up to 65535, not '99999999'"),
+        ("app --port=-5", "a port is a whole number"),
+        ("app --host 192.0.2.1", "cannot serve at 192.0.2.1: "),
+        ("train --seeds 0 1 0", "--seeds: 0 is named twice"),
+        ("train --seeds -1", "a seed is a whole number from 0, not '-1'"),
+        ("train --arms baseline baseline", "--arms: baseline is named twice"),
+        ("train --epochs two", "invalid int value: 'two'"),
+        ("train --backbone tiny-phi --dataset sample --epochs 1", "choose at least 2 epochs"),
+        ("train --backbone tiny-phi --dataset sample --learning-rate inf", "finite, got inf"),
+        ("train --backbone tiny-phi --dataset sample --lora-alpha nan", "alpha must be positive"),
+        ("study lora --seeds 1 1", "--seeds: 1 is named twice"),
+        ("study lora --regimes a a", "--regimes: a is named twice"),
+        ("study nothing\x1b[31m\nhere", r"unknown study 'nothing\x1b[31m\nhere'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2(
+    typed: str, said: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "artifacts").mkdir()
+    try:
+        status = cli.main(typed.split(" ") if typed else [])
+    except SystemExit as end:
+        status = end.code  # type: ignore[assignment]
+    printed = capsys.readouterr().err
+    assert status == 2
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert said in printed
+
+
+def test_a_port_in_the_environment_is_checked_too(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "artifacts").mkdir()
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")
+    assert cli.main(["app"]) == 2
+    assert "GRADIO_SERVER_PORT: a port is a whole number" in capsys.readouterr().err

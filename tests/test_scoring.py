@@ -217,9 +217,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call: Callable[[list[str]], int] = main
     out = str(tmp_path / "out.csv")
-    assert call(["score", str(tmp_path / "no.csv"), "--column", "x", "--out", out]) == 1
+    assert call(["score", str(tmp_path / "no.csv"), "--column", "x", "--out", out]) == 2
     assert "there is no file" in capsys.readouterr().err
     (tmp_path / "in.csv").write_text("x\nup\n")
     arguments = ["score", str(tmp_path / "in.csv"), "--column", "x", "--out", out]
-    assert call([*arguments, "--runs", str(tmp_path / "none")]) == 1
+    assert call([*arguments, "--runs", str(tmp_path / "none")]) == 2
     assert "error: " in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_studies_are_verified_with_everything_else(tmp_path: Path) -> None:
     command = ["study", "heads", "--summarize", "--artifacts", str(tmp_path)]
     assert train_models.main(command) == 0
     assert not any("summary.json" in problem for problem in verify(tmp_path))
-    assert train_models.main([*command, "--select"]) == 1
+    assert train_models.main([*command, "--select"]) == 2
 
 
 # ------------------------------------------------------------------------------------------- runner
@@ -311,7 +311,7 @@ def test_heads_are_tested_on_other_data_sets_of_the_same_classes(
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert train_models.main(["study", "nothing", "--artifacts", str(tmp_path)]) == 1
+    assert train_models.main(["study", "nothing", "--artifacts", str(tmp_path)]) == 2
     assert "unknown study 'nothing'; choose one of heads" in capsys.readouterr().err
     with pytest.raises(StudyError, match="has no regime 'tiny'; it has full"):
         HEADS.regime("tiny")

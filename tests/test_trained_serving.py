@@ -98,6 +98,11 @@ def test_bad_texts_are_refused_and_long_ones_cut(
             comparer.compare(text)
     with pytest.raises(InputError, match="position 1"):
         comparer.predict_proba(["fine", " "], "baseline")
+    for wrong in ({"a": "b"}, 5, None, iter(["up"])):
+        with pytest.raises(InputError, match="must be a list of strings"):
+            comparer.predict_proba(wrong, "baseline")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"position 1: character 3 is one half .*U\+D83D"):
+        comparer.predict_proba(["up", "up\ud83d"], "baseline")
     with pytest.raises(InputError, match="not one string"):
         comparer.predict_proba("a headline", "baseline")
     with pytest.raises(InputError, match="must be a string"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from finsent.behaviour.results import BehaviourError, by_kind, regressions, run_suite
 from finsent.behaviour.suite import Suite, load_suite
-from finsent.machine.errors import message_for_user
+from finsent.machine.errors import end_with
 from finsent.machine.files import ROOT
 from finsent.results.runs import read_json, write_json
 from finsent.serving.comparer import Comparer
@@ -61,11 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(worse), file=sys.stderr)
             return 1 if worse else 0
     except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+        return end_with(error)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"suite_sha256": suite.sha256, "cases": len(suite.cases), "runs": made})
     print(f"wrote {path}; the manifest of the artifacts has to be written again")

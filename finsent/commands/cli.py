@@ -9,10 +9,11 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NoReturn
 
 import finsent
 from finsent.commands import app, artifacts, score, study, train
-from finsent.machine.errors import message_for_user
+from finsent.machine.errors import WRONG_USE, end_with, one_line
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
@@ -43,6 +44,14 @@ COMMANDS: Mapping[str, tuple[str, Adder]] = MappingProxyType(
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in one line, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        said = one_line(f"error: {message}; the options are in: {self.prog} --help")
+        self.exit(WRONG_USE, f"{said}\n")
+
+
 def main(
     arguments: Sequence[str] | None = None,
     *,
@@ -59,9 +68,10 @@ def main(
         description: What the help begins with.
 
     Returns:
-        The exit status: 0, 1 after an error that its user can mend, 130 after an interrupt.
+        The exit status: 0; 1 where work was done and something in it failed; 2 after an error that
+        its user can mend; 130 after an interrupt.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program, description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"finsent {finsent.__version__}")
@@ -82,8 +92,4 @@ def execute(options: argparse.Namespace) -> int:
         print(options.when_interrupted, file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+        return end_with(error)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from finsent.commands.options import (
     KEPT,
+    Distinct,
     add_artifacts,
     add_data,
     add_resources,
     chosen_device,
     gpus_for,
     recipe_config,
+    seed,
 )
 from finsent.machine.extras import missing
 from finsent.machine.places import artifacts_to_write
@@ -53,17 +55,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--datasets",
         nargs="+",
+        action=Distinct,
         metavar="NAME",
         help="LoRA studies and ensembles: only these data sets",
     )
     add(
         "--regimes",
         nargs="+",
+        action=Distinct,
         metavar="NAME",
         help="LoRA studies, and what ensembles choose from: only these regimes",
     )
     add("--stacked", type=int, metavar="N", help="the same two: runs side by side in a process")
-    add("--seeds", nargs="+", type=int, metavar="N", help="LoRA studies: only these seeds")
+    add(
+        "--seeds",
+        nargs="+",
+        action=Distinct,
+        type=seed,
+        metavar="N",
+        help="LoRA studies: only these seeds",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -123,11 +134,11 @@ def _chosen(options: argparse.Namespace) -> Study | None:
             study = replace(study, sources=tuple(map(study.source, options.datasets)))
     elif isinstance(study, LoraStudy):
         if options.seeds:
-            study = replace(study, seeds=tuple(dict.fromkeys(options.seeds)))
+            study = replace(study, seeds=tuple(options.seeds))
         if options.regimes:
             study = replace(study, regimes=tuple(study.regime(name) for name in options.regimes))
         if options.datasets:
-            study = replace(study, datasets=tuple(dict.fromkeys(options.datasets)))
+            study = replace(study, datasets=tuple(options.datasets))
     return study
 
 

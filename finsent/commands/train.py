@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finsent.commands.options import (
     KEPT,
+    Distinct,
     add_artifacts,
     add_data,
     add_resources,
@@ -15,6 +16,7 @@ from finsent.commands.options import (
     gpus_for,
     rebuild_index,
     recipe_config,
+    seed,
     shown_command,
 )
 from finsent.config import (
@@ -52,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--arms",
         nargs="+",
+        action=Distinct,
         choices=STUDY_ARMS,
         default=list(ARMS),
         help=f"default: {' '.join(ARMS)}",
@@ -61,7 +64,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give the matched arm the restarts of the dendritic run, as the restart arm has them",
     )
-    add("--seeds", nargs="+", type=int, default=[0], help="seeds, one run of each arm per seed (0)")
+    add(
+        "--seeds",
+        nargs="+",
+        action=Distinct,
+        type=seed,
+        default=[0],
+        help="seeds, one run of each arm per seed (0)",
+    )
     add_artifacts(parser, "--out")
     add("--overwrite", action="store_true", help="train finished runs again")
     add_resources(parser)
@@ -84,7 +94,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--stored", choices=STORED_PRECISIONS, help="precision of the adapter file (fp16)")
     add("--lora-r", type=int, help="rank; default of this and the next two: the preset's")
     add("--lora-alpha", type=float)
-    add("--target-modules", nargs="+", metavar="NAME", help="maps of a block that are adapted")
+    add(
+        "--target-modules",
+        nargs="+",
+        action=Distinct,
+        metavar="NAME",
+        help="maps of a block that are adapted",
+    )
     add("--depth", type=_layers, default="preset", help="use the first D blocks, or 'all'")
     add("--pooling", choices=POOLINGS, help="what the head reads; default: the preset's")
     add("--max-length", type=int, default=128, help="tokens per sentence (%(default)s)")
@@ -113,7 +129,13 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
 
 def _add_growth(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--placement", nargs="+", choices=PLACEMENTS, help="default: all that adapt has")
+    add(
+        "--placement",
+        nargs="+",
+        action=Distinct,
+        choices=PLACEMENTS,
+        help="default: all that adapt has",
+    )
     add("--activation", choices=ACTIVATIONS, default="relu")
     add("--max-dendrites", type=int, default=1)
     add("--patience", type=int, default=2, help="epochs without improvement before growth")
@@ -182,7 +204,7 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
         base=base,
         dendrites=_dendrites(options, base),
         arms=tuple(options.arms),
-        seeds=tuple(dict.fromkeys(options.seeds)),
+        seeds=tuple(options.seeds),
         artifacts=artifacts_to_write(options.artifacts).absolute(),
         device=device.type,
         workers=workers_from_options(options, gpus_for(device)),

@@ -32,6 +32,17 @@ class EngineError(RuntimeError):
     """An engine that cannot run here."""
 
 
+def check_engine(name: str, *, on_gpu: bool) -> None:
+    """Raises EngineError for an engine that does not exist, or that needs a GPU where none is."""
+    if name not in ENGINES:
+        raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    if name == "graphs" and not on_gpu:
+        raise EngineError(
+            "engine graphs records CUDA graphs and needs a GPU, which torch does not see here; "
+            "choose another engine, or none: a rule then finds one that runs"
+        )
+
+
 class Engine(Protocol):
     """A base in memory with any number of arms on it. Safe to call from many threads."""
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import errno
+import sys
+import unicodedata
+
+WRONG_USE = 2
+"""Exit status after an error that the user can mend, as argparse has it. A command that did its work
+and found something wrong in it ends with 1."""
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 """What a disk says when it takes no more; the operating system names no file with it."""
@@ -39,3 +45,39 @@ def message_for_user(error: BaseException) -> str | None:
     # An AssertionError of ours says that the program contradicts itself.
     ours = type(error).__module__.split(".")[0] == "finsent"
     return str(error) if ours and not isinstance(error, AssertionError) else None
+
+
+def one_line(text: str) -> str:
+    """Text for a terminal: what would break the line or control the terminal is escaped.
+
+    Args:
+        text: A message, with whatever a file or a command line put into it.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode() if _breaks_a_line(character) else character
+        for character in text.replace("\n", " ")
+    )
+
+
+def _breaks_a_line(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] == "C" or category in ("Zl", "Zp")
+
+
+def end_with(error: Exception) -> int:
+    """Ends a command that an error stopped: one line on stderr.
+
+    Args:
+        error: What stopped it.
+
+    Returns:
+        The exit status, WRONG_USE.
+
+    Raises:
+        Exception: The error itself, where it is a mistake in the program.
+    """
+    message = message_for_user(error)
+    if message is None:
+        raise error
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return WRONG_USE

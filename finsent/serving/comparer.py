@@ -11,8 +11,9 @@ import itertools
 import json
 import os
 import random
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsent.config import BACKBONE_TITLES, TrainConfig
-from finsent.engines.rule import ENGINES, Engine, EngineError, choose_engine
+from finsent.engines.rule import Engine, EngineError, check_engine, choose_engine
 from finsent.machine.devices import cuda_available
 from finsent.machine.timing import Conditions, LatencyStats, time_interleaved, timed
 from finsent.models.adapter_files import AdapterError, load_adapter
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 
 WARMUP_TEXT = "Net sales rose 4 percent while operating profit stayed flat."
+
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 WINDOWS_AT_ONCE = 512
@@ -124,12 +128,12 @@ class Comparer:
         engine: str | None = None,
         progress: ReportProgress | None = None,
     ) -> None:
-        if engine is not None and engine not in ENGINES:
-            raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-        self._lock = threading.Lock()
-        self._random = random.Random(0)
         self._device = str(device or ("cuda" if cuda_available() else "cpu"))
         self._on_gpu = self._device.startswith("cuda")
+        if engine is not None:
+            check_engine(engine, on_gpu=self._on_gpu)
+        self._lock = threading.Lock()
+        self._random = random.Random(0)
         self._backbone_dir = backbone_dir
         self._asked_engine = engine
         self._progress = progress
@@ -451,9 +455,25 @@ def _require_weights(name: str, found: str, expected: str) -> None:
         )
 
 
+def half_character(text: str) -> str | None:
+    """What is wrong with a text that no encoding can hold; None for any other.
+
+    JSON and damaged files can bring one half of a pair of surrogates without the other.
+    """
+    found = _SURROGATE.search(text)
+    if found is None:
+        return None
+    return (
+        f"character {found.start() + 1} is one half of a pair (U+{ord(found[0]):04X}, a lone "
+        "surrogate) and stands for nothing; remove it"
+    )
+
+
 def _require_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
+    if isinstance(texts, (str, bytes)):
         raise InputError("give a list of texts, not one string")
+    if isinstance(texts, Mapping) or not hasattr(texts, "__len__"):
+        raise InputError(f"texts must be a list of strings, got {type(texts).__name__}")
     for position, text in enumerate(texts):
         _require_text(text, position)
 
@@ -464,3 +484,6 @@ def _require_text(text: str, position: int | None = None) -> None:
         raise InputError(f"a text must be a string, got {type(text).__name__}{where}")
     if not text.strip():
         raise InputError(f"the text{where} is empty; give a sentence or a headline")
+    problem = half_character(text)
+    if problem is not None:
+        raise InputError(f"the text{where}: {problem}")

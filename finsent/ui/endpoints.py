@@ -3,12 +3,15 @@ become the documentation of the API and of the MCP tools."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from finsent.results.catalog import Selection
 from finsent.serving.answers import answers
+from finsent.serving.comparer import InputError
 from finsent.serving.service import ModelService, ServiceError
 from finsent.ui.parts.cards import result_dict
 from finsent.ui.parts.headline import text_problem
@@ -22,11 +25,12 @@ def add_endpoints(service: ModelService) -> None:
     """Publishes them inside the current gr.Blocks. They answer from the newest runs: a program's
     connection may outlive many."""
 
-    def selected(dataset: str) -> Selection:
+    def selected(dataset: object) -> Selection:
+        dataset = _string("dataset", dataset)
         chosen, catalog = service.default_selection(), service.catalog
         known = catalog.datasets(chosen.backbone)
         if dataset and dataset not in known:
-            raise _refused(f"no runs on {dataset!r}; there are {', '.join(known)}")
+            raise InputError(f"dataset: no runs on {dataset!r}; there are {', '.join(known)}")
         return catalog.select(chosen.backbone, dataset or None)
 
     def compare(text: str, dataset: str = "") -> dict[str, Any]:
@@ -42,14 +46,12 @@ def add_endpoints(service: ModelService) -> None:
             time in milliseconds; time spent queueing; whether the arms agree; which runs and
             device answered.
         """
-        problem = text_problem(text)
-        if problem is not None:
-            raise _refused(problem)
-        service.start()
-        try:
+        with _refusals():
+            problem = text_problem(text)
+            if problem is not None:
+                raise InputError(f"text: {problem}")
+            service.start()
             return result_dict(service.compare(text, selected(dataset)))
-        except (ServiceError, ValueError) as error:
-            raise _refused(str(error)) from error
 
     def score(texts: list[str], arm: str = "dendritic", dataset: str = "") -> list[dict[str, Any]]:
         """Sentiment of several financial texts, or their classes on another task, by one arm.
@@ -63,20 +65,19 @@ def add_endpoints(service: ModelService) -> None:
             For each text, in order: the text, its label, calibrated and raw probabilities by
             label, and the 90 % label set with its measured coverage.
         """
-        _check_texts(texts)
-        service.start()
-        catalog = service.catalog
-        try:
+        with _refusals():
+            _check_texts(texts)
+            _string("arm", arm)
+            service.start()
+            catalog = service.catalog
             selection = selected(dataset)
             seeds_arms = catalog.arms(selection.backbone, selection.dataset, selection.seed)
             if arm not in seeds_arms:
-                raise _refused(f"no arm {arm!r} here; there are {', '.join(seeds_arms)}")
+                raise InputError(f"arm: no arm {arm!r} here; there are {', '.join(seeds_arms)}")
             wanted = catalog.select(
                 selection.backbone, selection.dataset, selection.seed, matched=arm == "matched"
             )
             found, _ = service.scores(texts, wanted, arm)
-        except (ServiceError, ValueError) as error:
-            raise _refused(str(error)) from error
         run = catalog.run(wanted.backbone, wanted.dataset, arm, wanted.seed)
         calibrations = catalog.calibrations(wanted)
         return [
@@ -93,12 +94,14 @@ def add_endpoints(service: ModelService) -> None:
         Returns:
             The arms' rows and the paired comparisons, as stored in leaderboard.json.
         """
-        board = service.catalog.leaderboard
-        if board is None:
-            raise _refused("no leaderboard.json here; `train_models.py leaderboard` makes it")
-        known = sorted({row["dataset"] for row in board["arms"]})
-        if dataset and dataset not in known:
-            raise _refused(f"no runs on {dataset!r}; there are {', '.join(known)}")
+        with _refusals():
+            _string("dataset", dataset)
+            board = service.catalog.leaderboard
+            if board is None:
+                raise ServiceError("no leaderboard.json here; `finsent leaderboard` makes it")
+            known = sorted({row["dataset"] for row in board["arms"]})
+            if dataset and dataset not in known:
+                raise InputError(f"dataset: no runs on {dataset!r}; there are {', '.join(known)}")
         return {
             key: [row for row in board[key] if not dataset or row["dataset"] == dataset]
             for key in ("arms", "comparisons")
@@ -109,16 +112,29 @@ def add_endpoints(service: ModelService) -> None:
     gr.api(leaderboard, api_name="leaderboard", queue=False)
 
 
-def _check_texts(texts: list[str]) -> None:
+def _check_texts(texts: object) -> None:
     if not isinstance(texts, list) or not texts:
-        raise _refused("give a list of at least one text")
+        raise InputError("texts: give a list of at least one text")
     if len(texts) > MAX_SCORED:
-        raise _refused(f"{len(texts)} texts are too many: at most {MAX_SCORED} a call")
+        raise InputError(f"texts: {len(texts)} texts are too many: at most {MAX_SCORED} a call")
     for number, text in enumerate(texts, start=1):
-        problem = text_problem(text, "it is empty") if isinstance(text, str) else "it is no string"
+        problem = text_problem(text, "it is empty")
         if problem is not None:
-            raise _refused(f"text {number}: {problem}")
+            raise InputError(f"texts: text {number}: {problem}")
 
 
-def _refused(reason: str) -> gr.Error:
-    return gr.Error(reason, print_exception=False)
+def _string(field: str, value: object) -> str:
+    """A parameter that names something. Types are not checked before a function is called."""
+    if not isinstance(value, str):
+        raise InputError(f"{field}: it is no string, but of type {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Errors that the caller can mend, as their messages, with the class as title. Others go on."""
+    try:
+        yield
+    except (ServiceError, ValueError) as error:
+        # gradio's title is the one field of an error that a program can tell kinds apart by.
+        raise gr.Error(str(error), title=type(error).__name__, print_exception=False) from error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from finsent.serving.comparer import half_character
+
 MAX_CHARACTERS = 2000
 
 
 def text_problem(
-    text: str | None, empty: str = "Nothing to compare yet: type a headline or pick an example."
+    text: object, empty: str = "Nothing to compare yet: type a headline or pick an example."
 ) -> str | None:
     """Why a text cannot be compared, or None when it can. empty: what to say of an empty one."""
+    if text is not None and not isinstance(text, str):
+        return f"it is no string, but of type {type(text).__name__}"
     if text is None or not text.strip():
         return empty
     if len(text) > MAX_CHARACTERS:
@@ -16,4 +20,4 @@ def text_problem(
             f"{len(text):,} characters are too many: at most {MAX_CHARACTERS:,}. "
             "One headline or sentence works best."
         )
-    return None
+    return half_character(text)
