@@ -69,9 +69,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         _require(self.r >= 1, f"lora.r must be at least 1, got {self.r}")
-        _require(
-            0 < self.alpha < math.inf, f"lora.alpha must be positive, got {self.alpha}"
-        )
+        _require(0 < self.alpha < math.inf, f"lora.alpha must be positive, got {self.alpha}")
         _require(len(self.target_modules) > 0, "lora.target_modules must name at least one layer")
         _require(
             self.last_layers is None or self.last_layers >= 1,

@@ -48,6 +48,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong with the command line in one line, as every other error is said."""
 
     def error(self, message: str) -> NoReturn:
+        """Ends the command with status 2."""
         said = one_line(f"error: {message}; the options are in: {self.prog} --help")
         self.exit(WRONG_USE, f"{said}\n")
 

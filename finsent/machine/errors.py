@@ -7,8 +7,8 @@ import sys
 import unicodedata
 
 WRONG_USE = 2
-"""Exit status after an error that the user can mend, as argparse has it. A command that did its work
-and found something wrong in it ends with 1."""
+"""Exit status after an error that the user can mend, as argparse has it. A command that did its
+work and found something wrong in it ends with 1."""
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 """What a disk says when it takes no more; the operating system names no file with it."""
