@@ -1,40 +1,69 @@
-"""The four notices: another language, no company or market, cut text, two companies apart."""
+"""The five notices: another language, no company or market, far from training, cut, two ways."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
+from finsent.serving.notices.known import known_share
+from finsent.serving.notices.language import other_language
 from finsent.serving.notices.words import (
+    ADDRESS,
     BUSINESS,
+    CALENDAR,
     DOWN,
-    ENGLISH,
+    ENDS_NOTHING,
+    EVERYDAY,
     OPENERS,
-    OTHER_LANGUAGES,
+    PERSONAL,
+    POLICY,
     UP,
+    WORD,
 )
 
-Kind = Literal["language", "content", "cut", "directions"]
+Kind = Literal["language", "content", "far", "cut", "directions"]
 
-OTHER_SCRIPT = 0.3
-"""From this share of letters on that are not Latin a text is in another script."""
+FAR = 0.5
+"""Below this share of words that occur in training texts, a text is far from them."""
+FEWEST_WORDS = 4
+"""Words that are no names from which a share of them says something."""
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
-_ADDRESS = re.compile(r"(?:https?://|www\.)\S+")
+_CASHTAG = re.compile(r"[$#]\w+")
 _MARKET_SIGN = re.compile(
     r"\$[A-Za-z]{1,6}\b|[$€£¥]\s?\d|\d\s?(?:%|bps|bp\b)|\b(?:EUR|USD|GBP|Fed)\b"
 )
-_BUSINESS = re.compile(r"\b(?:" + "|".join(sorted(BUSINESS)) + r")", re.IGNORECASE)
+
+
+def _starting_with(stems: frozenset[str]) -> re.Pattern[str]:
+    return re.compile(r"\b(?:" + "|".join(sorted(stems)) + r")", re.IGNORECASE)
+
+
+_BUSINESS = _starting_with(BUSINESS)
+_UNMISTAKABLE = _starting_with(BUSINESS - EVERYDAY)
+_BUSINESS_WORD = re.compile(
+    rf"(?:{'|'.join(sorted(BUSINESS))})(?:e|s|es|y|ies|ing|ings|er|ers|ors?|ions?|ments?|al)?",
+    re.IGNORECASE,
+)
 _CUT_END = re.compile(
-    r"(?:\u2026|\.\.\.|[,;:(\u201c\u2013-]|\b(?:the|a|an|of|and|or|to|for|with|by|from|its|than|as))$",
+    r"(?:\u2026|\.\.\.\]?|[,;:(\[\u201c\u2013$€£-]|\b(?:EUR|USD|GBP|"
+    + "|".join(sorted(ENDS_NOTHING))
+    + r"))$",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"\s*(?:;|,|\bwhile\b|\bwhereas\b|\bbut\b|\band\b|\bas\b)\s*")
+_NAME = r"\$?(?!(?:EUR|USD|GBP|SEK|CHF|US|Q[1-4])\b)[A-Z]"
 _AGAINST = re.compile(
-    r"\b(?:outbids?|overtakes?|defeats?|sues|(?:takes|took|steals|poaches)\b.{1,60}?\bfrom"
-    r"|(?:wins?|won)\b.{1,60}?\bagainst|(?:loses?|lost)\b.{1,60}?\bto)\s+\$?[A-Z]"
+    r"\b(?:outbids?|outsells?|overtakes?|defeats?|sues|beats"
+    r"|(?:takes|took|steals|stole|poaches|poached)\b.{1,60}?\bfrom"
+    r"|(?:wins?|won)\b.{1,60}?\b(?:against|(?:fight|case|suit|lawsuit|battle|dispute)\s+with)"
+    r"|(?:loses?|lost)\b.{1,60}?\bto"
+    r"|(?:gains?|wins?)\b.{0,40}?\bat(?=\s+\S+\s+expense))\s+" + _NAME
+)
+_RULED = re.compile(
+    rf"\b(?:(?:rules?|ruled|decides?|finds|found|sides?)\s+(?:for|with|in favou?r of)\s+{_NAME}"
+    rf".{{1,40}}?\b(?:against|over)\s+{_NAME}|(?:orders?|ordered|tells?|told)\s+{_NAME}.{{1,40}}?"
+    rf"\bto\s+pay\s+{_NAME})"
 )
 
 
@@ -50,10 +79,12 @@ class Notice:
 def notices(text: str) -> list[Notice]:
     """What speaks against taking the label of this text at its word; empty for ordinary news.
 
-    Of a text in another language nothing else is said: the other rules read English.
+    Of a text in another language nothing else is said: the other rules read English. Of one that
+    has nothing to do with companies or markets it is not said that it is far from them.
     """
-    plain = " ".join(_ADDRESS.sub(" ", text).split())
-    language = other_language(plain)
+    plain = " ".join(ADDRESS.sub(" ", text).split())
+    ordinary = _no_names(plain)
+    language = other_language(plain, ordinary)
     if language is not None:
         said = f"The text seems to be {language}; the models were trained on English only."
         return [Notice("language", said)]
@@ -61,6 +92,12 @@ def notices(text: str) -> list[Notice]:
     if not has_market_content(plain):
         said = "Nothing here is about a company or a market; the label means nothing then."
         found.append(Notice("content", said))
+    elif len(ordinary) >= FEWEST_WORDS and known_share(ordinary) < FAR:
+        said = (
+            "Most of these words occur nowhere in the texts that the models were trained on; "
+            "their probabilities may be wrong by more than usual."
+        )
+        found.append(Notice("far", said))
     if is_cut(plain):
         said = "The text seems to be cut; what is missing may change the label."
         found.append(Notice("cut", said))
@@ -73,36 +110,42 @@ def notices(text: str) -> list[Notice]:
     return found
 
 
-def other_language(text: str) -> str | None:
-    """The language, or "in another script"; None for English and for what has too few words."""
-    letters = [character for character in text if character.isalpha()]
-    foreign = [c for c in letters if not unicodedata.name(c, "").startswith("LATIN")]
-    if letters and len(foreign) / len(letters) > OTHER_SCRIPT:
-        return "in another script"
-    words = [
-        part for word in _WORD.findall(text.lower()) for part in re.split(r"['’]", word) if part
-    ]
-    # Words of business look alike in several languages: half a sign of English each.
-    english = sum(word in ENGLISH for word in words) + len(_BUSINESS.findall(text)) / 2
-    hits = {name: sum(word in known for word in words) for name, known in OTHER_LANGUAGES.items()}
-    best = max(hits, key=lambda name: hits[name])
-    return best if hits[best] >= 2 and hits[best] > 1.5 * english else None
+def _no_names(text: str) -> list[str]:
+    """The words of a text, in lower case, that are no names by their capitals.
+
+    In a text all in capitals there are no names to see: those are all its words.
+    """
+    words = WORD.findall(_CASHTAG.sub(" ", text))
+    if not text.isupper():
+        words = [word for word in words if not word[0].isupper()]
+    return [word.lower() for word in words]
 
 
 def has_market_content(text: str) -> bool:
     """Whether a word, a sign or a name is of companies or markets.
 
-    A name is a capitalised word after the first, or a first word that is no little word and is
-    followed by a verb in the third person. In a text all in one case there are no names to see.
+    A word that everyday talk uses as well, such as "beat", does not count where a person speaks of
+    himself or to another. A name is a capitalised word after the first, or a first word that is no
+    little word and owns something or is followed by a verb in the third person. In a text all in
+    one case there are no names to see.
     """
-    if _MARKET_SIGN.search(text) or _BUSINESS.search(text):
+    if _MARKET_SIGN.search(text) or _UNMISTAKABLE.search(text):
         return True
-    words = _WORD.findall(text)
+    words = WORD.findall(text)
+    low = {word.lower().split("'")[0].split("’")[0] for word in words}
+    if not low & PERSONAL and _BUSINESS.search(text):
+        return True
     if len(words) < 2 or text.isupper():
-        return text.isupper() and bool(words) and not set(text.lower().split()) & OPENERS
-    if any(word[0].isupper() and word not in ("I", "I'm", "I'll") for word in words[1:]):
+        return text.isupper() and bool(words) and not low & OPENERS
+    if any(word[0].isupper() and not _is_no_name(word) for word in words[1:]):
         return True
-    return words[0][0].isupper() and words[0].lower() not in OPENERS and words[1].endswith("s")
+    verb = words[1].endswith("s") or words[0].lower().endswith(("'s", "’s"))
+    opener = words[0].lower() in OPENERS or _is_no_name(words[0])
+    return words[0][0].isupper() and not opener and verb
+
+
+def _is_no_name(word: str) -> bool:
+    return word.lower().split("'")[0].split("’")[0] in PERSONAL | CALENDAR
 
 
 def is_cut(text: str) -> bool:
@@ -115,16 +158,25 @@ def has_two_directions(text: str) -> bool:
     another loses."""
     ways: dict[str, int] = {}
     for clause in _CLAUSE.split(text):
-        words = _WORD.findall(clause)
-        name = next((w for w in words if w[0].isupper() and w.lower() not in OPENERS), None)
+        words = WORD.findall(clause)
+        name = next((word for word in words if _is_company(word)), None)
         low = {word.lower() for word in words}
         way = bool(low & UP) - bool(low & DOWN)
         if name is not None and way:
             ways.setdefault(name, way)
-    if {1, -1} <= set(ways.values()):
+    if {1, -1} <= set(ways.values()) or _RULED.search(text):
         return True
     against = _AGAINST.search(text)
     if against is None:
         return False
-    before = _WORD.findall(text[: against.start()])
-    return any(w[0].isupper() and w.lower() not in OPENERS for w in before)
+    return any(_is_company(word) for word in WORD.findall(text[: against.start()]))
+
+
+def _is_company(word: str) -> bool:
+    """Whether a word may name a company: it has a capital, and is no word of business itself."""
+    low = word.lower()
+    return (
+        word[0].isupper()
+        and low not in OPENERS | UP | DOWN | POLICY
+        and _BUSINESS_WORD.fullmatch(word) is None
+    )
