@@ -39,6 +39,8 @@ NOISE_RULES = ("keep", "drop")
 POOLINGS = ("last", "mean")
 ADAPTATIONS = ("lora", "full")
 STORED_PRECISIONS = ("fp16", "int8")
+SCALES = ":scales"
+"""Ends the name of the tensor that holds the scales of an int8 one in an adapter file."""
 SCHEDULES = ("linear", "cosine")
 
 Precision = Literal["nf4", "bf16", "fp32"]

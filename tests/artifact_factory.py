@@ -12,6 +12,7 @@ computed from the predictions, parameter counts are those of the adapter files, 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from finsent.data.agreement import agreement_levels
 from finsent.data.registry import DATASETS
 from finsent.data.sets.news import SOURCES
 from finsent.data.sets.phrasebank import LEVELS
+from finsent.models.adapter_files import FORMAT
 from finsent.results import leaderboard, manifest, metrics, runs
 
 LABEL_NAMES = ("negative", "neutral", "positive")
@@ -107,6 +109,7 @@ def make_run(
     kept = dendrites if arm == "dendritic" else 0
     tensors = _adapter(arm, k, kept, target)
     parameters = sum(tensor.size for tensor in tensors.values())
+    tensors["score.weight"] += 0.001 * seed  # no two seeds have the same weights
     predictions = _predictions(backbone, dataset, arm, seed, n_test, effect)
     validation = _predictions(backbone, dataset, arm, seed, n_test, effect, part="validation")
     nll = metrics.score(validation.label_indices, validation.probabilities, validation.label_names)[
@@ -117,10 +120,16 @@ def make_run(
     by_source = metrics.source_scores(dataset, predictions)
     folder = runs.run_folder(root, backbone, dataset, arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter.safetensors")
+    about = {
+        "activation": "relu" if kept else "none",
+        "format": FORMAT,
+        "scaling": base.lora.alpha / base.lora.r,
+    }
+    save_file(tensors, folder / manifest.ADAPTER_FILE, {"finsent": json.dumps(about)})
+    adapter = {"sha256": manifest.sha256_file(folder / manifest.ADAPTER_FILE)}
     runs.write_run(
         folder,
-        config=_config(config, dataset, seed),
+        config={**_config(config, dataset, seed), "adapter": adapter},
         metrics={
             **_metrics(predictions, history, arm, kept, parameters, target),
             **({} if by_source is None else {"per_source": by_source}),
@@ -301,6 +310,5 @@ def _config(config: TrainConfig, dataset: str, seed: int) -> dict[str, Any]:
         "split_sha256": _digest("split", dataset, seed),
         "backbone_sha256": _digest("backbone", config.backbone),
         "label_names": list(label_names_of(dataset)),
-        "adapter": {"format": "safetensors"},
         "finished_at": "2025-01-01T00:00:00+00:00",
     }

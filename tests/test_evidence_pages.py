@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 from finsent.config import ARMS
 from finsent.results import catalog as state
 from finsent.results.leaderboard import arms_csv
-from finsent.results.schema import ArtifactError
 from finsent.ui.parts import markup
 from finsent.ui.tables import board as board_table
 from finsent.ui.tables import published, verdicts
@@ -41,10 +41,14 @@ def arms_in(html: str) -> list[str]:
     return [name.lower() for name in re.findall(r"</svg>(\w+)</span>", html)]
 
 
-def test_a_board_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "leaderboard.json").write_text('{"arms": [{"arm": "baseline"}]}')
-    with pytest.raises(ArtifactError, match=r"lack by_agreement.*train_models.py leaderboard"):
-        state.Catalog.read(tmp_path)
+def test_a_board_of_another_version_is_left_out(tmp_path: Path) -> None:
+    board: dict[str, Any] = {key: [] for key in ("rows", "comparisons", "references")}
+    board["arms"] = [{"arm": "baseline"}]
+    (tmp_path / "leaderboard.json").write_text(json.dumps(board))
+    found = state.Catalog.read(tmp_path)
+    assert found.leaderboard is None
+    (damage,) = found.damaged
+    assert re.search(r"lack by_agreement.*train_models.py leaderboard", damage.reason)
 
 
 # ------------------------------------------------------------------------------------- leaderboard

@@ -323,10 +323,11 @@ def test_metrics_with_damaged_scores_per_source_are_refused() -> None:
     folder = next((Path(__file__).parent.parent / "artifacts").glob("*/*/baseline/seed-0"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     metrics["per_source"] = source_scores("news", some_predictions())
-    check_metrics(metrics, Path("metrics.json"))
+    names = list(metrics["per_class"])
+    check_metrics(metrics, Path("metrics.json"), names)
     del metrics["per_source"]["twitter"]["ece"]
     with pytest.raises(ArtifactError, match=r"per_source\.twitter: key 'ece' is missing"):
-        check_metrics(metrics, Path("metrics.json"))
+        check_metrics(metrics, Path("metrics.json"), names)
 
 
 def test_scores_per_source_are_verified_and_on_the_board(tmp_path: Path) -> None:

@@ -91,20 +91,25 @@ def follow(chromium: Browser, url: str, root: Path, app_artifacts: Path) -> None
     before.page.get_by_label("Also run the matched control").check()
     before.answered(arms=3)
     assert offered(before.page) == [*map(str, SEEDS)]
-    # New files that are damaged leave the page as it was.
+    # A run that is damaged is left out, and the page says so.
     path = root / "smollm2-135m" / "allagree" / "baseline" / f"seed-{NEW}" / "metrics.json"
     whole = path.read_text()
     path.write_text(json.dumps({**json.loads(whole), "accuracy": "high"}))
     damaged = Watched(chromium, url)
-    expect(damaged.page.locator("#status")).to_contain_text("Not up to date.")
-    expect(damaged.page.locator("#status")).to_contain_text("metrics.json")
+    place = f"smollm2-135m/allagree/baseline/seed-{NEW}"
+    expect(damaged.page.locator("#status")).to_contain_text(f"Left out for damage: {place}")
+    open_tab(damaged.page, "Board")
+    expect(damaged.page.locator("#left-out")).to_contain_text(
+        f"{place}/metrics.json: 'accuracy' is"
+    )
+    open_tab(damaged.page, "One headline")
     damaged.ask("profit rose")
     damaged.answered()
     assert str(NEW) in offered(damaged.page)
     path.write_text(whole)
     mended = Watched(chromium, url)
     expect(mended.page.locator("#status")).to_contain_text("Ready")
-    expect(mended.page.locator("#status")).not_to_contain_text("Not up to date.")
+    expect(mended.page.locator("#status")).not_to_contain_text("Left out")
     # Runs of the better default: who comes now gets it, who was there keeps what was chosen.
     for arm in ARMS:
         make_run(root, "phi-2", "allagree", arm, 0, 340)

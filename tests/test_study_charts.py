@@ -13,6 +13,7 @@ from finsent.plots.style import ARM_STYLES, ChartError
 from finsent.results.catalog import Catalog
 from finsent.results.schema import ArtifactError
 from finsent.study import charts, views
+from finsent.study.summary import read_summaries
 from finsent.ui.renewal import fingerprint, read_catalog
 from finsent.ui.tabs import studies
 from tests.study_factory import RECIPES, REGIMES, make_classical, make_study
@@ -174,8 +175,13 @@ def test_a_damaged_study_is_named_and_a_new_one_is_noticed(tmp_path: Path) -> No
     assert fingerprint(tmp_path) != before
     path = folder / "summary.json"
     path.write_text(path.read_text()[:-20])
+    found = read_catalog(tmp_path)
+    assert found.studies == {}
+    (damage,) = found.damaged
+    assert damage.place == "studies/heads/summary.json"
+    assert "not JSON" in damage.reason
     with pytest.raises(ArtifactError, match="heads/summary.json"):
-        read_catalog(tmp_path)
+        read_summaries(tmp_path)
 
 
 def test_a_study_without_dendrites_still_shows_its_rows(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from finsent.plots import png_figures
 from finsent.results import leaderboard, manifest, runs
-from finsent.verification import count_dendrites, count_parameters, verify
+from finsent.results.manifest import count_dendrites, count_parameters
+from finsent.verification import verify
 from tests.artifact_factory import make_artifacts, make_run
 
 ARMS = ("baseline", "dendritic", "matched")

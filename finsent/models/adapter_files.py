@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from finsent.config import SCALES
+
 FORMAT = "finsent-adapter-1"
 INNER = "inner."
 """Begins the names of what dendrites of a whole layer read instead of A x: A_i (r, in)."""
-SCALES = ":scales"
-"""Ends the name of the tensor that holds the scales of an int8 one."""
 
 
 class AdapterError(ValueError):

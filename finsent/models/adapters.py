@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finsent.config import ConfigError, LoraConfig, MatchedCapacity
-from finsent.models.adapter_files import FORMAT, SCALES, Adapter, AdapterError
+from finsent.config import SCALES, ConfigError, LoraConfig, MatchedCapacity
+from finsent.models.adapter_files import FORMAT, Adapter, AdapterError
 from finsent.models.dendritic_linear import DendriticLinear, FusedDendriticLinear
 from finsent.models.encoders import blocks_path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,16 @@ from finsent.config import ARMS, BACKBONE_TITLES, STUDY_ARMS
 from finsent.data.registry import DATASETS
 from finsent.data.sets.examples import HEADLINES, Headline
 from finsent.results.calibration import Calibration, calibration_of
-from finsent.results.runs import Run, find_runs, read_json, slug
+from finsent.results.manifest import MANIFEST, Checksums, check_run, checksums_of, is_published
+from finsent.results.runs import (
+    LEADERBOARD,
+    Run,
+    finished_folders,
+    in_order,
+    read_json,
+    read_run,
+    slug,
+)
 from finsent.results.schema import ArtifactError
 
 LARGE_BACKBONE = "phi-2"
@@ -31,8 +40,23 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Damage:
+    """A part of the artifacts that is left out, and why."""
+
+    place: str
+    """Relative to the artifacts root: the folder of a run, or a file."""
+    reason: str
+    """Names the file, below the root, the fault and the mend."""
+
+    @classmethod
+    def of(cls, path: Path, root: Path, error: ArtifactError | str) -> Damage:
+        """Without the root, which is nobody's business who opens the page."""
+        return cls(path.relative_to(root).as_posix(), str(error).replace(f"{root}/", ""))
+
+
+@dataclass(frozen=True)
 class Catalog:
-    """Every finished run below an artifacts root, indexed once."""
+    """Every finished run below an artifacts root that can be trusted, indexed once."""
 
     root: Path
     runs: tuple[Run, ...]
@@ -41,24 +65,40 @@ class Catalog:
     made."""
     studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Study name -> content of its summary.json."""
+    damaged: tuple[Damage, ...] = ()
+    """What is not among the above because it cannot be read or is not what was published."""
     _calibrations: dict[Path, Calibration | None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(
-        cls, root: Path | str, studies: Mapping[str, Mapping[str, Any]] | None = None
+        cls,
+        root: Path | str,
+        studies: Mapping[str, Mapping[str, Any]] | None = None,
+        damaged: Iterable[Damage] = (),
     ) -> Catalog:
         """The runs and the board below `root`, beside the studies read by whoever knows them.
 
-        Raises ArtifactError when a finished run or the leaderboard is damaged.
+        A damaged run or board is left out and named in `damaged`, after what is given there.
         """
         root = Path(root)
-        board = root / "leaderboard.json"
-        return cls(
-            root,
-            tuple(find_runs(root)),
-            _read_board(board) if board.is_file() else None,
-            studies or {},
-        )
+        sums = checksums_of(root)
+        found, left_out = _sound_runs(root, sums)
+        if sums.problem is not None:
+            left_out.append(Damage.of(root / MANIFEST, root, sums.problem))
+        board: dict[str, Any] | None = None
+        path = root / LEADERBOARD
+        if path.is_file():
+            try:
+                is_published(path, root, sums)
+                board = _read_board(path)
+            except ArtifactError as error:
+                left_out.append(Damage.of(path, root, error))
+        return cls(root, tuple(found), board, studies or {}, (*damaged, *left_out))
+
+    @property
+    def damaged_runs(self) -> tuple[Damage, ...]:
+        """Those of `damaged` that are the folders of runs."""
+        return tuple(damage for damage in self.damaged if "/seed-" in damage.place)
 
     def backbones(self) -> list[str]:
         """Folder names, those for any machine first, the default at their head."""
@@ -150,6 +190,20 @@ class Catalog:
         return self.root / selection.backbone / selection.dataset
 
 
+def _sound_runs(root: Path, sums: Checksums) -> tuple[list[Run], list[Damage]]:
+    """The finished runs whose files are whole and as published, and the others with the reason."""
+    found, damaged = [], []
+    for folder in sorted(finished_folders(root)):
+        try:
+            run = read_run(folder)
+            check_run(run, sums)
+        except ArtifactError as error:
+            damaged.append(Damage.of(folder, root, error))
+        else:
+            found.append(run)
+    return in_order(found), damaged
+
+
 def _embedded_rank(name: str) -> int:
     """Place of a backbone among those for any machine; any other comes after them."""
     known = EMBEDDED_BACKBONES
@@ -163,7 +217,10 @@ _BOARD_ARM_KEYS = {"protocol", "per_class", "confusion", "reliability", "by_agre
 def _read_board(path: Path) -> dict[str, Any]:
     """leaderboard.json. Raises ArtifactError when it is damaged or of an earlier format."""
     board = read_json(path)
-    missing = {key for arm in board.get("arms", [{}]) for key in _BOARD_ARM_KEYS - set(arm)}
+    lists = [board.get(key) for key in ("arms", "rows", "comparisons", "references")]
+    if not all(isinstance(part, list) and all(map(_is_object, part)) for part in lists):
+        raise ArtifactError(f"{path}: its arms, rows or comparisons are no lists of objects")
+    missing = {key for arm in board["arms"] for key in _BOARD_ARM_KEYS - set(arm)}
     if missing:
         raise ArtifactError(
             f"{path}: its arms lack {', '.join(sorted(missing))}, so it was made by another "
@@ -171,6 +228,10 @@ def _read_board(path: Path) -> dict[str, Any]:
             f"{path.parent}`"
         )
     return board
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def dataset_order(name: str) -> int:

@@ -26,10 +26,15 @@ from finsent.results.metrics import (
     score,
 )
 from finsent.results.references import references
-from finsent.results.runs import Predictions, Run, find_runs, rounded, write_json
+from finsent.results.runs import (
+    LEADERBOARD,
+    Predictions,
+    Run,
+    find_runs,
+    rounded,
+    write_json,
+)
 from finsent.results.schema import PER_SOURCE
-
-LEADERBOARD = "leaderboard.json"
 
 ARM_ORDER = ("baseline", "matched", "dendritic")
 """In a comparison the later arm is measured against the earlier one."""

@@ -15,7 +15,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ fitting a calibration. Runs made before it was written do without."""
 
 WORK_FOLDER = ".work"
 """Below an artifacts root: runs under way, in the same layout. Never part of the artifacts."""
+LEADERBOARD = "leaderboard.json"
+"""Below an artifacts root: what the runs say together."""
 RESERVED_FOLDERS = ("behaviour", "figures", "studies")
 """Folders below an artifacts root that are no backbone."""
 
@@ -249,7 +251,7 @@ def write_run(
     """
     folder = Path(folder)
     check_config(config, folder / "config.json")
-    check_metrics(metrics, folder / "metrics.json")
+    check_metrics(metrics, folder / "metrics.json", config["label_names"])
     check_history(history, folder / "history.jsonl")
     _check_place(folder, config)
     tables = {"predictions.csv": predictions}
@@ -304,7 +306,7 @@ def read_run(folder: Path | str) -> Run:
     config = read_json(folder / "config.json")
     check_config(config, folder / "config.json")
     metrics = read_json(folder / "metrics.json")
-    check_metrics(metrics, folder / "metrics.json")
+    check_metrics(metrics, folder / "metrics.json", config["label_names"])
     history = read_history(folder / "history.jsonl")
     _check_place(folder, config)
     train_config = config["config"]
@@ -325,20 +327,30 @@ def is_finished(folder: Path) -> bool:
     return all((folder / name).is_file() for name in RUN_FILES)
 
 
-def find_runs(root: Path | str) -> list[Run]:
-    """Every finished run below an artifacts root, by backbone, dataset, arm, seed.
+def finished_folders(root: Path) -> list[Path]:
+    """Folders below an artifacts root that hold all five files of a run.
 
-    Folders that lack one of the five files are skipped: they are runs still under way. A finished
-    run that cannot be read is an ArtifactError.
+    Those that lack one are runs still under way.
     """
-    root = Path(root)
-    folders = [
+    return [
         folder
         for folder in root.glob("*/*/*/seed-*")
         if folder.relative_to(root).parts[0] not in RESERVED_FOLDERS and is_finished(folder)
     ]
-    runs = [read_run(folder) for folder in folders]
-    return sorted(runs, key=lambda run: (slug(run.backbone), run.dataset, run.arm, run.seed))
+
+
+def in_order(found: Iterable[Run]) -> list[Run]:
+    """Runs by backbone, data set, arm and seed."""
+    return sorted(found, key=lambda run: (slug(run.backbone), run.dataset, run.arm, run.seed))
+
+
+def find_runs(root: Path | str) -> list[Run]:
+    """Every finished run below an artifacts root, by backbone, dataset, arm, seed.
+
+    A finished run that cannot be read is an ArtifactError; `finsent.results.catalog` goes on
+    without it.
+    """
+    return in_order(map(read_run, finished_folders(Path(root))))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -389,9 +401,6 @@ def read_predictions(path: Path, label_names: Sequence[str]) -> Predictions:
         )
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}; {RESTORE}") from error
-
-
-# ------------------------------------------------------------------------ manifest
 
 
 # ------------------------------------------------------------------------ checks

@@ -6,7 +6,8 @@ Errors name the file, the value and the mend. Standard library only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ VALIDATION_KEYS: Mapping[str, tuple[type, ...]] = {
 }
 
 
+PER_CLASS_KEYS: Mapping[str, tuple[type, ...]] = {
+    "precision": _NUMBER,
+    "recall": _NUMBER,
+    "f1": _NUMBER,
+    "support": (int,),
+}
+
+
 BEFORE_GROWTH_KEYS: Mapping[str, tuple[type, ...]] = {"epoch": (int,), **VALIDATION_KEYS}
 
 
@@ -112,6 +121,9 @@ class ArtifactError(ValueError):
     """A file of a run is missing, damaged or not what the schema says."""
 
 
+LONGEST_INTEGER = 19
+"""Characters of an integer in JSON: more than any count needs, and few enough for a float."""
+
 RESTORE = "restore the file from version control or train the run again"
 
 
@@ -129,21 +141,64 @@ def parse_json(text: str, where: str) -> Any:
     """Value of a JSON text; `where` is what errors name.
 
     Raises:
-        ArtifactError: It is not JSON, or holds NaN or an infinity, which JSON does not know.
+        ArtifactError: It is not JSON, names a key twice, is nested too deep to be read, or holds a
+            number (NaN, an infinity, one of more than 19 digits) or a character (half of a pair)
+            that no file of ours has.
     """
 
     def refuse(constant: str) -> None:
-        raise ArtifactError(f"{where}: holds {constant}, which JSON does not know; {RESTORE}")
+        shown = constant if len(constant) <= 24 else f"{constant[:20]}…"
+        raise ArtifactError(f"{where}: holds {shown}, which JSON does not know; {RESTORE}")
+
+    def whole(digits: str) -> int:
+        # Checked before it is converted: Python refuses thousands of digits with another error.
+        if len(digits) > LONGEST_INTEGER:
+            raise ArtifactError(
+                f"{where}: holds a number of {len(digits)} digits, {digits[:12]}…; {RESTORE}"
+            )
+        return int(digits)
+
+    def real(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            refuse(digits)
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
+            raise ArtifactError(f"{where}: names {twice!r} twice; {RESTORE}")
+        return found
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        value = json.loads(
+            text,
+            parse_constant=refuse,
+            parse_int=whole,
+            parse_float=real,
+            object_pairs_hook=once,
+        )
+        if "\\u" in text:
+            # An escape may stand for half a character, which no file can hold.
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{where}: not JSON ({error}); {RESTORE}") from error
+    except RecursionError as error:
+        raise ArtifactError(f"{where}: nested too deep to be read; {RESTORE}") from error
+    except UnicodeEncodeError as error:
+        raise ArtifactError(f"{where}: holds half of a character; {RESTORE}") from error
+    return value
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 120 else f"{shown[:120]}…"
 
 
 def _check_keys(value: Any, keys: Mapping[str, tuple[type, ...]], where: str) -> None:
     if not isinstance(value, Mapping):
-        raise ArtifactError(f"{where}: holds {value!r}, not an object; {RESTORE}")
+        raise ArtifactError(f"{where}: holds {_short(value)}, not an object; {RESTORE}")
     for key, types in keys.items():
         if key not in value:
             raise ArtifactError(f"{where}: key {key!r} is missing; train the run again")
@@ -152,21 +207,37 @@ def _check_keys(value: Any, keys: Mapping[str, tuple[type, ...]], where: str) ->
             isinstance(value[key], bool) and bool not in types
         ):
             names = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            raise ArtifactError(f"{where}: {key!r} is {value[key]!r}, expected {names}; {RESTORE}")
+            raise ArtifactError(
+                f"{where}: {key!r} is {_short(value[key])}, expected {names}; {RESTORE}"
+            )
 
 
 def check_config(config: Any, path: Path) -> None:
     """Raises ArtifactError unless `config`, read from `path`, has the keys of a config.json."""
     _check_keys(config, CONFIG_KEYS, str(path))
+    _check_label_names(config["label_names"], path)
     _check_keys(config["config"], TRAIN_CONFIG_KEYS, f"{path}, config")
     treatment = config["config"]["treatment"]
     if treatment is not None:
         _check_keys(treatment, {"kind": (str,)}, f"{path}, config.treatment")
 
 
-def check_metrics(metrics: Any, path: Path) -> None:
-    """Raises ArtifactError unless `metrics`, read from `path`, has the keys of a metrics.json."""
+def _check_label_names(names: Sequence[Any], path: Path) -> None:
+    strange = [name for name in names if not isinstance(name, str) or not name]
+    if strange or len(names) < 2 or len(set(names)) != len(names):
+        shown = repr(strange[0] if strange else names)[:80]
+        raise ArtifactError(
+            f"{path}: label_names must be two or more different names, found {shown}; {RESTORE}"
+        )
+
+
+def check_metrics(metrics: Any, path: Path, label_names: Sequence[str]) -> None:
+    """Raises ArtifactError unless `metrics`, read from `path`, has the keys of a metrics.json.
+
+    label_names: the classes that config.json names, each of which has scores of its own.
+    """
     _check_keys(metrics, METRIC_KEYS, str(path))
+    _check_scores(metrics, path, label_names)
     _check_keys(metrics["validation"], VALIDATION_KEYS, f"{path}, validation")
     if PER_SOURCE in metrics:
         where = f"{path}, {PER_SOURCE}"
@@ -177,6 +248,32 @@ def check_metrics(metrics: Any, path: Path) -> None:
         _check_keys(
             metrics["best_before_growth"], BEFORE_GROWTH_KEYS, f"{path}, best_before_growth"
         )
+
+
+def _check_scores(metrics: Mapping[str, Any], path: Path, label_names: Sequence[str]) -> None:
+    """Scores by class: one of each for every class, whatever run they were taken from."""
+    for name, bounds in metrics["ci"].items():
+        if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))):
+            raise ArtifactError(f"{path}, ci: {name!r} is {bounds!r}, not two numbers; {RESTORE}")
+    classes = metrics["per_class"]
+    if set(classes) != set(label_names):
+        raise ArtifactError(
+            f"{path}, per_class: has {sorted(classes)}, but the run's classes are "
+            f"{sorted(label_names)}; {RESTORE}"
+        )
+    for name, scores in classes.items():
+        _check_keys(scores, PER_CLASS_KEYS, f"{path}, per_class.{name}")
+    k = len(label_names)
+    table = metrics["confusion"]
+    if len(table) != k or not all(
+        isinstance(row, list) and len(row) == k and all(type(cell) is int for cell in row)
+        for row in table
+    ):
+        raise ArtifactError(f"{path}: confusion is no table of {k} x {k} counts; {RESTORE}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, _NUMBER) and not isinstance(value, bool)
 
 
 def check_history(history: Iterable[Any], path: Path) -> None:

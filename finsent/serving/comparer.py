@@ -30,6 +30,7 @@ from finsent.models.presets import BackboneError, preset
 from finsent.models.tokenization import FileTokenizer, repeated, token_batches
 from finsent.models.weights import ReportProgress, default_cache_dir, folder_sha256
 from finsent.results import runs
+from finsent.results.manifest import ADAPTER_FILE, check_run, checksums_of
 from finsent.serving.batching import BatchQueue
 from finsent.serving.windows import window_spans
 
@@ -173,7 +174,7 @@ class Comparer:
         """Switch to other runs. The base stays in memory when they were trained on it."""
         if not arms:
             raise AdapterError("name at least one arm")
-        found = [runs.read_run(Path(folder) / arm / f"seed-{seed}") for arm in arms]
+        found = [_checked_run(Path(folder) / arm / f"seed-{seed}") for arm in arms]
         configs = [TrainConfig.from_dict(run.config["config"]) for run in found]
         first, about = configs[0], found[0].config
         of_base = ("backbone", "precision", "depth", "pooling", "max_length", "prompt_suffix")
@@ -181,7 +182,7 @@ class Comparer:
         if len(keys) != 1:
             raise AdapterError(f"the arms of {folder} were not trained alike: {sorted(keys)}")
         adapters = {
-            arm: load_adapter(run.folder / "adapter.safetensors")
+            arm: load_adapter(run.folder / ADAPTER_FILE)
             for arm, run in zip(arms, found, strict=True)
         }
         with self._lock:
@@ -445,6 +446,13 @@ def _backbone_tokenizer(backbone: Backbone, config: TrainConfig) -> Tokenize:
         return [(ids, n > len(ids)) for ids, n in zip(cut, whole, strict=True)]
 
     return tokenize
+
+
+def _checked_run(folder: Path) -> runs.Run:
+    """A run whose files are the published ones. Raises ArtifactError for any other."""
+    run = runs.read_run(folder)
+    check_run(run, checksums_of(run.folder.parents[3]))
+    return run
 
 
 def _require_weights(name: str, found: str, expected: str) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finsent.results.manifest import checksums_of, is_published
 from finsent.results.runs import read_json, rounded, write_json
 from finsent.results.schema import ArtifactError
 from finsent.study.comparisons import (
@@ -64,15 +65,25 @@ def write_summary(folder: Path) -> Path:
     return folder / SUMMARY
 
 
-def read_summaries(artifacts: Path) -> dict[str, dict[str, Any]]:
+def read_summaries(
+    artifacts: Path, damaged: Callable[[Path, ArtifactError], None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Study name -> content of its summary.json, of every study below `artifacts`/studies.
 
-    Raises ArtifactError when one is damaged or of another version.
+    damaged: told of a summary that is damaged, not as published or of another version, which is
+    then left out. Without it such a summary raises ArtifactError.
     """
-    return {
-        path.parent.name: _read_summary(path)
-        for path in sorted((artifacts / "studies").glob(f"*/{SUMMARY}"))
-    }
+    found = {}
+    sums = checksums_of(artifacts)
+    for path in sorted((artifacts / "studies").glob(f"*/{SUMMARY}")):
+        try:
+            is_published(path, artifacts, sums)
+            found[path.parent.name] = _read_summary(path)
+        except ArtifactError as error:
+            if damaged is None:
+                raise
+            damaged(path, error)
+    return found
 
 
 _PLACE_KEYS = {"dataset", "test_dataset", "regime", "recipe"}

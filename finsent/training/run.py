@@ -36,6 +36,7 @@ from finsent.models.backbones import (
 )
 from finsent.models.encoders import final_states
 from finsent.results import runs
+from finsent.results.manifest import ADAPTER_FILE, ADAPTER_SHA256, sha256_file
 from finsent.results.metrics import confidence_intervals, score, source_scores
 from finsent.results.provenance import versions
 from finsent.results.schema import PER_SOURCE
@@ -304,7 +305,9 @@ def _publish(
     validation: runs.Predictions,
 ) -> None:
     """Write the run whole beside its place, then put it there; an older run is lost only then."""
-    result.model.save(job.work_folder / "adapter.safetensors")
+    result.model.save(job.work_folder / ADAPTER_FILE)
+    # So that no other weights can be taken for this run's, published or not.
+    provenance["adapter"][ADAPTER_SHA256] = sha256_file(job.work_folder / ADAPTER_FILE)
     history = [asdict(record) for record in result.history]
     runs.write_run(
         job.work_folder,

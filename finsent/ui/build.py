@@ -15,8 +15,7 @@ import gradio as gr
 from finsent.machine import devices
 from finsent.machine.devices import cuda_available
 from finsent.machine.extras import missing
-from finsent.results.catalog import Catalog
-from finsent.results.schema import ArtifactError
+from finsent.results.catalog import Catalog, Damage
 from finsent.serving.lifecycle.states import Choice, Status
 from finsent.serving.service import ComparerFactory, ModelService, ServiceError
 from finsent.ui.endpoints import add_endpoints
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
 
 TITLE = "finsent: do dendrites help?"
 STATUS_SECONDS = 0.7
+NAMED = 3
+"""Of what is damaged, how much the status line names."""
 LOOK_SECONDS = 3.0
 """How often a page that was opened before there was any run looks for one."""
 SHOW_RUNS_JS = """
@@ -91,10 +92,13 @@ def load_comparer(
         return Comparer.from_artifacts(folder, seed, arms, progress=report)
 
 
-def status_html(status: Status, choice: Choice | None, problem: str = "") -> str:
+def status_html(
+    status: Status, choice: Choice | None, problem: str = "", damaged: Sequence[Damage] = ()
+) -> str:
     """The line below the masthead: where the model stands, which it is, and why.
 
-    problem: what is wrong with the artifacts, if anything.
+    problem: why the page does not show what is in the artifacts now, if it does not.
+    damaged: what it does without.
     """
     detail = status.message
     bar = ""
@@ -110,7 +114,14 @@ def status_html(status: Status, choice: Choice | None, problem: str = "") -> str
         f'<span class="fs-dot" aria-hidden="true"></span><b>{_PHASES[status.phase]}</b>'
         f"<span>{escape(detail)}</span>{bar}{why}</div>"
         + (notice("Not up to date.", problem, tone="warning") if problem else "")
+        + (notice("Left out for damage:", _places(damaged), tone="warning") if damaged else "")
     )
+
+
+def _places(damaged: Sequence[Damage]) -> str:
+    shown = ", ".join(damage.place for damage in damaged[:NAMED])
+    more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+    return f"{shown}{more}. The Results tab says why; what else is here is served."
 
 
 def build_demo(
@@ -124,7 +135,7 @@ def build_demo(
     """The whole page over one artifacts folder. Loading the model begins at once, in a thread.
 
     owner: who may train the large backbone from the page; None draws no such tab.
-    Raises finsent.results.schema.ArtifactError when a finished run or the leaderboard is damaged.
+    A run, a study or a leaderboard that is damaged is left out and named on the page.
     """
     devices.prepare()
     service = ModelService(read_catalog(artifacts_root), comparer_factory, probe_cuda)
@@ -150,7 +161,9 @@ def _draw(
         gr.HTML(_MASTHEAD)
         toggle = gr.Button("Light / dark", size="sm", elem_id="theme-toggle")
         toggle.click(None, js=THEME_TOGGLE_JS, api_visibility="private")
-        status = gr.HTML(status_html(service.status, service.choice, problem), elem_id="status")
+        status = gr.HTML(
+            status_html(service.status, service.choice, problem, catalog.damaged), elem_id="status"
+        )
         with _tab_bar("try", "tabs") as outer:
             with _tab("try"), _sections("try") as trying:
                 with _section("try", "compare"):
@@ -180,7 +193,7 @@ def _draw(
         bars = Bars(outer, {"try": trying, "results": results, "evidence": evidence})
         add_endpoints(service)
         if catalog.runs:
-            _keep_status(service, status, problem)
+            _keep_status(service, status, problem, catalog.damaged)
         else:
             _await_runs(catalog.root, status, service, problem)
         drop_downs = [s for s in (batch, chosen, latency) if s is not None]
@@ -225,13 +238,15 @@ def _add_evidence_choice(catalog: Catalog) -> RunSelectors | None:
         return add_run_selectors(catalog, first, with_seed=False, prefix="evidence")
 
 
-def _keep_status(service: ModelService, status: gr.HTML, problem: str) -> None:
+def _keep_status(
+    service: ModelService, status: gr.HTML, problem: str, damaged: Sequence[Damage]
+) -> None:
     """Renews the status line until the model is there; a failed load may be tried again."""
     timer = gr.Timer(STATUS_SECONDS)
 
     def renew() -> tuple[str, gr.Timer]:
         return (
-            status_html(service.status, service.choice, problem),
+            status_html(service.status, service.choice, problem, damaged),
             gr.Timer(
                 active=service.choosing or service.status.phase in ("starting", "loading", "failed")
             ),
@@ -256,11 +271,10 @@ def _await_runs(root: Path, status: gr.HTML, service: ModelService, problem: str
     def look() -> tuple[Any, Any, Any]:
         if fingerprint(root) == seen:
             return gr.skip(), False, gr.skip()
-        try:
-            found = bool(read_catalog(root).runs)
-        except ArtifactError as error:
-            return status_html(service.status, None, str(error)), False, gr.skip()
-        return (RUNS_HERE, True, gr.Timer(active=False)) if found else (gr.skip(), False, gr.skip())
+        found = read_catalog(root)
+        if found.runs:
+            return RUNS_HERE, True, gr.Timer(active=False)
+        return status_html(service.status, None, problem, found.damaged), False, gr.skip()
 
     timer.tick(
         look,

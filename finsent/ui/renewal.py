@@ -3,7 +3,8 @@
 Whoever opens the page gets it built on the artifacts as they are by then; a page that is open goes
 on with the snapshot it was opened on. gradio gives every visitor's session its own table of
 components and functions, taken from the `Blocks` being served when the session begins, so it is
-enough to exchange that table. New files that cannot be shown leave the page as it was.
+enough to exchange that table. A damaged run, board or study is left out and named on the page; new
+files that cannot be drawn leave the page as it was.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 
 import gradio as gr
 
-from finsent.results.catalog import Catalog
+from finsent.results.catalog import Catalog, Damage
 from finsent.results.manifest import MANIFEST
+from finsent.results.runs import LEADERBOARD
+from finsent.results.schema import ArtifactError
 from finsent.study.rows import SUMMARY
 from finsent.study.summary import read_summaries
 
@@ -34,18 +37,20 @@ _log = logging.getLogger(__name__)
 
 
 def read_catalog(root: Path | str) -> Catalog:
-    """The runs, the board and the studies below `root`.
+    """The runs, the board and the studies below `root`, without what is damaged."""
+    root = Path(root)
+    damaged: list[Damage] = []
 
-    Raises ArtifactError when a finished run, the leaderboard or a study is damaged.
-    """
-    return Catalog.read(root, read_summaries(Path(root)))
+    def note(path: Path, error: ArtifactError) -> None:
+        damaged.append(Damage.of(path, root, error))
+
+    return Catalog.read(root, read_summaries(root, note), damaged)
 
 
 class LivePage:
     """A page that follows its artifacts folder. Safe to use from many threads."""
 
     def __init__(self, root: Path | str, build: Build) -> None:
-        """Raises ArtifactError when a finished run or the leaderboard is damaged."""
         self._root = Path(root)
         self._build = build
         self._lock = threading.Lock()
@@ -98,7 +103,7 @@ def fingerprint(root: Path) -> frozenset[tuple[str, int, int]]:
     """Name, time and size of every file that a catalog is read from."""
     found = set()
     for path in (
-        root / "leaderboard.json",
+        root / LEADERBOARD,
         root / MANIFEST,
         *root.glob(f"studies/*/{SUMMARY}"),
         *root.glob("*/*/*/seed-*/*"),

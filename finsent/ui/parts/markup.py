@@ -10,6 +10,7 @@ from html import escape
 from finsent.data.registry import DATASETS
 from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
 from finsent.results import text
+from finsent.results.catalog import Damage
 
 _LABEL_MARKS = {
     label: mark
@@ -94,6 +95,19 @@ def notice(title: str, body: str, *, tone: str = "plain") -> str:
     return (
         f'<div class="fs-notice" data-tone="{escape(tone)}" role="note">'
         f"<strong>{escape(title)}</strong> {escape(body)}</div>"
+    )
+
+
+def left_out(damaged: Sequence[Damage]) -> str:
+    """Which parts of the artifacts the page does without, each with its reason."""
+    if not damaged:
+        return ""
+    items = "".join(f"<li>{escape(damage.reason)}</li>" for damage in damaged)
+    return (
+        '<div class="fs-notice" data-tone="warning" role="note"><strong>Left out for damage.'
+        "</strong> What else is here is served. If a run below has a row on the board, the row "
+        "shows what was recorded before the damage. <code>finsent verify</code> checks everything."
+        f"<ul>{items}</ul></div>"
     )
 
 

@@ -19,7 +19,7 @@ from finsent.results.leaderboard import arms_csv
 from finsent.results.references import bibtex
 from finsent.results.runs import canonical_json
 from finsent.ui.parts.events import interactive_html, sent
-from finsent.ui.parts.markup import arms_legend, notice
+from finsent.ui.parts.markup import arms_legend, left_out, notice
 from finsent.ui.parts.selectors import QUICK
 from finsent.ui.tables.board import (
     COLUMNS,
@@ -73,6 +73,8 @@ def pareto(board: Board, filters: Filters, cost_key: str) -> tuple[str, Any, str
 def add_leaderboard_tab(catalog: Catalog) -> None:
     """Draws the tab inside the current gr.Tab."""
     board = catalog.leaderboard
+    if catalog.damaged:
+        gr.HTML(left_out(catalog.damaged), elem_id="left-out")
     if not catalog.runs or board is None or not board["arms"]:
         gr.HTML(
             notice(

@@ -1,37 +1,40 @@
 """Re-reads an artifacts tree and says everything that does not add up.
 
 Nothing here trusts a stored number that can be computed again: metrics come from predictions,
-parameter counts from the adapters' headers, the leaderboard from the runs, hashes from the bytes.
+parameter counts from the adapters, the leaderboard from the runs, hashes from the bytes.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finsent.config import TrainConfig
+from finsent.config import ConfigError, TrainConfig
 from finsent.data.records import DataError
-from finsent.models.adapter_files import SCALES
+from finsent.models.adapter_files import AdapterError, load_adapter
 from finsent.results import leaderboard
 from finsent.results.manifest import (
+    ADAPTER_FILE,
     MANIFEST,
+    check_adapter,
     files_below,
     manifest_text,
     read_manifest,
-    read_tensor_shapes,
     sha256_file,
 )
 from finsent.results.metrics import EvaluationError, confidence_intervals, score, source_scores
 from finsent.results.runs import (
+    LEADERBOARD,
     RESERVED_FOLDERS,
     RUN_FILES,
     VALIDATION_FILE,
+    WORK_FOLDER,
     Run,
     canonical_json,
     read_run,
@@ -49,7 +52,22 @@ VALIDATION_TOLERANCE = 0.01
 MATCHED_TOLERANCE = 0.01
 """How far the matched arm's parameter count may be from its dendritic run's."""
 
-_DENDRITE = re.compile(r"(?P<module>.+)\.dendrites\.(?P<index>\d+)\.weight")
+LAYOUT = tuple(
+    map(
+        re.compile,
+        (
+            re.escape(MANIFEST),
+            re.escape(LEADERBOARD),
+            r"figures/[^/]+\.png",
+            r"behaviour/[^/]+\.json",
+            r"studies/[^/]+/[^/]+\.(?:csv|json)",
+            r"[^/]+/[^/]+/[^/]+/seed-\d+/(?:PAI\.png|"
+            + "|".join(map(re.escape, (*RUN_FILES, VALIDATION_FILE)))
+            + ")",
+        ),
+    )
+)
+"""Which files artifacts consist of, relative to their root."""
 
 SHARED_CONFIG = ("dataset_sha256", "split_sha256", "backbone_sha256", "label_names")
 """Keys of config.json in which arms of one seed must agree."""
@@ -63,37 +81,56 @@ def verify(root: Path | str) -> list[str]:
     root = Path(root)
     if not root.is_dir():
         return [f"{root}: no such folder; train something first"]
-    problems = list(_manifest_problems(root))
+    problems = _guarded(root, lambda: _layout_problems(root))
+    problems += _guarded(root / MANIFEST, lambda: _manifest_problems(root))
     runs: list[Run] = []
     for folder in _run_folders(root):
-        try:
-            runs.append(read_run(folder))
-        except ArtifactError as error:
-            problems.append(str(error))
+        problems += _guarded(folder, partial(_read_into, runs, folder))
     for run in runs:
-        problems += _metric_problems(run)
-        problems += _validation_problems(run)
-        problems += _adapter_problems(run)
-        problems += _growth_problems(run)
-        problems += _selection_problems(run)
-    problems += _fairness_problems(runs)
-    problems += _leaderboard_problems(root)
-    problems += _study_problems(root)
+        for check in RUN_CHECKS:
+            problems += _guarded(run.folder, partial(check, run))
+    problems += _guarded(root, lambda: _fairness_problems(runs))
+    problems += _guarded(root / LEADERBOARD, lambda: _leaderboard_problems(root))
+    problems += _guarded(root / "studies", lambda: _study_problems(root))
     return problems
 
 
-def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Elements of all tensors: everything an adapter file holds was trained, but for the scales of
-    int8 ones, which follow from them."""
-    return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(SCALES))
+def _read_into(runs: list[Run], folder: Path) -> Iterator[str]:
+    try:
+        run = read_run(folder)
+        TrainConfig.from_dict(run.config["config"])
+    except (ArtifactError, ConfigError, KeyError, TypeError) as error:
+        # The last two: settings that are missing, or of a kind that no setting has.
+        said = str(error)
+        yield said if isinstance(error, ArtifactError) else f"{folder / 'config.json'}: {said}"
+    else:
+        runs.append(run)
 
 
-def count_dendrites(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Dendrites of the map that has most, from the names `<map>.dendrites.<i>.weight`."""
-    per_module = Counter(
-        match["module"] for name in shapes if (match := _DENDRITE.fullmatch(name)) is not None
-    )
-    return max(per_module.values(), default=0)
+def _layout_problems(root: Path) -> Iterator[str]:
+    """Links, which lead out of the tree or make one file stand for two, and what has no place."""
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if name.split("/")[0] == WORK_FOLDER:
+            continue
+        if path.is_symlink():
+            yield f"{path}: is a link; artifacts are plain files: put the file itself there"
+        elif path.is_dir():
+            if not any(path.iterdir()):
+                yield f"{path}: an empty folder; remove it"
+        elif not path.is_file():
+            yield f"{path}: is no plain file; remove it"
+        elif not any(pattern.fullmatch(name) for pattern in LAYOUT):
+            yield f"{path}: has no place among the artifacts; remove it"
+
+
+def _guarded(where: Path, check: Callable[[], Iterable[str]]) -> list[str]:
+    """What a check finds. One that stumbles over what it was given has found something, too: files
+    are read strictly, but nobody thinks of everything that can be forged."""
+    try:
+        return list(check())
+    except Exception as error:
+        return [f"{where}: cannot be checked ({type(error).__name__}: {str(error)[:200]})"]
 
 
 def _run_folders(root: Path) -> list[Path]:
@@ -181,18 +218,11 @@ def _differences(where: str, stored: Any, fresh: Any) -> Iterator[tuple[str, Any
 
 
 def _adapter_problems(run: Run) -> Iterator[str]:
-    path = run.folder / "adapter.safetensors"
     try:
-        shapes = read_tensor_shapes(path)
-    except ArtifactError as error:
+        check_adapter(run)
+        load_adapter(run.folder / ADAPTER_FILE)
+    except (ArtifactError, AdapterError) as error:
         yield str(error)
-        return
-    for name, held in (
-        ("trainable_params", count_parameters(shapes)),
-        ("dendrites", count_dendrites(shapes)),
-    ):
-        if held != run.metrics[name]:
-            yield f"{path}: holds {held} {name}, metrics.json says {run.metrics[name]}"
 
 
 def _growth_problems(run: Run) -> Iterator[str]:
@@ -248,6 +278,15 @@ def _first_selectable(treatment: Mapping[str, Any] | None) -> int:
     return min(epochs) + 1 if epochs and not restarts["prune"] else 0
 
 
+RUN_CHECKS = (
+    _metric_problems,
+    _validation_problems,
+    _adapter_problems,
+    _growth_problems,
+    _selection_problems,
+)
+
+
 def _fairness_problems(runs: list[Run]) -> Iterator[str]:
     by_seed: dict[tuple[str, str, int], dict[str, Run]] = defaultdict(dict)
     for run in runs:
@@ -295,7 +334,7 @@ def _unmatched(matched: Run, dendritic: Run) -> Iterator[str]:
 
 def _leaderboard_problems(root: Path) -> Iterator[str]:
     yield from _derived_problems(
-        root / leaderboard.LEADERBOARD,
+        root / LEADERBOARD,
         lambda: leaderboard.build(root),
         "the runs give",
         "write the leaderboard again",

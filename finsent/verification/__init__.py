@@ -1,0 +1,3 @@
+"""Whether an artifacts tree adds up: its files among each other, and with what its weights say."""
+
+from finsent.verification.tree import verify as verify
