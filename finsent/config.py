@@ -32,7 +32,8 @@ BACKBONE_TITLES = {
 PRECISIONS = ("nf4", "bf16", "fp32")
 ADAPTER_PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
-PLACEMENTS = ("lora_B", "score", "layer")
+PLACEMENTS = ("lora_B", "score", "layer", "linear")
+AMONG = ("all", "attention", "mlp")
 CANDIDATES = ("random", "refined")
 RESTART_RULES = ("always", "behind", "stalled")
 NOISE_RULES = ("keep", "drop")
@@ -42,6 +43,7 @@ STORED_PRECISIONS = ("fp16", "int8")
 SCALES = ":scales"
 """Ends the name of the tensor that holds the scales of an int8 one in an adapter file."""
 SCHEDULES = ("linear", "cosine")
+SCORES = ("nll", "accuracy")
 
 Precision = Literal["nf4", "bf16", "fp32"]
 
@@ -68,8 +70,11 @@ class LoraConfig:
     last_layers: int | None = None
     """Adapt only the last N blocks (None: all). Hidden states below the first adapted block
     never change, so they are computed once and reused by every epoch."""
+    dropout: float = 0.0
+    """Share of what enters a map that is left out at random in training steps."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
         _require(self.r >= 1, f"lora.r must be at least 1, got {self.r}")
         _require(0 < self.alpha < math.inf, f"lora.alpha must be positive, got {self.alpha}")
         _require(len(self.target_modules) > 0, "lora.target_modules must name at least one layer")
@@ -89,8 +94,11 @@ class DendriteConfig:
 
     placement: tuple[str, ...] = ("lora_B", "score")
     """Which maps may grow dendrites: every LoRA B matrix, whose dendrites read A x; every adapted
-    layer from its input to its output, whose dendrites are low-rank maps of their own; the score
-    head. One of the first two, the head, or both."""
+    layer from its input to its output, whose dendrites are low-rank maps of their own; every layer
+    that is trained in full (TrainConfig.adapt), whose dendrites are as large as it is; the score
+    head. One of the first three, the head, or both."""
+    among: str = "all"
+    """Which layers' maps: all, attention's, or the MLP's. The head is none of them."""
     activation: str = "relu"
     """The dendrites' non-linearity."""
     max_dendrites: int = 1
@@ -119,9 +127,9 @@ class DendriteConfig:
     """Whether a state of before the growth may be selected, if it validates best: dendrites that do
     not pay are dropped, and the run says so."""
 
-    def restarts_run(self, validation_nlls: Sequence[float]) -> bool:
-        """Whether growth restarts a run whose epochs so far, in order, had these NLLs."""
-        behind = len(validation_nlls) - 1 - validation_nlls.index(min(validation_nlls))
+    def restarts_run(self, losses: Sequence[float]) -> bool:
+        """Whether growth restarts a run; `losses`: on validation, of its epochs so far in order."""
+        behind = len(losses) - 1 - losses.index(min(losses))
         return behind >= {"always": 0, "behind": 1, "stalled": self.patience}[self.restart]
 
     def __post_init__(self) -> None:
@@ -131,9 +139,11 @@ class DendriteConfig:
             f"dendrites.placement must be some of {PLACEMENTS}, got {self.placement}",
         )
         _require(
-            not {"lora_B", "layer"} <= set(self.placement),
-            "dendrites.placement lora_B and layer are about the same maps; name one of them",
+            len({"lora_B", "layer", "linear"} & set(self.placement)) <= 1,
+            f"dendrites.placement {self.placement} names the same layers twice; name one of "
+            "lora_B, layer and linear",
         )
+        _require(self.among in AMONG, f"dendrites.among must be one of {AMONG}, got {self.among!r}")
         _require(
             "layer" not in self.placement or self.candidates == "random",
             "refined candidates are fitted for single matrices, not for placement layer",
@@ -289,6 +299,11 @@ class TrainConfig:
     """Multiplies the learning rate once for every block between a map and the head: below 1, lower
     blocks change less. The head has the full rate."""
     max_grad_norm: float = 1.0
+    scored_by: str = "nll"
+    """Which validation score selects the state, ends a run that has stalled, and is told to
+    PerforatedAI: the mean negative log-likelihood, or the accuracy."""
+    stop_patience: int | None = None
+    """The run ends after so many epochs without a better validation score (None: never early)."""
     class_weighted: bool = True
     """Cross-entropy weighted by inverse class frequency of the training part."""
     class_weight_power: float = 1.0
@@ -323,6 +338,7 @@ class TrainConfig:
             ("adapt", ADAPTATIONS),
             ("stored", STORED_PRECISIONS),
             ("schedule", SCHEDULES),
+            ("scored_by", SCORES),
         ):
             value = getattr(self, name)
             _require(value in known, f"{name} must be one of {known}, got {value!r}")
@@ -330,10 +346,15 @@ class TrainConfig:
             _require(
                 self.precision != "nf4", "adapt full trains whole weights, which nf4 does not hold"
             )
+        if isinstance(self.treatment, DendriteConfig):
+            placement = set(self.treatment.placement)
             _require(
-                not isinstance(self.treatment, DendriteConfig)
-                or set(self.treatment.placement) == {"score"},
-                "adapt full has no LoRA maps to grow dendrites on; use --placement score",
+                self.adapt == "lora" or placement <= {"score", "linear"},
+                "adapt full has no LoRA maps to grow dendrites on; use --placement linear or score",
+            )
+            _require(
+                self.adapt == "full" or "linear" not in placement,
+                "placement linear is for layers that are trained in full; use --adapt full with it",
             )
         _require(
             0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1], got {self.layer_decay}"
@@ -380,6 +401,10 @@ class TrainConfig:
             f"label_smoothing must be in [0, 1), got {self.label_smoothing}",
         )
         _require(self.max_length >= 8, f"max_length must be at least 8, got {self.max_length}")
+        _require(
+            self.stop_patience is None or self.stop_patience >= 1,
+            f"stop_patience must be at least 1 or None, got {self.stop_patience}",
+        )
         _require(self.views >= 0, f"views must be at least 0, got {self.views}")
         _require(self.copies >= 1, f"copies must be at least 1, got {self.copies}")
         if isinstance(self.treatment, DendriteConfig) and self.treatment.grow_by is not None:

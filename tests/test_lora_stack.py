@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -254,7 +255,7 @@ def test_growth_is_decided_as_perforatedai_decides_it(tmp_path: Path, seed: int)
         for epoch in range(epochs):
             nll = float(generator.uniform(0.2, 1.0))
             optimizer = torch.optim.SGD(grower.parameters(), lr=0.1)
-            event = grower.epoch_end(loop.growth_score(nll), optimizer, may_grow=epoch < epochs - 1)
+            event = grower.epoch_end(math.exp(-nll), optimizer, may_grow=epoch < epochs - 1)
             assert rule.observe(epoch, nll) == (event is not None), f"epoch {epoch}"
     assert rule.grown
 

@@ -37,7 +37,7 @@ from finsent.study.plans import LORA, LoraRegime, LoraStudy
 from finsent.study.rows import RESULTS, StudyError, read_runs
 from finsent.training import scheduling
 from finsent.training.child import Job
-from finsent.training.loop import RESTARTED
+from finsent.training.progress import RESTARTED
 from finsent.training.run import Bases, JobError, run_job
 
 BASE = TrainConfig(

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finsent.training import loop, optimization
+from finsent.data.batches import epoch_batches
+from finsent.training import optimization
 from tests.training_factory import BASE
 
 
@@ -31,13 +32,13 @@ def test_class_weights_balance_and_survive_an_absent_class() -> None:
 
 def test_batches_cover_every_example_once_and_keep_lengths_together() -> None:
     lengths = np.random.default_rng(0).integers(5, 100, 500).tolist()
-    batches = loop.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
+    batches = epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
     assert sorted(i for b in batches for i in b) == list(range(100, 500))
     assert len(batches) == math.ceil(400 / 16)
     padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
     assert padded < 1.15 * sum(lengths[100:])
-    again = loop.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
-    later = loop.epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=1)
+    again = epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=0)
+    later = epoch_batches(range(100, 500), lengths, 16, seed=3, epoch=1)
     assert batches == again != later
 
 

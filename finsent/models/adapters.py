@@ -39,6 +39,8 @@ class LoraPair:
     """in -> r"""
     b: nn.Linear
     """r -> out"""
+    dropout: nn.Module
+    """What stands before A: nn.Dropout, or nothing that changes its input."""
 
 
 def linear_shapes(upper: Any, target_modules: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -121,7 +123,7 @@ def attach_lora(
         peft.LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,
-            lora_dropout=0.0,
+            lora_dropout=lora.dropout,
             target_modules=list(ranks),
             rank_pattern={f"^{name}": rank for name, rank in other.items()},
             alpha_pattern={f"^{name}": rank * scaling for name, rank in other.items()},
@@ -132,7 +134,8 @@ def attach_lora(
     pairs = {}
     for name, rank in ranks.items():
         layer = upper.get_submodule(name)
-        pair = LoraPair(layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME])
+        dropout = layer.lora_dropout[_PEFT_NAME].eval()
+        pair = LoraPair(layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME], dropout)
         pair.a.to(dtype)
         pair.b.to(dtype)
         if pair.a.out_features != rank or layer.scaling[_PEFT_NAME] != scaling:
@@ -149,29 +152,25 @@ def attach_lora(
     return pairs
 
 
-class Difference(nn.Module):
-    """A trained difference to a frozen weight: (out, in), zeros at first."""
-
-    def __init__(self, like: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros_like(like, dtype=torch.float32))
-
-
 class FullLinear(nn.Linear):
     """A frozen linear layer whose whole weight is trained, as a difference to what it was.
 
     Weight decay so pulls towards the pretrained weight, and the base stays as it is for the next
-    run. Input (..., in), output (..., out).
+    run. Dendrites stand beside the difference. Input (..., in), output (..., out).
     """
 
     def __init__(self, base: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.difference = Difference(base.weight)
+        zeros = nn.Parameter(torch.zeros_like(base.weight, dtype=torch.float32))
+        self.difference = DendriticLinear(zeros, None, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(W + difference) x + b, in the input's precision."""
+        """(W + difference) x + b and what dendrites add, in the input's precision."""
+        if self.difference.n_dendrites:
+            y: Tensor = self.difference(x)
+            return y + nn.functional.linear(x, self.weight.to(y.dtype), self.bias)
         weight = self.weight + self.difference.weight
         return nn.functional.linear(x, weight.to(x.dtype), self.bias)
 
@@ -297,6 +296,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.whole = nn.ParameterDict()
+        self.beside = nn.ModuleDict()
         self.down = nn.ParameterDict()
         self.up = nn.ModuleDict()
         self.active: str | None = None
@@ -305,6 +305,9 @@ class AdaptedLinear(nn.Module):
         """Base plus the active adapter; adapters compute in their own dtype, as in training."""
         if self.active is not None and self.active in self.whole:
             y = nn.functional.linear(x, self.whole[self.active].to(x.dtype), self.base.bias)
+        elif self.active is not None and self.active in self.beside:
+            y = self.base(x)
+            y = y + self.beside[self.active](x).to(y.dtype)
         else:
             y = self.base(x)
         if self.active is None or self.active not in self.up:
@@ -326,9 +329,13 @@ class AdapterBank:
         """Attach an adapter. AdapterError when its layers or shapes do not fit the decoder."""
         device = next(self._decoder.parameters()).device
         for path, difference in adapter.differences.items():
-            layer = self._layer(path, difference.shape[1], difference.shape[0])
+            layer = self._layer(path, difference.in_features, difference.out_features)
+            if difference.n_dendrites:
+                grown = DendriticLinear.of(difference, adapter.activation)
+                layer.beside[name] = grown.fused().to(device)
+                continue
             base: Any = layer.base
-            whole = base.weight + torch.as_tensor(difference).to(device)
+            whole = base.weight + torch.as_tensor(difference.weight).to(device)
             layer.whole[name] = nn.Parameter(whole, requires_grad=False)
         for path, (a, b) in adapter.layers.items():
             layer = self._layer(path, a.shape[1], b.out_features)
@@ -344,8 +351,9 @@ class AdapterBank:
         for layer in self._layers.values():
             if name in layer.up:
                 del layer.down[name], layer.up[name]
-            if name in layer.whole:
-                del layer.whole[name]
+            for held in (layer.whole, layer.beside):
+                if name in held:
+                    del held[name]
 
     def activate(self, name: str) -> FusedDendriticLinear:
         """Switch every adapted layer to one adapter and return its score head."""
@@ -399,7 +407,8 @@ def trainable_tensors(
     tensors: dict[str, Tensor] = {}
     for name, layer in full.items():
         whole = whole_model_name(name, first_block)
-        tensors[f"{whole}.difference.weight"] = layer.difference.weight
+        for rest, tensor in layer.difference.named_parameters():
+            tensors[f"{whole}.difference.{rest}"] = tensor
     for name, pair in pairs.items():
         whole = whole_model_name(name, first_block)
         tensors[f"{whole}.lora_A.weight"] = pair.a.weight

@@ -123,7 +123,8 @@ def load_backbone(
 ) -> Backbone:
     """Load a frozen backbone for `device`, from `folder` if given instead of its usual source.
 
-    `depth` keeps only the first blocks (see TrainConfig.depth).
+    `depth` keeps only the first blocks (see TrainConfig.depth). Where `folder` has a folder of the
+    backbone's name, that one is meant.
 
     Raises BackboneError: one line that says what to do.
     """
@@ -133,8 +134,11 @@ def load_backbone(
         raise BackboneError(
             "device cuda was asked for, but torch sees no CUDA GPU; use --device cpu"
         )
-    if folder is not None and not (folder / "config.json").is_file():
-        raise BackboneError(f"{folder} is no model folder: it has no config.json")
+    if folder is not None:
+        # A folder of several models holds each under its name.
+        folder = folder / name if (folder / name / "config.json").is_file() else folder
+        if not (folder / "config.json").is_file():
+            raise BackboneError(f"{folder} is no model folder: it has no config.json")
     source = str(folder) if folder is not None else preset(name).source(progress)
     if progress is not None:
         progress(f"loading {BACKBONE_TITLES.get(name, name)}", 0.0)

@@ -109,6 +109,16 @@ class DendriticLinear(nn.Module):
             y = torch.addcmul(y, output_weights[i].to(y.dtype), outputs[i])
         return y
 
+    def as_plain(self) -> nn.Linear:
+        """A plain linear layer with the same parameters, of a map without dendrites."""
+        plain = nn.Linear(
+            self.in_features, self.out_features, bias=self.bias is not None, device="meta"
+        )
+        plain.weight = self.weight
+        if self.bias is not None:
+            plain.bias = self.bias
+        return plain
+
     def contribution(self, x: Tensor) -> Tensor:
         """What the dendrites alone add to the output for input (..., in): (..., out)."""
         return self(x) - F.linear(x, self.weight, self.bias)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from finsent.config import DendriteConfig
 from finsent.data.folds import FOLDS, FRACTIONS
+from finsent.study.cycles.plans import CYCLE_STUDIES, CycleStudy
 from finsent.study.head_recipe import HeadRecipe
 from finsent.study.rows import StudyError
 
@@ -438,7 +439,7 @@ REFITTED = replace(
 """What validation taught `strongest`, used: ways that read a text more than once, trained on all
 that is not tested; registered after five folds of `strongest` were tested (LOG.md)."""
 
-STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy] = MappingProxyType(
+STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy | CycleStudy] = MappingProxyType(
     {
         study.name: study
         for study in (
@@ -454,6 +455,7 @@ STUDIES: Mapping[str, HeadStudy | LoraStudy | EnsembleStudy] = MappingProxyType(
             ENSEMBLES,
             STRONGEST,
             REFITTED,
+            *CYCLE_STUDIES,
         )
     }
 )

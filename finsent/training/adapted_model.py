@@ -34,6 +34,8 @@ from finsent.models.dendritic_linear import DendriticLinear, LowRankMap
 from finsent.models.encoders import blocks_of, blocks_path
 from finsent.training.fused_blocks import FusedBlocks, can_fuse
 
+_DIFFERENCE = ".difference"
+"""Ends the grower's name for a layer that is trained in full."""
 _LAYER = ".lora"
 """Ends the grower's name for a layer whose dendrites reach from its input to its output."""
 
@@ -55,6 +57,8 @@ class AdaptedModel:
     """Layers that train their whole weights (TrainConfig.adapt)."""
     stored: str = "fp16"
     """As TrainConfig.stored."""
+    dropouts: list[nn.Module] = field(default_factory=list)
+    """What stands before the maps; switched on in training steps only."""
     fused: FusedBlocks | None = None
     """The same blocks and adapters in fewer kernels, where they can be had."""
 
@@ -73,6 +77,18 @@ class AdaptedModel:
             yield
         finally:
             self.fused = fused
+
+    @contextlib.contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Inside, what enters the maps is dropped out as in training (LoraConfig.dropout)."""
+        dropouts = [d for d in self.dropouts if isinstance(d, nn.Dropout)]
+        for dropout in dropouts:
+            dropout.train()
+        try:
+            yield
+        finally:
+            for dropout in dropouts:
+                dropout.eval()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every trainable tensor by its name in an adapter file."""
@@ -99,7 +115,7 @@ class AdaptedModel:
 
     def dendritic_maps(self) -> list[DendriticLinear]:
         """Maps that have at least one dendrite."""
-        maps = [self.head, *self.b_maps.values()]
+        maps = [self.head, *self.b_maps.values(), *(f.difference for f in self.full.values())]
         return [m for m in maps if isinstance(m, DendriticLinear) and m.n_dendrites > 0]
 
     @contextlib.contextmanager
@@ -208,6 +224,7 @@ def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> Adap
         pooling=config.pooling,
         full=full,
         stored=config.stored,
+        dropouts=[pair.dropout for pair in pairs.values()],
     )
     if can_fuse(config, upper, backbone.device):
         model.fused = FusedBlocks(upper, pairs, model.b_maps, model.scaling)
@@ -215,18 +232,27 @@ def build_model(config: TrainConfig, backbone: Backbone, n_classes: int) -> Adap
 
 
 def growable_maps(
-    model: AdaptedModel, placement: Sequence[str]
+    model: AdaptedModel, placement: Sequence[str], among: str = "all"
 ) -> dict[str, nn.Linear | LowRankMap]:
-    """The maps that dendrites may grow on, by name.
+    """The maps that dendrites may grow on, by name; placement and among as in DendriteConfig.
 
     Raises:
         TypeError: The placement has "score", but the head has dendrites already.
     """
     maps: dict[str, nn.Linear | LowRankMap] = {}
+    pairs = {name: pair for name, pair in model.pairs.items() if _is_among(name, among)}
     if "layer" in placement:
-        maps.update({f"{name}{_LAYER}": LowRankMap(p.a, p.b) for name, p in model.pairs.items()})
+        maps.update({f"{name}{_LAYER}": LowRankMap(p.a, p.b) for name, p in pairs.items()})
     if "lora_B" in placement:
-        maps.update({f"{name}.lora_B": pair.b for name, pair in model.pairs.items()})
+        maps.update({f"{name}.lora_B": pair.b for name, pair in pairs.items()})
+    if "linear" in placement:
+        maps.update(
+            {
+                f"{name}{_DIFFERENCE}": layer.difference.as_plain()
+                for name, layer in model.full.items()
+                if _is_among(name, among)
+            }
+        )
     if "score" in placement:
         if not isinstance(model.head, nn.Linear):
             raise TypeError(f"the head is a {type(model.head).__name__}, not a linear map")
@@ -234,11 +260,20 @@ def growable_maps(
     return maps
 
 
+def _is_among(layer: str, among: str) -> bool:
+    """Whether a layer of that path is one of DendriteConfig.among."""
+    attends = "attn" in layer or "attention" in layer
+    return among == "all" or attends == (among == "attention")
+
+
 def adopt_grown_modules(model: AdaptedModel, modules: dict[str, DendriticLinear]) -> None:
     """Put the grower's modules where the plain linear maps were."""
     for name, module in modules.items():
         if name == "score":
             model.head = module
+            continue
+        if name.endswith(_DIFFERENCE):
+            model.full[name.removesuffix(_DIFFERENCE)].difference = module
             continue
         if name.endswith(_LAYER):
             layer = name.removesuffix(_LAYER)

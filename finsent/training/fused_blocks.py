@@ -39,6 +39,7 @@ def can_fuse(config: TrainConfig, decoder: Any, device: torch.device) -> bool:
     return (
         device.type == "cuda"
         and config.adapt == "lora"
+        and config.lora.dropout == 0
         and "layer" not in getattr(config.treatment, "placement", ())
         and model.model_type in FUSED_FAMILIES
         and not getattr(model, "qk_layernorm", False)

@@ -24,6 +24,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from finsent.config import DendriteConfig, Restarts, TrainConfig
+from finsent.data.batches import epoch_batches
 from finsent.growth.grower import DendriteGrower, GrowthError, GrowthEvent
 from finsent.growth.refinement import CHOOSING_BATCHES, FITTING_BATCHES, refine_new_dendrites
 from finsent.machine.devices import peak_memory_mb, reset_peak_memory
@@ -53,17 +54,20 @@ from finsent.training.optimization import (
     set_learning_rate,
     weighted_loss,
 )
-from finsent.training.progress import UNINTERRUPTED, EpochRecord, Progress, State, Validation
-from finsent.training.stepping import StepRunner
+from finsent.training.progress import (
+    RESTARTED,
+    UNINTERRUPTED,
+    EpochRecord,
+    Progress,
+    Start,
+    State,
+    Validation,
+    growth_score,
+)
+from finsent.training.stepping import PAD_MULTIPLE, StepRunner
 
 EVALUATION_TOKENS = 8192
 """Padded tokens per evaluation batch."""
-
-RESTARTED = "restarted from the best state"
-"""What the history of an arm with restarts says where the dendritic arm grew."""
-
-BUCKET = 32
-"""Batches whose examples are sorted by length together; larger pads less and shuffles less."""
 
 
 @dataclass(frozen=True)
@@ -132,35 +136,6 @@ class TrainResult:
     optimizer_steps: int
     train_seconds: float
     peak_memory_mb: float
-
-
-def epoch_batches(
-    indices: Sequence[int], lengths: Sequence[int], batch_size: int, seed: int, epoch: int
-) -> list[list[int]]:
-    """Shuffled batches of examples of similar length, as lists of values of `indices`.
-
-    Depends on (seed, epoch) only, never on how far a global generator has moved: arms with other
-    numbers of parameters see the same batches, and a resumed run the ones it would have seen. Which
-    place of the epoch gets long sentences does not even depend on the seed, so that runs stacked
-    side by side (finsent.study.lora.training) have batches of similar length at a time.
-
-    Args:
-        lengths: Tokens of every example of the data set, looked up by index.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(np.asarray(indices))
-    span = batch_size * BUCKET
-    batches: list[list[int]] = []
-    for start in range(0, len(order), span):
-        bucket = sorted(order[start : start + span].tolist(), key=lambda i: lengths[i])
-        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
-    return [batches[i] for i in batch_order(len(batches), epoch)]
-
-
-def batch_order(batches: int, epoch: int) -> list[int]:
-    """Order of an epoch's batches. Leaving out the last ones leaves the order of the others."""
-    order: list[int] = np.random.default_rng(epoch).random(batches).argsort().tolist()
-    return order
 
 
 @torch.no_grad()
@@ -232,6 +207,8 @@ def train(
     folder: Path,
     *,
     identity: str | None = None,
+    start: Start | None = None,
+    pad_multiple: int = PAD_MULTIPLE,
     step_done: Callable[[int], None] = lambda steps: None,
     epoch_done: Callable[[EpochRecord], None] = lambda record: None,
 ) -> TrainResult:
@@ -245,6 +222,9 @@ def train(
             dendritic run.
         identity: With one, `folder` also receives a checkpoint after every epoch, and a run that
             finds a checkpoint of the same identity resumes from it, to the same result.
+        start: With one, the run is a cycle of its own: it begins at that state, with a schedule and
+            an optimizer of its own, and a dendritic one grows its dendrite there and no other.
+        pad_multiple: On CUDA, batches are padded to a multiple of this length.
         step_done: Told how many optimizer steps were made since it was last called.
         epoch_done: Told the record of every epoch.
 
@@ -252,7 +232,10 @@ def train(
         TrainingDiverged: The loss became NaN or infinite.
         GrowthError: PerforatedAI failed, or no epoch trained the dendrites it grew.
         CheckpointError: A checkpoint cannot be written or read, or is another run's.
+        ValueError: A cycle was to be resumed; only whole runs are.
     """
+    if start is not None and identity is not None:
+        raise ValueError("a cycle that begins at another run's state keeps no checkpoint")
     device = backbone.device
     reset_peak_memory(device)
     model = build_model(config, backbone, data.n_classes)
@@ -260,19 +243,26 @@ def train(
     with contextlib.ExitStack() as stack:
         grower = None
         if isinstance(config.treatment, DendriteConfig):
-            maps = growable_maps(model, config.treatment.placement)
+            maps = growable_maps(model, config.treatment.placement, config.treatment.among)
             grower = stack.enter_context(DendriteGrower(maps, config.treatment, device, folder))
             adopt_grown_modules(model, grower.modules)
             model.activation = config.treatment.activation
         run = _Run(config, data, model, device)
+        if start is not None:
+            run.begin(start, grower)
+            grower = None  # what it had to do is done
         if identity is not None:
             run.resume(folder / CHECKPOINT, identity, grower)
         progress = run.progress
-        run_step = StepRunner(run.step, device, captures=captures(backbone.decoder))
+        run_step = StepRunner(
+            run.step, device, captures=captures(backbone.decoder), pad_multiple=pad_multiple
+        )
         steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         last_good: State | None = None
         step_done(progress.step)
         for epoch in range(len(progress.history), config.epochs):
+            if progress.stalled(config.stop_patience):
+                break
             started = time.perf_counter()
             run.loss_sum.zero_()
             rate = 0.0
@@ -343,7 +333,7 @@ class _Run:
             seen = [data.labels[i] for i in data.train]
             weights = class_weights(seen, data.n_classes, config.class_weight_power)
         self._weights = weights.to(device)
-        self.progress = Progress()
+        self.progress = Progress(config.scored_by)
         self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
         """Of the steps since it was last zeroed."""
         self._new_optimizer()
@@ -356,7 +346,7 @@ class _Run:
     def _loss(self, where: Tensor, longest: int) -> Tensor:
         """Mean loss of the examples `where` (B,), padded to `longest` tokens: scalar."""
         hidden, last = self._data.states.batch(where, longest)
-        with _autocast(self._config, self._device):
+        with _autocast(self._config, self._device), self._model.dropping():
             pooled = self._model.pooled(hidden, last)
         # Head and loss in fp32, outside autocast.
         logits = self._model.head(pooled)
@@ -374,12 +364,20 @@ class _Run:
         # NaN or infinity survives the sum.
         self.loss_sum.add_(loss.detach())
 
+    def begin(self, start: Start, grower: DendriteGrower | None) -> None:
+        """Go on from another run's state, with one dendrite more where there is a grower."""
+        if grower is not None:
+            for _ in range(start.dendrites + 1):
+                self.progress.dendrites = grower.grow(self.optimizer).dendrites
+        self._model.go_back(start.tensors)
+        self._new_optimizer()
+
     def resume(self, checkpoint: Path, identity: str, grower: DendriteGrower | None) -> None:
         """Bring everything to where it was when the checkpoint, if there is one, was written."""
         found = load_checkpoint(checkpoint, self._device, identity)
         if found is None:
             return
-        self.progress = Progress.from_checkpoint(found)
+        self.progress = Progress.from_checkpoint(found, self._config.scored_by)
         if grower is not None:
             self._replay_growth(grower)
         self._model.copy_in(found.tensors["model"])
@@ -402,10 +400,10 @@ class _Run:
         """
         model, progress, rule = self._model, self.progress, grower.config
         validation, before = state.validation, model.tensors()
-        grown = self._tell(grower, validation.epoch, validation.nll)
+        grown = self._tell(grower, validation)
         if grown is None:
             return None
-        restarts = rule.restarts_run([*(r.val_loss for r in progress.history), validation.nll])
+        restarts = rule.restarts_run([*progress.losses, validation.loss(progress.scored_by)])
         model.go_back((best if restarts else state).tensors)
         if rule.candidates == "refined":
             self._refine(grower.modules, validation.epoch + 1)
@@ -446,9 +444,10 @@ class _Run:
             peak_memory_mb=peak_memory_mb(self._device),
         )
 
-    def _tell(self, grower: DendriteGrower, epoch: int, nll: float) -> GrowthEvent | None:
-        may_grow = epoch < self._config.epochs - 1
-        return grower.epoch_end(growth_score(nll), self.optimizer, may_grow=may_grow)
+    def _tell(self, grower: DendriteGrower, validation: Validation) -> GrowthEvent | None:
+        may_grow = validation.epoch < self._config.epochs - 1
+        score = growth_score(validation, self._config.scored_by)
+        return grower.epoch_end(score, self.optimizer, may_grow=may_grow)
 
     def _refine(self, maps: Mapping[str, DendriticLinear], epoch: int) -> None:
         """Refine the dendrites just grown, on batches as `epoch`, the next, would make them."""
@@ -473,11 +472,11 @@ class _Run:
         for epoch, record in enumerate(history):
             if best is not None and best.validation.epoch == epoch:
                 self._model.copy_in(best.tensors)
-            grown = self._tell(grower, epoch, record.val_loss)
+            grown = self._tell(grower, record.validation)
             event = None
             if grown is not None:
-                nlls = [r.val_loss for r in history[: epoch + 1]]
-                event = _growth_text(grown, grower.config.restarts_run(nlls))
+                losses = self.progress.losses[: epoch + 1]
+                event = _growth_text(grown, grower.config.restarts_run(losses))
                 self._new_optimizer()
             if event != record.event:
                 raise GrowthError(
@@ -490,11 +489,3 @@ class _Run:
 def _growth_text(grown: GrowthEvent, restarts: bool) -> str:
     """A growth as the history tells it."""
     return grown.description if restarts else f"{grown.description}{UNINTERRUPTED}"
-
-
-def growth_score(nll: float) -> float:
-    """What the library is told: exp(-NLL), the geometric mean probability of the true class.
-
-    It lies in (0, 1] and ranks states as the selection rule does.
-    """
-    return math.exp(-nll)

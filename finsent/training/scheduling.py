@@ -274,12 +274,13 @@ def _job(plan: Plan, arm: str, seed: int, shared: Path) -> Job:
         rule = TrainConfig.from_dict(model.config["config"]).treatment
         if not isinstance(rule, DendriteConfig):
             raise ConfigError(f"{model.folder} is no dendritic run; train it anew with --overwrite")
-        nlls = [line["val_loss"] for line in model.history]
+        by_accuracy = model.config["config"].get("scored_by") == "accuracy"
+        losses = [1 - e["val_accuracy"] if by_accuracy else e["val_loss"] for e in model.history]
         restarts = Restarts(
             tuple(
                 line["epoch"]
                 for line in model.history
-                if line["event"] is not None and rule.restarts_run(nlls[: line["epoch"] + 1])
+                if line["event"] is not None and rule.restarts_run(losses[: line["epoch"] + 1])
             ),
             rule.learning_rate_factor,
             rule.prune,

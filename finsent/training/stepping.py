@@ -37,8 +37,18 @@ class StepRunner:
     is until `reset`.
     """
 
-    def __init__(self, step: Step, device: torch.device, *, captures: bool = True) -> None:
-        """captures: whether the step may be captured where graphs can be had."""
+    def __init__(
+        self,
+        step: Step,
+        device: torch.device,
+        *,
+        captures: bool = True,
+        pad_multiple: int = PAD_MULTIPLE,
+    ) -> None:
+        """captures: whether the step may be captured where graphs can be had; pad_multiple: what
+        captured lengths are multiples of. A larger one makes fewer graphs, of which each costs as
+        much as many steps of a small model, and computes more padding."""
+        self._pad_multiple = pad_multiple
         self._step = step
         self._device = device
         self._captures = captures and device.type == "cuda"
@@ -55,7 +65,7 @@ class StepRunner:
         if not self._captures:
             self._step(indices, longest)
             return
-        padded = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        padded = -(-longest // self._pad_multiple) * self._pad_multiple
         shape = (len(indices), padded)
         if shape in self._graphs:
             found = self._graphs[shape]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from finsent.data.batches import batch_order, epoch_batches
 from finsent.growth.refinement import CHOOSING_BATCHES, FITTING_BATCHES
 from finsent.models.adapters import STORED_DTYPE
 from finsent.models.tokenization import token_batches
@@ -33,7 +34,7 @@ from finsent.study.lora.stack_runs import (
     StackRun,
 )
 from finsent.study.rows import StudyError
-from finsent.training.loop import batch_order, epoch_batches, validate
+from finsent.training.loop import validate
 from finsent.training.optimization import class_weights, learning_rate_at, weighted_loss
 from finsent.training.progress import Validation
 from finsent.training.stepping import StepRunner

@@ -1,0 +1,1 @@
+"""Studies of cycles: a run trains until it has converged, then grows dendrites and trains again."""
