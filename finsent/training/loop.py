@@ -257,24 +257,13 @@ def train(
         run_step = StepRunner(
             run.step, device, captures=captures(backbone.decoder), pad_multiple=pad_multiple
         )
-        steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         last_good: State | None = None
         step_done(progress.step)
         for epoch in range(len(progress.history), config.epochs):
             if progress.stalled(config.stop_patience):
                 break
             started = time.perf_counter()
-            run.loss_sum.zero_()
-            rate = 0.0
-            for where, longest in data.training_batches(config, epoch):
-                scheduled = learning_rate_at(progress.step, steps_per_epoch * config.epochs, config)
-                rate = progress.learning_rate_factor * scheduled
-                set_learning_rate(run.optimizer, rate)
-                run_step(where, longest)
-                progress.step += 1
-                step_done(1)
-
-            train_loss = float(run.loss_sum) / steps_per_epoch
+            rate, train_loss = run.fit(run_step, epoch, step_done)
             logits = class_logits(model, data.states, data.validation, data.lengths)
             if not math.isfinite(train_loss) or not bool(logits.isfinite().all()):
                 raise TrainingDiverged(_keep_last_good(model, last_good, folder, epoch, rate))
@@ -363,6 +352,23 @@ class _Run:
         # Summed on the device: asking for each value would stall the GPU at every step. A single
         # NaN or infinity survives the sum.
         self.loss_sum.add_(loss.detach())
+
+    def fit(
+        self, run_step: StepRunner, epoch: int, step_done: Callable[[int], None]
+    ) -> tuple[float, float]:
+        """All steps of an epoch; returns the last learning rate and the mean loss."""
+        config, progress = self._config, self.progress
+        steps = math.ceil(len(self._data.train) / config.batch_size)
+        self.loss_sum.zero_()
+        rate = 0.0
+        for where, longest in self._data.training_batches(config, epoch):
+            scheduled = learning_rate_at(progress.step, steps * config.epochs, config)
+            rate = progress.learning_rate_factor * scheduled
+            set_learning_rate(self.optimizer, rate)
+            run_step(where, longest)
+            progress.step += 1
+            step_done(1)
+        return rate, float(self.loss_sum) / steps
 
     def begin(self, start: Start, grower: DendriteGrower | None) -> None:
         """Go on from another run's state, with one dendrite more where there is a grower."""
