@@ -222,8 +222,7 @@ def train(
             dendritic run.
         identity: With one, `folder` also receives a checkpoint after every epoch, and a run that
             finds a checkpoint of the same identity resumes from it, to the same result.
-        start: With one, the run is a cycle of its own: it begins at that state, with a schedule and
-            an optimizer of its own, and a dendritic one grows its dendrite there and no other.
+        start: The run begins at that state, where a dendritic one grows its only new dendrite.
         pad_multiple: On CUDA, batches are padded to a multiple of this length.
         step_done: Told how many optimizer steps were made since it was last called.
         epoch_done: Told the record of every epoch.
@@ -232,10 +231,10 @@ def train(
         TrainingDiverged: The loss became NaN or infinite.
         GrowthError: PerforatedAI failed, or no epoch trained the dendrites it grew.
         CheckpointError: A checkpoint cannot be written or read, or is another run's.
-        ValueError: A cycle was to be resumed; only whole runs are.
+        ValueError: Both `start` and `identity`.
     """
     if start is not None and identity is not None:
-        raise ValueError("a cycle that begins at another run's state keeps no checkpoint")
+        raise ValueError("a cycle that begins at another run's state is not resumed")
     device = backbone.device
     reset_peak_memory(device)
     model = build_model(config, backbone, data.n_classes)
@@ -254,9 +253,8 @@ def train(
         if identity is not None:
             run.resume(folder / CHECKPOINT, identity, grower)
         progress = run.progress
-        run_step = StepRunner(
-            run.step, device, captures=captures(backbone.decoder), pad_multiple=pad_multiple
-        )
+        graphs = captures(backbone.decoder)
+        run_step = StepRunner(run.step, device, captures=graphs, pad_multiple=pad_multiple)
         last_good: State | None = None
         step_done(progress.step)
         for epoch in range(len(progress.history), config.epochs):
