@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from finsent.commands import cli
 
-COMMANDS = ("train", "verify", "latency", "leaderboard", "figures", "study")
+COMMANDS = ("train", "verify", "latency", "leaderboard", "figures", "calibrate", "study")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

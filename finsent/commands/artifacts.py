@@ -1,4 +1,4 @@
-"""finsent verify | latency | leaderboard | figures: what is made from finished runs."""
+"""finsent verify | latency | leaderboard | figures | calibrate: what is made from finished runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from finsent.commands.options import KEPT, add_artifacts, rebuild_index
 from finsent.machine.places import artifacts_to_read
@@ -74,6 +75,36 @@ def _figures(options: argparse.Namespace) -> int:
         print("no dendritic run has a PAI.png; train one first", file=sys.stderr)
     manifest.write_manifest(artifacts)
     return 0 if charts else 1
+
+
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
+    """Options of `finsent calibrate`."""
+    from finsent.config import ARMS
+
+    _adder(_calibrate)(parser)
+    parser.add_argument(
+        "--left-out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of runs on <dataset>-without-<source>, seed 0, for every source",
+    )
+    parser.add_argument("--backbone", required=True, help="of the runs, such as minilm-l6")
+    parser.add_argument("--dataset", default="news", help="made of several sources (%(default)s)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["baseline", "dendritic"])
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    artifacts = artifacts_to_read(options.artifacts)
+    from finsent.results import manifest
+    from finsent.results.unseen.files import collect, write_transfers
+
+    collected = collect(
+        options.left_out, artifacts, options.backbone, options.dataset, options.arms
+    )
+    print(f"wrote {collected}\nwrote {write_transfers(collected.parent)}")
+    manifest.write_manifest(artifacts)
+    return 0
 
 
 add_verify = _adder(_verify)

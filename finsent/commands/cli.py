@@ -1,4 +1,4 @@
-"""The command finsent: app, train, score, verify, latency, leaderboard, figures, study.
+"""The command finsent: app, train, score, verify, latency, leaderboard, figures, calibrate, study.
 
 `python -m finsent` is the same; `app.py` and `train_models.py` are short cuts from a checkout.
 """
@@ -39,6 +39,10 @@ COMMANDS: Mapping[str, tuple[str, Adder]] = MappingProxyType(
             artifacts.add_leaderboard,
         ),
         "figures": ("draw the figures from the runs", artifacts.add_figures),
+        "calibrate": (
+            "fit probabilities and sets for sources never seen, from runs that left one out",
+            artifacts.add_calibrate,
+        ),
         "study": ("many runs over folds, seeds and regimes", study.add_options),
     }
 )

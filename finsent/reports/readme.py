@@ -1,4 +1,4 @@
-"""The results tables of README.md and docs/results.md, generated from artifacts/leaderboard.json.
+"""The results tables of README.md and docs, from leaderboard.json and left-out.json of artifacts.
 
 python -m finsent.reports.readme rewrites them; a test fails when a page and the artifacts differ.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from finsent.machine.places import checkout
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.runs import read_json
 from finsent.results.text import render
+from finsent.results.unseen.files import TRANSFERS
 
 BEGIN = "<!-- results: begin (made by `make readme`) -->"
 END = "<!-- results: end -->"
@@ -23,16 +25,26 @@ END = "<!-- results: end -->"
 SHOWN = ("allagree", "50agree", "news")
 """Data sets in README.md, in this order; docs/results.md has all of them."""
 PAGES: Mapping[str, str] = MappingProxyType(
-    {"README.md": "readme.md.j2", "docs/results.md": "results.md.j2"}
+    {
+        "README.md": "readme.md.j2",
+        "docs/results.md": "results.md.j2",
+        "docs/method.md": "unseen.md.j2",
+    }
 )
 """Page, relative to the checkout -> the template of what stands between its markers."""
+
+
+def read_values(artifacts: Path) -> dict[str, Any]:
+    """Content of leaderboard.json, and under `unseen` that of every left-out.json."""
+    left_out = [read_json(path) for path in sorted(artifacts.glob(f"*/*/{TRANSFERS}"))]
+    return {**read_json(artifacts / "leaderboard.json"), "unseen": left_out}
 
 
 def results_markdown(board: Mapping[str, Any], template: str) -> str:
     """A table of arms with 95 % intervals, by data set and backbone.
 
     Args:
-        board: Content of leaderboard.json.
+        board: What `read_values` returns.
         template: Name of a template in PAGES.
     """
     arms = [
@@ -50,6 +62,7 @@ def results_markdown(board: Mapping[str, Any], template: str) -> str:
         "mixed": [arm for arm in arms if arm.get("per_source")],
         "shown": SHOWN,
         "significance": SIGNIFICANCE,
+        "unseen": board["unseen"],
     }
     return render("finsent.reports", template, **values).rstrip("\n")
 
@@ -74,13 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = checkout()
     if root is None:
         parser.error("the pages are part of a checkout, and finsent is installed without one")
-    board = read_json(root / "artifacts" / "leaderboard.json")
+    board = read_values(root / "artifacts")
     for name, template in PAGES.items():
         path = root / name
         path.write_text(
             with_results(path.read_text(encoding="utf-8"), board, template), encoding="utf-8"
         )
-        print(f"{name} is up to date with artifacts/leaderboard.json")
+        print(f"{name} is up to date with the artifacts")
     return 0
 
 

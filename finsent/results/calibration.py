@@ -5,20 +5,20 @@ Both are fitted on a run's validation predictions and judged on its test predict
 - temperature scaling (Guo et al. 2017): one number that sharpens or softens every prediction and
   never changes which label comes first;
 - split conformal sets (Vovk et al. 2005) of the least ambiguous kind (Sadinle et al. 2019): a set
-  holds every label whose calibrated probability reaches a threshold, the finite-sample quantile of
-  what the true labels of the validation part got. It may be empty: where the model is right more
-  often than the coverage asked for, sets that are never empty would hold the true label as often as
-  the model is right, whatever was asked. An empty set says that no label is as probable as true
-  ones usually are.
+  holds the likeliest label, and every label whose calibrated probability reaches a threshold, the
+  finite-sample quantile of what the true labels of the validation part got. It is never empty, and
+  so holds the true label at least as often as the model is right, even where less was asked.
 
 The state of a run was selected on the same validation part, so the guarantee holds only nearly;
-that is why the coverage on test is measured and shown.
+that is why the coverage on test is measured and shown. It says nothing of texts from elsewhere.
+For those, finsent.results.unseen fits a Transfer on predictions for sources that were left out of
+training, and it takes the place of the threshold and corrects the temperature.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,19 @@ class CalibrationError(ValueError):
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """What makes a calibration hold on a source that the model never saw."""
+
+    factor: float
+    """By which a run's own temperature is multiplied."""
+    threshold: float
+    """Calibrated probability from which a label is in the set, in [0, 1]."""
+    coverages: Mapping[str, float]
+    """Source -> share of its examples whose set holds the true label, where this source was left
+    out of training and of the fit."""
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What one run's validation predictions say about its probabilities."""
 
@@ -53,13 +66,13 @@ class Calibration:
     """Share of test examples whose set holds the true label."""
     mean_set_size: float
     """Labels per set, over the test examples."""
-    empty_share: float
-    """Share of test examples whose set is empty."""
     nll_raw: float
     nll_calibrated: float
     """Mean negative log-likelihood on test, before and after, in nats."""
     n_validation: int
     n_test: int
+    transfer: Transfer | None = None
+    """What it was corrected by for sources never seen; None: it holds for the run's own alone."""
 
     def calibrate(self, probabilities: ArrayLike) -> Floats:
         """Calibrated probabilities of the same shape, (classes,) or (n, classes)."""
@@ -67,12 +80,15 @@ class Calibration:
 
     def label_set(self, calibrated: Sequence[float]) -> tuple[int, ...]:
         """Positions of the labels in the set of one calibrated prediction, likeliest first."""
+        (held,) = in_sets([calibrated], self.threshold)
         likeliest_first = sorted(range(len(calibrated)), key=lambda i: -calibrated[i])
-        return tuple(i for i in likeliest_first if calibrated[i] >= self.threshold)
+        return tuple(i for i in likeliest_first if held[i])
 
 
-def calibration_of(run: Run) -> Calibration | None:
+def calibration_of(run: Run, transfer: Transfer | None = None) -> Calibration | None:
     """The calibration of a finished run; None when it kept no validation predictions.
+
+    transfer: what corrects it for sources that the run never saw.
 
     Raises ArtifactError when a file is damaged or both parts share an example.
     """
@@ -86,11 +102,17 @@ def calibration_of(run: Run) -> Calibration | None:
             f"{run.folder / VALIDATION_FILE}: {len(shared)} examples are in the test part too, "
             f"{min(shared)!r} among them; train the run again"
         )
-    return fit(validation, test)
+    return fit(validation, test, transfer=transfer)
 
 
-def fit(validation: Predictions, test: Predictions, coverage: float = COVERAGE) -> Calibration:
-    """Fits on validation, measures on test.
+def fit(
+    validation: Predictions,
+    test: Predictions,
+    coverage: float = COVERAGE,
+    *,
+    transfer: Transfer | None = None,
+) -> Calibration:
+    """Fits on validation, corrects by `transfer` for sources never seen, measures on test.
 
     Raises CalibrationError when coverage is not in (0, 1) or the label names differ.
     """
@@ -101,11 +123,15 @@ def fit(validation: Predictions, test: Predictions, coverage: float = COVERAGE) 
             f"validation names the labels {validation.label_names}, test {test.label_names}"
         )
     temperature = fit_temperature(validation.probabilities, validation.label_indices)
-    scaled = scale(validation.probabilities, temperature)
-    threshold = conformal_threshold(scaled, validation.label_indices, coverage)
+    if transfer is None:
+        scaled = scale(validation.probabilities, temperature)
+        threshold = conformal_threshold(scaled, validation.label_indices, coverage)
+    else:
+        temperature *= transfer.factor
+        threshold = transfer.threshold
     labels = test.label_indices
     calibrated = scale(test.probabilities, temperature)
-    in_set = calibrated >= threshold
+    in_set = in_sets(calibrated, threshold)
     sizes = in_set.sum(axis=1)
     return Calibration(
         temperature=temperature,
@@ -113,11 +139,11 @@ def fit(validation: Predictions, test: Predictions, coverage: float = COVERAGE) 
         coverage_asked=coverage,
         coverage_measured=float(in_set[np.arange(len(labels)), list(labels)].mean()),
         mean_set_size=float(sizes.mean()),
-        empty_share=float((sizes == 0).mean()),
-        nll_raw=_nll(np.asarray(test.probabilities), labels),
-        nll_calibrated=_nll(calibrated, labels),
+        nll_raw=float(losses(test.probabilities, labels).mean()),
+        nll_calibrated=float(losses(calibrated, labels).mean()),
         n_validation=len(validation),
         n_test=len(test),
+        transfer=transfer,
     )
 
 
@@ -130,16 +156,35 @@ def scale(probabilities: ArrayLike, temperature: float) -> Floats:
 
 def fit_temperature(probabilities: ArrayLike, labels: Sequence[int]) -> float:
     """The temperature with the lowest NLL, in [0.05, 20]. probabilities (n, classes)."""
+    return lowest(
+        lambda temperature: float(losses(scale(probabilities, temperature), labels).mean())
+    )
+
+
+def lowest(loss: Callable[[float], float]) -> float:
+    """The temperature, or factor on one, in [0.05, 20] with the lowest loss."""
     # Here, because the page that shows calibrations need not wait for it to come up.
     from scipy.optimize import minimize_scalar
 
     low, high = (math.log(bound) for bound in _TEMPERATURES)
-
-    def loss(log_temperature: float) -> float:
-        return _nll(scale(probabilities, math.exp(log_temperature)), labels)
-
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(
+        lambda log: loss(math.exp(log)),
+        bounds=(low, high),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
     return math.exp(float(found.x))
+
+
+def in_sets(probabilities: ArrayLike, threshold: float) -> NDArray[np.bool_]:
+    """Which labels are in the sets (n, classes): the likeliest, and those that reach the threshold.
+
+    probabilities: Calibrated ones (n, classes).
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    held = p >= threshold
+    held[np.arange(len(p)), p.argmax(axis=1)] = True
+    return held
 
 
 def conformal_threshold(probabilities: ArrayLike, labels: Sequence[int], coverage: float) -> float:
@@ -164,19 +209,18 @@ def set_in_words(names: Sequence[str], classes: int) -> str:
     """The labels of a set as a person would say it.
 
     Args:
-        names: Labels in the set, likeliest first.
+        names: Labels in the set, likeliest first; at least one.
         classes: How many there are to choose from; a set of all of them tells nothing.
     """
-    if not names:
-        return "none: no label is probable enough"
     if len(names) == 1:
         return names[0]
     listed = f"{', '.join(names[:-1])} or {names[-1]}"
     return f"{listed}: unsure" if len(names) < classes else f"{listed}: cannot tell"
 
 
-def _nll(probabilities: Floats, labels: Sequence[int]) -> float:
-    return float(-_log(probabilities)[np.arange(len(labels)), list(labels)].mean())
+def losses(probabilities: ArrayLike, labels: Sequence[int] | NDArray[np.int64]) -> Floats:
+    """Negative log-likelihood of every true label (n,), in nats. probabilities (n, classes)."""
+    return np.asarray(-_log(probabilities)[np.arange(len(labels)), np.asarray(labels)])
 
 
 def _log(probabilities: ArrayLike) -> Floats:

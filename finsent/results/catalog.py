@@ -22,6 +22,7 @@ from finsent.results.runs import (
     slug,
 )
 from finsent.results.schema import ArtifactError
+from finsent.results.unseen.files import read_transfers
 
 LARGE_BACKBONE = "phi-2"
 EMBEDDED_BACKBONES = ("minilm-l6", "smollm2-135m")
@@ -67,7 +68,9 @@ class Catalog:
     """Study name -> content of its summary.json."""
     damaged: tuple[Damage, ...] = ()
     """What is not among the above because it cannot be read or is not what was published."""
-    _calibrations: dict[Path, Calibration | None] = field(default_factory=dict, compare=False)
+    _calibrations: dict[tuple[Path, bool], Calibration | None] = field(
+        default_factory=dict, compare=False
+    )
 
     @classmethod
     def read(
@@ -168,17 +171,22 @@ class Catalog:
     def calibrations(self, selection: Selection) -> dict[str, Calibration | None]:
         """Arm -> calibration; None for all arms when one has none.
 
-        Raw and calibrated probabilities must not be compared.
+        Raw and calibrated probabilities must not be compared, nor those of arms that are corrected
+        for sources never seen with those of arms that are not.
 
         Raises:
             ArtifactError: A file that they are fitted on is damaged.
         """
+        transfers = read_transfers(self.folder(selection))
+        if not set(selection.arms) <= set(transfers):
+            transfers = {}
         found = {}
         for arm in selection.arms:
             run = self.run(selection.backbone, selection.dataset, arm, selection.seed)
-            if run.folder not in self._calibrations:
-                self._calibrations[run.folder] = calibration_of(run)
-            found[arm] = self._calibrations[run.folder]
+            key = (run.folder, arm in transfers)
+            if key not in self._calibrations:
+                self._calibrations[key] = calibration_of(run, transfers.get(arm))
+            found[arm] = self._calibrations[key]
         return found if all(found.values()) else dict.fromkeys(found)
 
     def label_names(self, selection: Selection) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Answer:
 
     @property
     def label_set(self) -> tuple[str, ...] | None:
-        """The conformal set, likeliest first, which may be empty; None without a calibration."""
+        """The conformal set, likeliest first, never empty; None without a calibration."""
         if self.calibration is None:
             return None
         return tuple(self.label_names[i] for i in self.calibration.label_set(self.shown))

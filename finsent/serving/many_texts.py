@@ -137,7 +137,4 @@ def results_csv(scored: Sequence[Scored], arms: Sequence[str], label_names: Sequ
 
 
 def _set_cell(answer: Answer) -> str:
-    """A set that is there but empty is told apart from one that is not there."""
-    if answer.label_set is None:
-        return ""
-    return " or ".join(answer.label_set) or "none"
+    return "" if answer.label_set is None else " or ".join(answer.label_set)

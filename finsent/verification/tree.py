@@ -40,8 +40,10 @@ from finsent.results.runs import (
     read_run,
 )
 from finsent.results.schema import PER_SOURCE, ArtifactError
+from finsent.results.unseen.files import PREDICTIONS, TRANSFERS
 from finsent.study.rows import RESULTS, SUMMARY, StudyError, read_runs
 from finsent.study.summary import summarize
+from finsent.verification.left_out import left_out_problems
 
 RELATIVE_TOLERANCE = 1e-9
 """Recomputed metrics may differ in the last bits between processors, not more."""
@@ -60,6 +62,7 @@ LAYOUT = tuple(
             re.escape(LEADERBOARD),
             r"figures/[^/]+\.png",
             r"behaviour/[^/]+\.json",
+            rf"[^/]+/[^/]+/(?:{re.escape(PREDICTIONS)}|{re.escape(TRANSFERS)})",
             r"studies/[^/]+/[^/]+\.(?:csv|json)",
             r"[^/]+/[^/]+/[^/]+/seed-\d+/(?:PAI\.png|"
             + "|".join(map(re.escape, (*RUN_FILES, VALIDATION_FILE)))
@@ -92,6 +95,7 @@ def verify(root: Path | str) -> list[str]:
     problems += _guarded(root, lambda: _fairness_problems(runs))
     problems += _guarded(root / LEADERBOARD, lambda: _leaderboard_problems(root))
     problems += _guarded(root / "studies", lambda: _study_problems(root))
+    problems += _guarded(root, lambda: left_out_problems(root, runs))
     return problems
 
 

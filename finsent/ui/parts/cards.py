@@ -138,12 +138,20 @@ def cards_row(cards: Sequence[str]) -> str:
 
 
 def _calibration_note(catalog: Catalog, selection: Selection) -> str:
-    if all(catalog.calibrations(selection).values()):
+    found = list(catalog.calibrations(selection).values())
+    if all(found):
+        fitted = "on each run’s validation part"
+        if found[0] is not None and found[0].transfer is not None:
+            fitted += (
+                ", then corrected by what runs said of news sources that they had not learned. "
+                "Off familiar sources the models are right less often than they are sure, so "
+                "probabilities are lower here than a test on the same sources would allow"
+            )
         return (
             '<p class="fs-quiet">Bars show calibrated probabilities: temperature scaling, fitted '
-            "on each run’s validation part. The 90\u202f% set lists every label as probable as "
-            "nine in ten of the true ones were there. Where no label is, it is empty: doubt the "
-            "answer. How often such sets held the true label was measured on test.</p>"
+            f"{fitted}. The 90\u202f% set holds the likeliest label and every label as probable as "
+            "nine in ten of the true ones were there. How often such sets held the true label was "
+            "measured on test.</p>"
         )
     return (
         f'<p class="fs-quiet">Bars show raw probabilities; {NOT_CALIBRATED}, so there is no '
@@ -227,13 +235,18 @@ def _set(answer: Answer) -> str:
     if answer.calibration is None or answer.set_words is None:
         return ""
     calibration = answer.calibration
-    empty = f"; {percent(calibration.empty_share)} were empty" if calibration.empty_share else ""
+    unseen = ""
+    if calibration.transfer is not None:
+        shares = calibration.transfer.coverages.values()
+        unseen = (
+            f", and {percent(min(shares), 0)} to {percent(max(shares), 0)} on sources never seen"
+        )
     return (
         f'<p class="fs-set">{percent(calibration.coverage_asked, 0)} set: '
         f"<b>{escape(answer.set_words)}</b>"
         f'<span class="fs-quiet">such sets held the true label of '
         f"{percent(calibration.coverage_measured)} of {calibration.n_test} "
-        f"test sentences{empty}</span></p>"
+        f"test sentences{unseen}</span></p>"
     )
 
 
