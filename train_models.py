@@ -6,6 +6,7 @@ python train_models.py latency
 python train_models.py figures
 python train_models.py study heads --select
 python train_models.py study heads
+python train_models.py replicate --backbone smollm2-135m
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 
 from finsent.commands import cli
 
-COMMANDS = ("train", "verify", "latency", "leaderboard", "figures", "calibrate", "study")
+COMMANDS = (
+    "train", "verify", "latency", "leaderboard", "figures", "calibrate", "study", "replicate",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

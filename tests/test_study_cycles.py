@@ -18,8 +18,16 @@ from finsent.growth.grower import GrowthError
 from finsent.models import adapters
 from finsent.models.adapter_files import load_adapter
 from finsent.models.backbones import Backbone, entering_hidden_states, load_backbone
+from finsent.study.cycles import committee
 from finsent.study.cycles.cell import Cell, CellTrainer
-from finsent.study.cycles.plans import AUTHORS, CycleRegime, CycleStudy, Recipe, cut_down
+from finsent.study.cycles.plans import (
+    AUTHORS,
+    CycleRegime,
+    CycleStudy,
+    Recipe,
+    cut_down,
+    replicate_study,
+)
 from finsent.study.cycles.runner import CYCLES, CycleResources, CycleStudyRunner
 from finsent.study.plans import STUDIES
 from finsent.study.rows import RESULTS, StudyError, read_runs
@@ -52,6 +60,7 @@ STUDY = CycleStudy(
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     make_tiny("bert", folder / "minilm-l6")
+    make_tiny("mpnet", folder / "mpnet-base")
     return folder
 
 
@@ -244,3 +253,56 @@ def test_parts_of_a_study_are_named_or_refused(
     assert "--folds: study 'heads' cannot be cut down" in capsys.readouterr().err
     assert train_models.main(["study", "authors", "--gpus", "0", *given]) == 1
     assert "--gpus: studies of cycles use --workers" in capsys.readouterr().err
+
+
+def test_a_student_learns_what_teachers_say_of_sentences_they_did_not_learn(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committee, "GROUPS", 2)
+    regime = CycleRegime(
+        "student", "minilm-l6", {}, config=FAST, teacher="mpnet-base", tested=("sample",)
+    )
+    trainer = CellTrainer("cpu", None, models)
+    cell = Cell(regime, "sample", "fold-0", 0)
+    seen: list[set[int]] = []
+    trained = committee.train
+
+    def noted(config: TrainConfig, base: Any, data: TrainingData, *rest: Any, **more: Any) -> Any:
+        seen.append(set(data.train))
+        return trained(replace(config, epochs=1), base, data, *rest, **more)
+
+    monkeypatch.setattr(committee, "train", noted)
+    targets, teachers = committee._committee(trainer, cell)
+    split = trainer.split(trainer.config(cell))
+    assert seen[0] | seen[1] == set(split.train)
+    assert not seen[0] & seen[1]
+    assert torch.allclose(targets.sum(dim=1), torch.ones(len(targets)))
+    hard = targets.max(dim=1).values == 1
+    assert set(hard.nonzero()[:, 0].tolist()) == set(range(len(targets))) - set(split.train)
+    assert teachers.probabilities.shape == (len(split.test), 3)
+    (lines,) = committee.taught(trainer, cell)
+    rows = {line.run.recipe: line.run for line in lines}
+    assert rows["teacher"].backbone == "mpnet-base"
+    assert rows["soft"].nll != rows["hard"].nll
+    assert {line.run.key for line in lines} == set(committee.taught_keys(cell))
+
+
+def test_a_decoder_runs_in_cycles_too_and_plain_regimes_have_one_row(
+    tiny_environment: None, tmp_path: Path
+) -> None:
+    study = replicate_study("tiny-phi")
+    fast = {"epochs": 1, "batch_size": 32}
+    regimes = (study.regimes[0], study.regimes[-1])
+    study = replace(
+        study,
+        datasets=("sample",),
+        regimes=tuple(replace(r, config={**r.config, **fast}) for r in regimes),
+        splits=("fold-0",),
+    )
+    runner = CycleStudyRunner(study, tmp_path, CycleResources("cpu", 1, {"commit": "c"}))
+    assert runner.run() == []
+    first, *rest = read_runs(runner.folder / RESULTS)
+    assert (first.regime, first.recipe, first.arm) == ("published-plain", "plain", "baseline")
+    assert [(r.regime, r.arm) for r in rest] == [
+        ("fair", arm) for arm in ("baseline", "restart", "matched", "dendritic")
+    ]

@@ -1,4 +1,4 @@
-"""The command finsent: app, train, score, verify, latency, leaderboard, figures, calibrate, study.
+"""The command finsent and its commands, from app to replicate (COMMANDS).
 
 `python -m finsent` is the same; `app.py` and `train_models.py` are short cuts from a checkout.
 """
@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NoReturn
 
 import finsent
-from finsent.commands import app, artifacts, score, study, train
+from finsent.commands import app, artifacts, replicate, score, study, train
 from finsent.machine.errors import WRONG_USE, end_with, one_line
 
 INTERRUPTED = 130
@@ -44,6 +44,10 @@ COMMANDS: Mapping[str, tuple[str, Adder]] = MappingProxyType(
             artifacts.add_calibrate,
         ),
         "study": ("many runs over folds, seeds and regimes", study.add_options),
+        "replicate": (
+            "the published comparison as it was made, beside fair arms",
+            replicate.add_options,
+        ),
     }
 )
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from finsent.config import TrainConfig
+    from finsent.study.cycles.runner import CycleResources
 
 KEPT = "interrupted; finished runs are kept"
 SEED_DIGITS = 9
@@ -150,3 +151,37 @@ def rebuild_index(artifacts: Path) -> None:
 
     leaderboard.write(artifacts)
     manifest.write_manifest(artifacts)
+
+
+def cycle_resources(options: argparse.Namespace) -> CycleResources:
+    """What a study of cycles may use. StudyError for options that it does not have."""
+    import torch
+
+    from finsent.machine.places import checkout
+    from finsent.results.provenance import git_commit, versions
+    from finsent.study.cycles.runner import CycleResources
+    from finsent.study.rows import StudyError
+
+    for given in ("gpus", "ray_address"):
+        if getattr(options, given) is not None:
+            raise StudyError(
+                f"--{given.replace('_', '-')}: studies of cycles use --workers processes of this "
+                "machine and its first GPU; leave it out"
+            )
+    if options.workers < 1:
+        raise StudyError(f"--workers must be at least 1, got {options.workers}")
+    device = chosen_device(options)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return CycleResources(
+        device=device.type,
+        processes=options.workers,
+        provenance={
+            "commit": git_commit(checkout()),
+            "device": name,
+            "processes": options.workers,
+            "versions": versions(),
+        },
+        data_dir=options.data_dir,
+        backbone_dir=options.backbone_dir,
+        stop_after=options.stop_after,
+    )

@@ -19,6 +19,7 @@ from finsent.commands.options import (
     add_data,
     add_resources,
     chosen_device,
+    cycle_resources,
     gpus_for,
     recipe_config,
     seed,
@@ -29,7 +30,6 @@ from finsent.machine.workers import workers_from_options
 
 if TYPE_CHECKING:
     from finsent.study.cycles.plans import CycleStudy
-    from finsent.study.cycles.runner import CycleResources
     from finsent.study.lora.runner import Resources
     from finsent.study.plans import EnsembleStudy, HeadStudy, LoraStudy
 
@@ -210,7 +210,7 @@ def _run(study: Study | None, options: argparse.Namespace, artifacts: Path) -> l
     if study is None:
         classical.run_classical(folder, classical.PLAN, **data)
     elif isinstance(study, CycleStudy):
-        return CycleStudyRunner(study, artifacts.absolute(), _cycle_resources(options)).run()
+        return CycleStudyRunner(study, artifacts.absolute(), cycle_resources(options)).run()
     elif isinstance(study, LoraStudy):
         return LoraStudyRunner(study, artifacts.absolute(), _resources(study, options)).run()
     elif isinstance(study, EnsembleStudy):
@@ -218,39 +218,6 @@ def _run(study: Study | None, options: argparse.Namespace, artifacts: Path) -> l
     else:
         HeadStudyRunner(study, folder, **data).run()
     return []
-
-
-def _cycle_resources(options: argparse.Namespace) -> CycleResources:
-    import torch
-
-    from finsent.machine.places import checkout
-    from finsent.results.provenance import git_commit, versions
-    from finsent.study.cycles.runner import CycleResources
-    from finsent.study.rows import StudyError
-
-    for given in ("gpus", "ray_address"):
-        if getattr(options, given) is not None:
-            raise StudyError(
-                f"--{given.replace('_', '-')}: studies of cycles use --workers processes of this "
-                "machine and its first GPU; leave it out"
-            )
-    if options.workers < 1:
-        raise StudyError(f"--workers must be at least 1, got {options.workers}")
-    device = chosen_device(options)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return CycleResources(
-        device=device.type,
-        processes=options.workers,
-        provenance={
-            "commit": git_commit(checkout()),
-            "device": name,
-            "processes": options.workers,
-            "versions": versions(),
-        },
-        data_dir=options.data_dir,
-        backbone_dir=options.backbone_dir,
-        stop_after=options.stop_after,
-    )
 
 
 def _resources(study: LoraStudy | EnsembleStudy, options: argparse.Namespace) -> Resources:

@@ -88,6 +88,8 @@ class TrainingData:
     train: Sequence[int]
     validation: Sequence[int]
     views: int = 0
+    targets: Tensor | None = None
+    """(examples, classes) that are learned in place of the labels, on the device."""
 
     @functools.cached_property
     def lengths(self) -> list[int]:
@@ -338,7 +340,8 @@ class _Run:
         # Head and loss in fp32, outside autocast.
         logits = self._model.head(pooled)
         labels, smoothing = self._labels[where], self._config.label_smoothing
-        return weighted_loss(logits, labels, self._weights, smoothing)
+        soft = None if self._data.targets is None else self._data.targets[where]
+        return weighted_loss(logits, labels, self._weights, smoothing, targets=soft)
 
     def step(self, where: Tensor, longest: int) -> None:
         """One optimizer step on the examples `where` (B,), padded to `longest` tokens."""

@@ -31,7 +31,7 @@ from finsent.models.backbones import (
 )
 from finsent.models.presets import cue, preset
 from finsent.results.metrics import score
-from finsent.study.cycles.plans import CycleRegime, Recipe
+from finsent.study.cycles.plans import PLAIN, CycleRegime, Recipe
 from finsent.study.rows import StudyRun
 from finsent.training.loop import TrainingData, TrainingDiverged, class_logits, train
 from finsent.training.progress import Start, Validation
@@ -113,9 +113,11 @@ class CellTrainer:
             TrainingDiverged: A loss became NaN or infinite.
             GrowthError: PerforatedAI failed.
         """
-        fold = _Fold(self, cell)
+        fold = Fold(self, cell)
         for name, recipe in cell.regime.recipes.items():
             yield [fold.line(name, arm, cycles) for arm, cycles in fold.arms(recipe).items()]
+        if not cell.regime.recipes:
+            yield [fold.line(PLAIN, "baseline", (fold.first(),))]
 
     def forget(self) -> None:
         """Drop the bases: a run that failed may have left its maps on one."""
@@ -204,10 +206,13 @@ class CellTrainer:
         return entering_hidden_states(base, token_ids, block)
 
 
-class _Fold:
+class Fold:
     """The arms of one cell, which share what they have in common."""
 
-    def __init__(self, trainer: CellTrainer, cell: Cell) -> None:
+    def __init__(
+        self, trainer: CellTrainer, cell: Cell, targets: torch.Tensor | None = None
+    ) -> None:
+        """targets: What is learned in place of the labels; see TrainingData."""
         self._cell, self._regime = cell, cell.regime
         self._config = trainer.config(cell)
         self._backbone = trainer.base(self._config)
@@ -223,6 +228,7 @@ class _Fold:
             len(self._dataset.label_names),
             rows,
             self._split.validation,
+            targets=targets,
         )
         self._first = lru_cache(maxsize=None)(self._tuned_first)
         self._controls = lru_cache(maxsize=None)(self._control)
@@ -237,6 +243,10 @@ class _Fold:
             "matched": self._controls(MatchedCapacity(most), recipe.cycles),
             "dendritic": grown,
         }
+
+    def first(self) -> Cycle:
+        """The baseline's only cycle."""
+        return self._first(None)
 
     def _tuned_first(self, treatment: MatchedCapacity | None) -> Cycle:
         return self._tuned(self._regime.rates, treatment, None)
@@ -290,14 +300,20 @@ class _Fold:
             rate=rate,
         )
 
-    def line(self, recipe: str, arm: str, cycles: tuple[Cycle, ...]) -> Line:
-        """The row of an arm."""
+    def line(
+        self, recipe: str, arm: str, cycles: tuple[Cycle, ...], tested: Dataset | None = None
+    ) -> Line:
+        """The row of an arm, tested on the sentences of `tested` alone if it is given."""
         kept = _best(cycles)
         chosen, test = cycles[kept], self._split.test
         if not math.isfinite(float(chosen.probabilities.sum())):
             raise TrainingDiverged(f"{self._cell.name} {arm}: probabilities are not finite")
-        labels = [self._dataset.examples[i].label for i in test]
-        found = score(labels, chosen.probabilities, self._dataset.label_names)
+        examples, known = [self._dataset.examples[i] for i in test], None
+        if tested is not None:
+            known = {example.id for example in tested.examples}
+        places = [i for i, e in enumerate(examples) if known is None or e.id in known]
+        labels = [examples[i].label for i in places]
+        found = score(labels, chosen.probabilities[places], self._dataset.label_names)
         run = StudyRun(
             backbone=self._regime.backbone,
             dataset=self._cell.dataset,
@@ -314,9 +330,9 @@ class _Fold:
             dendrites=chosen.start.dendrites,
             optimizer_steps=sum(cycle.steps for cycle in cycles),
             train_seconds=sum(cycle.seconds for cycle in cycles),
-            test_dataset=self._cell.dataset,
+            test_dataset=self._cell.dataset if tested is None else tested.name,
             n_train=len(self._split.train),
-            n_test=len(test),
+            n_test=len(places),
             best_epoch=sum(c.epochs for c in cycles[:kept]) + chosen.validation.epoch,
             validation_nll=chosen.validation.nll,
             validation_accuracy=chosen.validation.accuracy,

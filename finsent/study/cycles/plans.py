@@ -38,8 +38,12 @@ class CycleRegime:
     """Factors of the learning rate that the first cycle of every arm is tuned over."""
     later_rates: tuple[float, ...] = (0.5,)
     """Factors that every later cycle of every arm is tuned over."""
-    datasets: tuple[str, ...] | None = None
-    """None: those of the study."""
+    teacher: str | None = None
+    """Backbone of the committee whose probabilities a student learns (finsent.study.cycles.
+    committee); such a regime has no recipes of dendrites."""
+    tested: tuple[str, ...] = ()
+    """Further data sets that a student is tested on: on those sentences of theirs that are in the
+    test part. They are part of the one trained on."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,57 @@ NEWS_ARMS = CycleStudy(
 )
 """Four arms, tested on a source that none of them was trained on."""
 
-CYCLE_STUDIES = (AUTHORS, SHRINK, NEWS_ARMS)
+COMMITTEE = CycleStudy(
+    name="committee",
+    datasets=("50agree",),
+    regimes=(
+        CycleRegime(
+            "minilm-l6",
+            "minilm-l6",
+            {},
+            config={"scored_by": "accuracy", "epochs": 12},
+            teacher="mpnet-base",
+            tested=("allagree",),
+        ),
+    ),
+    seeds=(0,),
+)
+"""A committee of MPNet runs in one MiniLM, against the same MiniLM taught by labels alone."""
+
+CYCLE_STUDIES = (AUTHORS, SHRINK, NEWS_ARMS, COMMITTEE)
+
+
+PLAIN = "plain"
+"""Recipe of a regime without dendrites."""
+PUBLISHED_PLAIN, PUBLISHED_LONGER = "published-plain", "published-perforated"
+SAME_RATE, FAIR = "two-epochs", "fair"
+PUBLISHED_RATES = {PUBLISHED_PLAIN: (1, 1e-5), PUBLISHED_LONGER: (2, 8e-6), SAME_RATE: (2, 1e-5)}
+"""Epochs and learning rate of the write-up's two arms, and of one between them that differs from
+each in one of the two."""
+
+
+def replicate_study(backbone: str) -> CycleStudy:
+    """The arms of the write-up that this project starts from, as published, and fair ones beside
+    them, on AllAgree.
+
+    As published, none of them grows a dendrite; sentences are read one at a time.
+    """
+    published = [
+        CycleRegime(
+            name,
+            backbone,
+            {},
+            config={"epochs": epochs, "learning_rate": rate, "batch_size": 1},
+        )
+        for name, (epochs, rate) in PUBLISHED_RATES.items()
+    ]
+    fair = CycleRegime(FAIR, backbone, {"relu-1": Recipe(DendriteConfig(prune=True))})
+    return CycleStudy(
+        name=f"replicate-{backbone}",
+        datasets=("allagree",),
+        regimes=(*published, fair),
+        seeds=(0,),
+    )
 
 
 def cut_down(

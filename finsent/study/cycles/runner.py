@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from tqdm import tqdm
 from finsent.config import STUDY_ARMS
 from finsent.machine.errors import message_for_user
 from finsent.study.cycles.cell import Cell, CellTrainer, Line
-from finsent.study.cycles.plans import CycleStudy
+from finsent.study.cycles.committee import taught, taught_keys
+from finsent.study.cycles.plans import PLAIN, CycleStudy
 from finsent.study.rows import RESULTS, RunKey, append_runs, read_runs
 
 CYCLES = "cycles.csv"
@@ -104,7 +106,6 @@ class CycleStudyRunner:
             for seed in self._study.seeds
             for regime in self._study.regimes
             for dataset in self._study.datasets
-            if regime.datasets is None or dataset in regime.datasets
             for split in self._study.splits
         ]
 
@@ -118,6 +119,8 @@ class CycleStudyRunner:
 
 def keys_of(cell: Cell) -> list[RunKey]:
     """The rows that a cell becomes."""
+    if cell.regime.teacher is not None:
+        return taught_keys(cell)
     return [
         RunKey(
             cell.regime.backbone,
@@ -129,8 +132,9 @@ def keys_of(cell: Cell) -> list[RunKey]:
             cell.seed,
             cell.dataset,
         )
-        for recipe in cell.regime.recipes
+        for recipe in cell.regime.recipes or (PLAIN,)
         for arm in STUDY_ARMS
+        if cell.regime.recipes or arm == "baseline"
     ]
 
 
@@ -251,7 +255,8 @@ def _trainer(resources: CycleResources) -> CellTrainer:
 def _of(cell: Cell, trainer: CellTrainer) -> Iterator[Found]:
     """The lines of a cell, and its end."""
     try:
-        for lines in trainer.lines(cell):
+        makes = trainer.lines if cell.regime.teacher is None else partial(taught, trainer)
+        for lines in makes(cell):
             yield [line.without_states() for line in lines]
     except Exception as error:
         trainer.forget()

@@ -1,0 +1,106 @@
+"""What shallower encoders cost, and the page of the published comparison, from made-up rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finsent.config import STUDY_ARMS
+from finsent.reports.replication import FIGURE, effects_of, write_page
+from finsent.study.cycles.depths import depth_points, saving_sentence, savings
+from finsent.study.rows import RESULTS, StudyError, StudyRun, append_runs
+
+
+def row(regime: str, arm: str, fold: int, accuracy: float, recipe: str = "sigmoid-1") -> StudyRun:
+    return StudyRun(
+        backbone="minilm-l6",
+        dataset="allagree",
+        regime=regime,
+        recipe=recipe,
+        arm=arm,
+        fold=fold,
+        seed=0,
+        accuracy=accuracy,
+        macro_f1=accuracy,
+        nll=0.2,
+        ece=0.02,
+        trainable_params=1000,
+        dendrites=int(arm == "dendritic"),
+        optimizer_steps=10,
+        train_seconds=1.0,
+        test_dataset="allagree",
+        n_train=1800,
+        n_test=225,
+        best_epoch=1,
+        validation_nll=0.2,
+        validation_accuracy=0.9,
+    )
+
+
+def shrunk(loss: dict[tuple[str, int], float]) -> Iterator[StudyRun]:
+    """Ten folds of four arms at depths 2, 4 and 6; `loss` is what an arm loses at a depth."""
+    for arm in STUDY_ARMS:
+        for depth in (2, 4, 6):
+            for fold in range(10):
+                noise = 0.001 * (fold % 3)
+                accuracy = 0.95 + noise - loss.get((arm, depth), 0.0) + 0.0001 * (fold % 2) * depth
+                yield row(f"minilm-l6-depth-{depth}", arm, fold, accuracy)
+
+
+def test_blocks_are_saved_where_the_dendritic_arm_alone_stays_within_the_margin() -> None:
+    others = {(arm, depth): 0.02 for arm in STUDY_ARMS for depth in (2, 4)}
+    loss = {**others, ("dendritic", 4): 0.001}
+    (saving,) = savings(depth_points(shrunk(loss)))
+    assert saving.least == {"baseline": 6, "dendritic": 4, "restart": 6, "matched": 6}
+    assert saving.blocks == 2
+    assert saving_sentence(saving).startswith("Dendrites save 2 of 6 blocks of MiniLM-L6")
+
+
+def test_what_the_restart_saves_as_well_is_not_the_dendrites() -> None:
+    loss = {(arm, 2): 0.02 for arm in STUDY_ARMS} | {("baseline", 4): 0.02, ("matched", 4): 0.02}
+    (saving,) = savings(depth_points(shrunk(loss)))
+    assert (saving.least["dendritic"], saving.least["restart"]) == (4, 4)
+    assert saving_sentence(saving).startswith("Dendrites save no block")
+    worse = {("dendritic", depth): 0.02 for depth in (2, 4, 6)}
+    (saving,) = savings(depth_points(shrunk(loss | worse)))
+    assert saving.least["dendritic"] is None
+    assert "dendritic more than 6" in saving_sentence(saving)
+
+
+def test_few_folds_say_nothing() -> None:
+    one = [run for run in shrunk({}) if run.fold == 0]
+    (saving,) = savings(depth_points(one))
+    assert saving.blocks is None
+    assert "too few runs" in saving_sentence(saving)
+
+
+def test_the_page_says_how_much_is_the_extra_epoch_and_how_much_the_dendrites(
+    tmp_path: Path,
+) -> None:
+    accuracies = {
+        ("published-plain", "baseline"): 0.73,
+        ("published-perforated", "baseline"): 0.77,
+        ("two-epochs", "baseline"): 0.78,
+        ("fair", "baseline"): 0.95,
+        ("fair", "restart"): 0.951,
+        ("fair", "matched"): 0.95,
+        ("fair", "dendritic"): 0.951,
+    }
+    rows = [
+        row(regime, arm, fold, accuracy + 0.01 * (fold % 3) + 0.002 * ((fold + len(arm)) % 2))
+        for (regime, arm), accuracy in accuracies.items()
+        for fold in range(10)
+    ]
+    append_runs(tmp_path / RESULTS, rows)
+    page, answer = write_page(tmp_path, "minilm-l6")
+    assert "scores +4.00 (" in answer
+    assert "one more epoch alone gives +5.00" in answer
+    assert "no difference is shown" in answer
+    text = page.read_text(encoding="utf-8")
+    assert '| published "perforated" arm | 2 | 8e-06 |' in text
+    assert (tmp_path / FIGURE).read_bytes().startswith(b"\x89PNG")
+    assert len(effects_of(rows)) == 6
+    with pytest.raises(StudyError, match="no two folds of two arms"):
+        write_page(tmp_path / "empty", "minilm-l6")
