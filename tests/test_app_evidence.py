@@ -1,5 +1,4 @@
-"""The Training curves, Where they differ and About tabs in a real browser, and the whole page under
-axe."""
+"""Evidence and About in a real browser, and the whole page under axe."""
 
 from __future__ import annotations
 
@@ -12,10 +11,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from bench.screenshots import TABS, open_tab
 from finsent.data.registry import local_texts
-from finsent.plots.curves import PANELS
+from finsent.plots.curves import FIRST_PANELS, PANELS
 from finsent.results.disagreements import CONFIDENTLY_WRONG, DISAGREE, choose, read_cases
 from finsent.results.runs import find_runs
 from finsent.ui.tables.board import COLUMNS
+from finsent.ui.tabs.differ import PAGE
 from tests.evidence_fixtures import artifacts as artifacts
 from tests.evidence_fixtures import board as board
 from tests.evidence_fixtures import data_of, drawn, pick
@@ -34,65 +34,104 @@ STICKING_OUT = """
 
 # ------------------------------------------------------------------------------------------- curves
 
+CURVES = "#chart-curves"
 
-def test_every_curve_is_drawn_and_follows_its_controls(watched: Watched) -> None:
+
+def traces(page: Page) -> dict[str, list[dict[str, Any]]]:
+    """Of the training curves: name -> the trace of every chart, from the top."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for trace in data_of(page.locator(CURVES)):
+        found.setdefault(trace["name"], []).append(trace)
+    return found
+
+
+def waits_for(page: Page, script: str) -> None:
+    """Waits until something holds of the Plotly figure, which is called `plot`."""
+    page.wait_for_function(
+        f"() => {{ const plot = document.querySelector('{CURVES} .js-plotly-plot'); "
+        f"return plot?.data && ({script}); }}"
+    )
+
+
+def test_curves_open_on_mean_and_band_and_follow_their_controls(watched: Watched) -> None:
     page = watched.page
     open_tab(page, "Training curves")
-    for panel in PANELS:
-        drawn(page.locator(f"#chart-{panel.key}"))
-    lines = page.locator("#chart-accuracy .scatterlayer .trace")
-    expect(lines).to_have_count(3 * 3 + 3 + 1)  # seeds, means, stars
-    page.get_by_label("Mean only").check()
-    expect(lines).to_have_count(4)
-    page.get_by_label("Band").check()
-    expect(lines).to_have_count(7)
-    expect(page.locator("#curves-legend")).to_contain_text("lowest to highest seed")
-    page.locator("#curves-arms").get_by_label("Matched").uncheck()
-    expect(lines).to_have_count(5)
-    expect(page.locator("#curves-legend")).not_to_contain_text("Matched")
-    expect(page.locator("#growth")).to_contain_text("no dendrite kept")
-    title = page.locator("#chart-loss .xtitle")
-    expect(title).to_have_text("epoch, counted from 0")
+    drawn(page.locator(CURVES))
+    assert len(traces(page)["Baseline, lowest to highest run"]) == 3
+    expect(page.locator("#curves-note")).to_contain_text("lowest to highest run")
+    page.get_by_label("Difference from baseline").check()
+    waits_for(page, "!plot.data.some(trace => trace.name === 'Baseline')")
+    assert len(traces(page)["Dendritic"]) == 3
+    page.get_by_label("Every run").check()
+    waits_for(page, "plot.data.some(trace => trace.name === 'Baseline, run 2')")
+    page.locator("#curves-more .label-wrap").click()
     page.get_by_label("Training time").check()
-    expect(title).to_contain_text("training time")
+    waits_for(page, "plot.layout.xaxis.title.text.startsWith('Training time')")
     page.get_by_label("Log scale").check()
-    page.wait_for_function(
-        "() => document.querySelector('#chart-loss .js-plotly-plot').layout.yaxis.type === 'log'"
-    )
-    for arm in ("Baseline", "Dendritic"):
-        page.locator("#curves-arms").get_by_label(arm).uncheck()
-    expect(page.locator("#curves-legend")).to_contain_text("Tick at least one arm")
+    waits_for(page, "plot.layout.yaxis.type === 'log'")
+    page.locator("#curves-panels").get_by_label("Learning rate").check()
+    waits_for(page, "plot.layout.yaxis4")
+    pick(page, "evidence-seed", "1")
+    waits_for(page, "plot.data.every(trace => !trace.name.includes('run 2'))")
+    page.locator("#growth summary").click()
+    expect(page.locator("#growth tbody tr")).to_have_count(1)
+    for panel in ("Validation loss", "accuracy", "macro-F1", "Learning rate"):
+        page.locator("#curves-panels").get_by_label(panel).uncheck()
+    expect(page.locator("#curves-note")).to_contain_text("choose at least one")
 
 
 def test_curves_hold_the_numbers_of_the_history(watched: Watched, artifacts: Path) -> None:
     page = watched.page
     open_tab(page, "Training curves")
-    drawn(page.locator("#chart-macro_f1"))
-    for panel in PANELS:
-        lines = {trace["name"]: trace for trace in data_of(page.locator(f"#chart-{panel.key}"))}
-        for run in find_runs(artifacts):
-            if run.dataset == "allagree":
-                shown = lines[f"{run.arm.capitalize()}, seed {run.seed}"]
-                assert shown["y"] == [line[panel.column] for line in run.history]
+    page.get_by_label("Every run").check()
+    waits_for(page, "plot.data.some(trace => trace.name === 'Baseline, run 2')")
+    found = traces(page)
+    panels = [panel for panel in PANELS if panel.key in FIRST_PANELS]
+    for run in find_runs(artifacts):
+        if run.dataset == "allagree":
+            lines = found[f"{run.arm.capitalize()}, run {run.seed}"]
+            for panel, line in zip(panels, lines, strict=True):
+                assert line["y"] == [row[panel.column] for row in run.history]
 
 
-def test_two_runs_overlaid(watched: Watched, artifacts: Path) -> None:
+def test_a_click_in_the_legend_and_a_drag_change_all_charts(watched: Watched) -> None:
     page = watched.page
     open_tab(page, "Training curves")
-    page.get_by_label("Two runs, overlaid").check()
-    expect(page.locator("#curves-arms")).to_be_hidden()
-    expect(page.locator("#curves-legend")).to_contain_text("B: SmolLM2-135M, AllAgree, dendritic")
-    page.locator("#curves-b input").fill("50Agree, matched, seed 1")
-    page.get_by_role("option", name="50Agree, matched, seed 1").click()
-    expect(page.locator("#curves-legend")).to_contain_text("B: SmolLM2-135M, 50Agree, matched")
-    lines = {trace["name"]: trace for trace in data_of(page.locator("#chart-accuracy"))}
+    drawn(page.locator(CURVES))
+    settled(page)
+    page.locator(f"{CURVES} .legendtoggle").first.click()
+    # Plotly waits whether it becomes a double click.
+    waits_for(
+        page,
+        "['y', 'y2', 'y3'].every(axis => plot.data.some(t => (t.yaxis ?? 'y') === axis "
+        "&& t.visible === 'legendonly'))",
+    )
+    area = page.locator(f"{CURVES} .nsewdrag").nth(1)
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    assert box is not None
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.4, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, y, steps=5)
+    page.mouse.up()
+    waits_for(page, "plot.layout.xaxis.range[0] > 2")
+
+
+def test_another_run_is_laid_over(watched: Watched, artifacts: Path) -> None:
+    page = watched.page
+    open_tab(page, "Training curves")
+    page.locator("#curves-more .label-wrap").click()
+    page.locator("#curves-beside input").fill("50Agree, matched, run 1")
+    page.get_by_role("option", name="50Agree, matched, run 1").click()
+    waits_for(page, "plot.data.some(trace => trace.name === 'Matched, overlaid')")
     (run,) = [
         run
         for run in find_runs(artifacts)
         if (run.dataset, run.arm, run.seed) == ("50agree", "matched", 1)
     ]
-    assert lines["B, seed 1"]["y"] == [line["val_accuracy"] for line in run.history]
-    assert set(lines) == {"A, seed 0", "B, seed 1"}
+    shown = traces(page)["Matched, overlaid"][1]
+    assert shown["y"] == [line["val_accuracy"] for line in run.history]
 
 
 # ------------------------------------------------------------------------------------------- differ
@@ -110,9 +149,9 @@ def test_cases_are_the_saved_predictions_biggest_first(watched: Watched, artifac
     open_tab(page, "Where they differ")
     cases = read_cases(run for run in find_runs(artifacts) if run.dataset == "50agree")
     pick(page, "evidence-dataset", "50Agree")
-    expect(page.locator("#differ-cases")).to_contain_text("Ids only.")
+    page.locator("#differ-box .label-wrap", has_text="Sentences hidden by licence").click()
 
-    def expect_cases(found: list[Any], count: int = 10) -> None:
+    def expect_cases(found: list[Any], count: int = PAGE) -> None:
         expect(page.locator(".fs-found b")).to_have_text(f"{len(found)}")
         expected = [(case.id, case.seed) for case in found[:count]]
         expect(page.locator(".fs-cases > li")).to_have_count(len(expected))
@@ -124,11 +163,11 @@ def test_cases_are_the_saved_predictions_biggest_first(watched: Watched, artifac
 
     everything = choose(cases, DISAGREE)
     expect_cases(everything)
-    page.locator(".fs-more").click()
-    expect_cases(everything, 20)
-    pick(page, "differ-seed", "1")
+    page.locator("#differ-cases .fs-more").click()
+    expect_cases(everything, 2 * PAGE)
+    pick(page, "evidence-seed", "1")
     expect_cases(choose(cases, DISAGREE, seed=1))
-    pick(page, "differ-seed", "All")
+    pick(page, "evidence-seed", "All")
     pick(page, "differ-class", "positive")
     expect_cases(choose(cases, DISAGREE, label="positive"))
     pick(page, "differ-class", "All")
@@ -142,10 +181,10 @@ def test_cases_are_the_saved_predictions_biggest_first(watched: Watched, artifac
     for arm, row in first.probabilities.items():
         expect(item).to_contain_text(arm.capitalize())
         expect(item).to_contain_text(f"{100 * max(row):.1f}")
-    page.get_by_label("The arms disagree").check()
+    page.get_by_label("They disagree").check()
     for arm in ("Matched", "Dendritic"):
         page.locator("#differ-arms").get_by_label(arm).uncheck()
-    expect(page.locator("#differ-cases")).to_contain_text("Tick at least two arms")
+    expect(page.locator("#differ-cases")).to_contain_text("Tick at least two")
 
 
 def test_scores_below_are_the_boards(watched: Watched, board: dict[str, Any]) -> None:
@@ -154,6 +193,8 @@ def test_scores_below_are_the_boards(watched: Watched, board: dict[str, Any]) ->
     pick(page, "evidence-dataset", "50Agree")
     chart = page.locator("#chart-reliability")
     drawn(chart)
+    drawn(page.locator("#chart-selective"))
+    page.locator("#differ-scores .label-wrap").click()
     expect(page.locator("#by-agreement tbody tr")).to_have_count(12)
     lines = {trace["name"]: trace for trace in data_of(chart)}
     for arm in (arm for arm in board["arms"] if arm["dataset"] == "50agree"):
@@ -205,7 +246,7 @@ def test_about_names_licences_commands_hashes_and_citation(
         expect(about).to_contain_text(fact)
     (first, *_) = find_runs(artifacts)
     expect(about).to_contain_text(first.config["command"])
-    about.locator("summary", has_text="SHA256SUMS").click()
+    about.locator("summary", has_text="Hashes").click()
     digest, name = (artifacts / "SHA256SUMS").read_text().splitlines()[0].split()
     expect(about.get_by_label("SHA256SUMS")).to_contain_text(f"{digest}  {name}")
     about.locator("summary", has_text="BibTeX").click()
@@ -270,10 +311,10 @@ def test_axe_finds_nothing_serious(chromium: Browser, url: str) -> None:
 def test_every_control_of_the_evidence_is_reached_by_keyboard(watched: Watched) -> None:
     page = watched.page
     for tab, wanted in (
-        ("Board", {"board-dataset", "board-search", "board-sort", "export-csv"}),
-        ("Training curves", {"curves-mode", "curves-x", "curves-log", "curves-seeds"}),
-        ("Studies", {"study-name", "study-dataset", "study-tested", "study-regime", "study-rows"}),
-        ("Where they differ", {"differ-kind", "differ-arms", "differ-cases"}),
+        ("Board", {"board-matrix", "board-dataset", "board-filters", "export-csv"}),
+        ("Training curves", {"curves-show", "curves-smoothing", "curves-more"}),
+        ("Studies", {"study-list"}),
+        ("Where they differ", {"differ-kind", "differ-arms", "differ-box"}),
     ):
         open_tab(page, tab)
         reached: set[str] = set()
@@ -293,7 +334,7 @@ def test_every_control_of_the_evidence_is_reached_by_keyboard(watched: Watched) 
 def test_every_column_has_a_heading_on_screen(watched: Watched) -> None:
     page = watched.page
     open_tab(page, "Board")
-    page.locator("#board-columns-box .label-wrap").click()
+    page.locator("#board-filters .label-wrap").click()
     for column in COLUMNS:
         page.locator("#board-columns").get_by_label(column.title, exact=True).check()
     for column in COLUMNS:

@@ -1,4 +1,4 @@
-"""The Leaderboard and Studies tabs in a real browser: numbers, columns, charts, downloads."""
+"""The board and the studies in a real browser: numbers, columns, charts, downloads."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def test_the_board_shows_the_numbers_of_the_file(watched: Watched, board: dict[s
 def test_every_run_shows_the_numbers_of_its_files(watched: Watched, artifacts: Path) -> None:
     page = watched.page
     open_tab(page, "Board")
+    page.locator("#board-filters .label-wrap").click()
     page.get_by_label("Every run").check()
     for dataset, title in TITLES.items():
         pick(page, "board-dataset", title)
@@ -86,20 +87,20 @@ def test_columns_search_filters_and_sorting(watched: Watched) -> None:
     page = watched.page
     open_tab(page, "Board")
     rows = page.locator("#board-table tbody tr")
+    page.locator("#board-filters .label-wrap").click()
     page.get_by_label("Every run").check()
     expect(rows).to_have_count(9)
-    page.locator("#board-search input").fill("seed 1")
+    page.locator("#board-search input").fill("run 1")
     expect(rows).to_have_count(3)
     page.locator("#board-search input").fill("")
     expect(rows).to_have_count(9)
     page.locator("#board-arms").get_by_label("Matched").uncheck()
     expect(rows).to_have_count(6)
-    page.locator("#board-columns-box .label-wrap").click()
-    page.locator("#board-columns").get_by_label("ECE").check()
+    page.locator("#board-columns").get_by_label("Calibration error").check()
     head = page.locator("#board-table thead")
     expect(head).to_contain_text("ECE")
-    page.locator("#board-columns").get_by_label("NLL").uncheck()
-    expect(head).not_to_contain_text("NLL")
+    page.locator("#board-columns").get_by_label("Loss").uncheck()
+    expect(head).not_to_contain_text("Loss")
 
     def column(position: int) -> list[float]:
         cells = page.locator(f"#board-table tbody tr td:nth-of-type({position})").all_inner_texts()
@@ -114,8 +115,8 @@ def test_columns_search_filters_and_sorting(watched: Watched) -> None:
     expect(page.get_by_role("checkbox", name="Worst first")).to_be_checked()
     expect(head).to_contain_text("Accuracy▴")
     assert column(2) == sorted(column(2))
-    pick(page, "board-sort", "ECE")
-    expect(head).to_contain_text("ECE▴")
+    pick(page, "board-sort", "Calibration error (ECE)")
+    expect(head).to_contain_text("Calibration error (ECE)▴")
     pick(page, "board-protocol", "80/20")
     expect(page.locator("#board-table")).to_contain_text("Nothing of this project here.")
     expect(page.locator("#references")).to_contain_text("RoBERTa-base")
@@ -135,7 +136,7 @@ def test_cost_chart_follows_its_controls(watched: Watched, board: dict[str, Any]
         page.get_by_label(cost.title).check()
         expect(chart.locator(".xtitle")).to_have_text(cost.axis)
         wanted = {
-            f"smollm2-135m, {name}": ([arm["mean"][cost.key]], [arm["mean"]["macro_f1"]])
+            f"SmolLM2-135M, {name}": ([arm["mean"][cost.key]], [arm["mean"]["macro_f1"]])
             for name, arm in arms.items()
         }
         deadline = time.monotonic() + 20
@@ -146,6 +147,8 @@ def test_cost_chart_follows_its_controls(watched: Watched, board: dict[str, Any]
                 break
             page.wait_for_timeout(50)
         assert {name: points.get(name) for name in wanted} == wanted
+    expect(page.locator("#pareto-note")).to_contain_text("Pareto frontier")
+    page.locator("#board-filters .label-wrap").click()
     page.locator("#board-arms").get_by_label("Dendritic").uncheck()
     expect(page.locator("#pareto-legend")).not_to_contain_text("Dendritic")
 
@@ -165,6 +168,7 @@ def test_downloads_come_on_the_first_click(
     assert file("export-json") == (artifacts / "leaderboard.json").read_text()
     assert "@article{malo2014good" in file("export-bib")
     pick(page, "board-dataset", "50Agree")
+    page.locator("#board-filters .label-wrap").click()
     page.locator("#board-arms").get_by_label("Baseline").uncheck()
     expect(page.locator("#board-table tbody tr")).to_have_count(2)
     expect(page.locator("#board-table caption")).to_contain_text("50Agree")
@@ -185,6 +189,7 @@ def test_downloads_come_on_the_first_click(
 def test_a_study_shows_the_numbers_of_its_file(watched: Watched, artifacts: Path) -> None:
     page = watched.page
     open_tab(page, "Studies")
+    page.locator("#study-list button[data-send=heads]").click()
     summary = read_summaries(artifacts)["heads"]
     for dataset, title in (("allagree", "AllAgree"), ("50agree", "50Agree")):
         place = (dataset, dataset)
@@ -227,15 +232,42 @@ def test_a_study_shows_the_numbers_of_its_file(watched: Watched, artifacts: Path
     expect(page.locator("#study-rows")).not_to_contain_text("tfidf-logistic")
 
 
-def test_another_study_brings_its_own_data_sets_and_regimes(watched: Watched) -> None:
+def test_a_study_is_a_row_until_its_details_are_asked_for(watched: Watched) -> None:
     page = watched.page
     open_tab(page, "Studies")
+    rows = page.locator(".fs-studies > li")
+    expect(rows).to_have_count(2)
+    expect(rows.first).to_contain_text("10 folds: AllAgree, 50Agree")
+    expect(page.locator("#study-details")).to_be_hidden()
+    page.locator("#study-list button[data-send=heads]").click()
     expect(page.locator("#study-dataset input")).to_have_value("AllAgree")
     expect(page.locator("#study-regime input")).to_have_value("full")
-    pick(page, "study-name", "LoRA adapters, early growth that always restarts")
+    page.locator("#study-list button[data-send=lora]").click()
     expect(page.locator("#study-dataset input")).to_have_value("50Agree")
     expect(page.locator("#study-tested input")).to_have_value("50Agree")
     expect(page.locator("#study-regime input")).to_have_value("r1-all")
     expect(page.locator("#study-rows caption")).to_have_text("Study lora: 50Agree")
     expect(page.locator("#study-answer")).to_contain_text("in 0 of 2 settings")
     drawn(page.locator("#chart-study-frontier"))
+
+
+# ----------------------------------------------------------------------------------------- matrix
+
+
+def test_the_matrix_sorts_by_a_click_on_a_data_set(watched: Watched, board: dict[str, Any]) -> None:
+    page = watched.page
+    open_tab(page, "Board")
+    heading = page.locator("#board-matrix button[data-send='50agree']")
+    heading.click()
+    expect(heading).to_have_attribute("aria-label", "Sort by 50Agree, sorted")
+    best = max(
+        (arm for arm in board["arms"] if arm["dataset"] == "50agree"),
+        key=lambda arm: arm["mean"]["accuracy"],
+    )
+    first = page.locator("#board-matrix tbody tr").first
+    expect(first).to_contain_text(best["arm"].capitalize())
+    expect(first).to_contain_text(f"{100 * best['mean']['accuracy']:.1f}")
+    for pair in board["comparisons"]:
+        if (pair["a"], pair["b"]) == ("baseline", "dendritic"):
+            row = page.locator("#board-effects tbody tr", has_text=TITLES[pair["dataset"]])
+            expect(row).to_contain_text(f"{abs(pair['errors_removed_pct']):.1f}")

@@ -15,10 +15,8 @@ from bench.screenshots import open_tab
 from finsent.results.calibration import calibration_of, set_in_words
 from finsent.results.runs import Run, read_run
 from finsent.serving.attribution import attribute
-from finsent.serving.benchmarks import read_results
 from finsent.serving.many_texts import CHUNK
 from finsent.ui.parts.markup import signed
-from finsent.ui.tabs.latency import BENCH_RESULTS
 from tests.app_fixtures import (
     SLOW,
     WITHOUT_VALIDATION,
@@ -296,7 +294,7 @@ def test_a_csv_file_is_read_by_the_column_picked(watched: Watched, tmp_path: Pat
     expect(page.locator("#batch-status")).to_contain_text("row 3: the cell is empty")
     page.locator("#batch-column input").click()
     page.get_by_role("option", name="body").click()
-    page.get_by_label("Matched control too").first.check()
+    page.get_by_label("Include a same-size model without dendrites").first.check()
     page.locator("#batch-start").click()
     expect(page.locator("#batch-status")).to_contain_text("2 texts scored")
     expect(page.locator("#batch-results")).to_contain_text("Matched")
@@ -371,11 +369,11 @@ def test_a_benchmark_runs_as_its_controls_say(watched: Watched) -> None:
     page = watched.page
     open_tab(page, "Speed")
     tab = page.locator("#tab-latency")
-    tab.get_by_label("Matched control too").check()
+    tab.get_by_label("Include a same-size model without dendrites").check()
     page.locator("#latency-lengths").get_by_label("16").uncheck()
     page.locator("#latency-lengths").get_by_label("8", exact=True).check()
     page.locator("#latency-sizes").get_by_label("8").uncheck()
-    page.locator("#latency-repeats input[type=number]").fill("5")
+    page.locator("#latency-repeats input[type=number]").fill("10")
     page.locator("#latency-repeats input[type=number]").press("Tab")
     page.locator("#latency-start").click()
     rows = page.locator("#latency-numbers tbody tr")
@@ -383,9 +381,10 @@ def test_a_benchmark_runs_as_its_controls_say(watched: Watched) -> None:
     for row in rows.all():
         cells = row.locator("td").all_inner_texts()
         assert cells[0] in ("1 × 8 words", "1 × 32 words")
-        assert cells[1] == "5"
+        assert cells[1] == "10"
         assert 0 < float(cells[2]) <= float(cells[3])
     expect(page.locator("#latency-numbers")).to_contain_text("on CPU, 2 threads, fp32")
+    expect(page.locator("#latency-numbers p", has_text="95 % interval")).to_have_count(2)
     drawn(page.locator("#latency-chart"), ".boxlayer .trace path.box")
     expect(page.locator("#latency-chart .boxlayer .trace")).to_have_count(3)
     page.locator("#latency-lengths").get_by_label("8", exact=True).uncheck()
@@ -408,17 +407,3 @@ def test_a_benchmark_can_be_cancelled(watched: Watched) -> None:
     expect(page.locator("#latency-status")).to_contain_text("Cancelled.")
     expect(page.locator("#latency-start")).to_be_enabled()
     expect(page.locator("#latency-numbers table")).to_have_count(0)
-
-
-def test_kept_benchmarks_show_the_numbers_of_their_files(watched: Watched) -> None:
-    page = watched.page
-    open_tab(page, "Speed")
-    for result in read_results(BENCH_RESULTS):
-        block = page.locator(".fs-kept", has=page.get_by_role("heading", name=result.name))
-        block.get_by_text("figures").click()
-        expect(block.locator("tbody tr").first).to_be_visible()
-        shown = [row.split("\t") for row in block.locator("tbody tr").all_inner_texts()]
-        assert shown == [[name, f"{value:,.6g}"] for name, value in result.figures.items()]
-        for unit in result.groups():
-            chart = page.locator(f"#bench-{result.name}-{unit.split()[0].lower()}")
-            drawn(chart, ".barlayer .point path")

@@ -20,7 +20,7 @@ TITLES = {"numclaim": "Numerical claims", "fomc": "FOMC stance"}
 CLASSES = {"numclaim": {"out-of-claim", "in-claim"}, "fomc": {"dovish", "neutral", "hawkish"}}
 EVIDENCE = ("Training curves", "Where they differ")
 """Sections that share one choice."""
-WITH_DATA_SET = tuple(tab for tab in TABS if tab not in ("Studies", "About"))
+WITH_DATA_SET = tuple(tab for tab in TABS if tab not in ("What it gets wrong", "Studies", "About"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finsent.config import BACKBONE_TITLES
 from finsent.data.agreement import agreement_levels
 from finsent.plots import board as board_charts
 from finsent.plots.style import ChartError
@@ -37,10 +38,11 @@ def named(figure: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("cost", board_charts.COSTS, ids=lambda cost: cost.key)
-def test_points_whiskers_and_seeds_are_the_boards(board: dict[str, Any], cost: Any) -> None:
-    figure = board_charts.pareto_figure(board["arms"], board["rows"], cost)
+def test_points_whiskers_and_runs_are_the_boards(board: dict[str, Any], cost: Any) -> None:
+    figure, frontier = board_charts.pareto_figure(board["arms"], board["rows"], cost)
+    title = BACKBONE_TITLES["tiny-phi"]
     for arm in board["arms"]:
-        point = named(figure, f"tiny-phi, {arm['arm']}")
+        point = named(figure, f"{title}, {arm['arm']}")
         y = arm["mean"]["macro_f1"]
         assert (point.x[0], point.y[0]) == (arm["mean"][cost.key], y)
         low, high = arm["ci"]["macro_f1"]
@@ -48,9 +50,41 @@ def test_points_whiskers_and_seeds_are_the_boards(board: dict[str, Any], cost: A
             (low, high)
         )
         assert point.error_x.array[0] == (arm["sd"][cost.key] or 0.0)
-        seeds = named(figure, f"tiny-phi, {arm['arm']}, seeds")
+        runs = named(figure, f"{title}, {arm['arm']}, runs")
         rows = [row for row in board["rows"] if row["arm"] == arm["arm"]]
-        assert list(seeds.y) == [row["macro_f1"] for row in rows]
+        assert list(runs.y) == [row["macro_f1"] for row in rows]
+    # The chart names what is on the frontier, and nothing else.
+    named_there = [note.text.replace("<br>", ", ") for note in figure.layout.annotations]
+    assert named_there == frontier
+    assert len(named(figure, "Pareto frontier").x) == len(frontier) > 0
+
+
+def test_a_model_of_others_is_drawn_under_its_own_name(board: dict[str, Any]) -> None:
+    other = {**board["arms"][0], "backbone": "someone/model", "arm": "external"}
+    figure, _ = board_charts.pareto_figure([other], [], board_charts.COSTS[0])
+    assert named(figure, "someone/model").y[0] == other["mean"]["macro_f1"]
+
+
+def test_selective_answering_is_drawn_for_every_model() -> None:
+    shares = board_charts.SHARES
+    found = {("a", "baseline"): [1.0] * len(shares), ("b", "baseline"): [0.5] * len(shares)}
+    figure = board_charts.selective_figure(found)
+    assert [list(t.y) for t in figure.data] == list(found.values())
+    assert len({t.line.dash for t in figure.data}) == 2, "two base models in one colour"
+    with pytest.raises(ChartError):
+        board_charts.selective_figure({})
+
+
+def test_selective_accuracy_by_hand() -> None:
+    p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.45, 0.55]])
+    labels = [0, 1, 1, 1]
+    assert metrics.selective(labels, p, [0.25, 0.5, 0.75, 1.0]).tolist() == [1, 1, 2 / 3, 0.75]
+    assert metrics.selective(labels, p, [0.01]).tolist() == [1.0]
+    assert (
+        metrics.selective(labels, p, [1.0])[0] == metrics.score(labels, p, ("a", "b"))["accuracy"]
+    )
+    with pytest.raises(metrics.EvaluationError, match="shares"):
+        metrics.selective(labels, p, [0.0])
 
 
 def test_front_keeps_what_nothing_beats() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -31,73 +30,124 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     return find_runs(root)
 
 
-def trace(figure: go.Figure, name: str) -> Any:
-    found = [t for t in figure.data if t.name == name]
-    assert len(found) == 1, [t.name for t in figure.data]
-    return found[0]
+ALL = tuple(panel.key for panel in curves.PANELS)
 
 
-def test_every_panel_draws_every_run_as_recorded(runs: list[Run]) -> None:
-    figures = curves.curve_figures(runs)
-    assert set(figures) == {"loss", "accuracy", "macro_f1", "learning_rate", "parameters"}
-    for panel in curves.PANELS:
-        for run in runs:
-            style = charts.ARM_STYLES[run.arm]
-            line = trace(figures[panel.key], f"{style.title}, seed {run.seed}")
-            assert list(line.x) == [row["epoch"] for row in run.history]
+def draw(runs: list[Run], **view: Any) -> go.Figure:
+    return curves.curve_figure(runs, view=curves.CurveView(**{"panels": ALL, **view}))
+
+
+def traces(figure: go.Figure, name: str) -> list[Any]:
+    """Those of that name, one for each chart, from the top."""
+    return [t for t in figure.data if t.name == name]
+
+
+def test_every_chart_draws_every_run_as_recorded(runs: list[Run]) -> None:
+    figure = draw(runs, show="lines")
+    for run in runs:
+        lines = traces(figure, f"{charts.ARM_STYLES[run.arm].title}, run {run.seed}")
+        assert len(lines) == len(curves.PANELS)
+        for panel, line in zip(curves.PANELS, lines, strict=True):
+            assert list(line.x) == [row["epoch"] + 1 for row in run.history]
             assert list(line.y) == [row[panel.column] for row in run.history]
 
 
-def test_mean_line_is_the_mean_over_seeds(runs: list[Run]) -> None:
-    figure = curves.curve_figures(runs)["accuracy"]
-    of_arm = [run for run in runs if run.arm == "dendritic"]
-    line = trace(figure, "Dendritic, mean of 2 seeds")
-    expected = [
-        (a["val_accuracy"] + b["val_accuracy"]) / 2
-        for a, b in zip(of_arm[0].history, of_arm[1].history, strict=True)
-    ]
-    assert list(line.y) == pytest.approx(expected)
+def test_mean_line_is_the_mean_over_runs(runs: list[Run]) -> None:
+    (line,) = traces(draw(runs, panels=("accuracy",)), "Dendritic")
+    first, second = (run for run in runs if run.arm == "dendritic")
+    assert list(line.y) == pytest.approx(
+        [
+            (a["val_accuracy"] + b["val_accuracy"]) / 2
+            for a, b in zip(first.history, second.history, strict=True)
+        ]
+    )
 
 
-def test_mean_ends_where_the_shortest_seed_ends(runs: list[Run]) -> None:
+def test_mean_ends_where_the_shortest_run_ends(runs: list[Run]) -> None:
     first, second = (run for run in runs if run.arm == "baseline")
     short = dataclasses.replace(second, history=second.history[:3])
     epochs, values = curves.seed_mean([first, short], "val_loss")
-    assert epochs == [0, 1, 2]
+    assert epochs == [1, 2, 3]
     assert len(values) == 3
+    (line,) = traces(draw([first, short], panels=("loss",)), "Baseline")
+    assert len(line.x) == len(line.y) == 3
+
+
+def test_the_difference_is_run_minus_its_baseline(runs: list[Run]) -> None:
+    figure = draw(runs, show="difference")
+    assert not traces(figure, "Baseline")
+    by_arm = {(run.arm, run.seed): run.history for run in runs}
+    for panel, line in zip(curves.PANELS, traces(figure, "Dendritic"), strict=True):
+        expected = [
+            sum(
+                by_arm["dendritic", seed][epoch][panel.column]
+                - by_arm["baseline", seed][epoch][panel.column]
+                for seed in (0, 1)
+            )
+            / 2
+            for epoch in range(len(line.y))
+        ]
+        assert list(line.y) == pytest.approx(expected)
+    # Until the first dendrite the two are the same run.
+    accuracy = traces(figure, "Dendritic")[1]
+    assert list(accuracy.y[: GROWTH_EPOCH + 1]) == pytest.approx(
+        [0.0] * (GROWTH_EPOCH + 1), abs=1e-9
+    )
+    with pytest.raises(charts.ChartError, match="choose another view"):
+        draw([run for run in runs if run.arm == "baseline"], show="difference")
+
+
+def test_smoothing_is_a_weighted_mean_of_what_came_before() -> None:
+    assert curves.smoothed([1.0, 2.0, 4.0], 0.0) == [1.0, 2.0, 4.0]
+    assert curves.smoothed([3.0, 3.0, 3.0], 0.9) == pytest.approx([3.0, 3.0, 3.0])
+    assert curves.smoothed([1.0, 3.0], 0.5) == pytest.approx([1.0, (0.5 * 1 + 3) / 1.5])
 
 
 def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> None:
-    for figure in curves.curve_figures(runs).values():
-        stars = trace(figure, "Dendritic, growth")
-        # Seed 1 kept no dendrite and its history has no event.
-        assert list(stars.x) == [GROWTH_EPOCH]
-        assert stars.text[0].startswith("seed 0")
-        assert not [t for t in figure.data if t.name in ("Baseline, growth", "Matched, growth")]
-
-
-def test_growth_stays_on_the_mean_line_when_seeds_are_hidden(runs: list[Run]) -> None:
-    figure = curves.curve_figures(runs, view=curves.CurveView(seeds="mean"))["loss"]
-    mean, stars = trace(figure, "Dendritic, mean of 2 seeds"), trace(figure, "Dendritic, growth")
-    assert list(stars.y) == [mean.y[GROWTH_EPOCH]]
-    assert not [t for t in figure.data if t.name == "Dendritic, seed 0"]
+    figure = draw(runs)
+    stars = traces(figure, "Dendritic, growth")
+    assert len(stars) == len(curves.PANELS)
+    for star, mean in zip(stars, traces(figure, "Dendritic"), strict=True):
+        # Run 1 kept no dendrite and its history has no event.
+        assert list(star.x) == [GROWTH_EPOCH + 1]
+        assert list(star.y) == [mean.y[GROWTH_EPOCH]]
+        assert star.text[0].startswith("run 0")
+    assert not [t for t in figure.data if t.name in ("Baseline, growth", "Matched, growth")]
 
 
 def test_loss_shows_training_beside_validation(runs: list[Run]) -> None:
-    figure = curves.curve_figures(runs)["loss"]
     baseline = [run for run in runs if run.arm == "baseline"]
-    assert (
-        list(trace(figure, "Baseline, training").y) == curves.seed_mean(baseline, "train_loss")[1]
-    )
+    (line,) = traces(draw(runs), "Baseline, training")
+    assert list(line.y) == curves.seed_mean(baseline, "train_loss")[1]
+
+
+def test_one_click_in_the_legend_hides_an_arm_in_all_charts(runs: list[Run]) -> None:
+    figure = draw(runs)
+    named = [t.name for t in figure.data if t.showlegend]
+    assert sorted(named) == ["Baseline", "Dendritic", "Matched"]
+    for arm in named:
+        group = [t for t in figure.data if t.name.split(",")[0] == arm]
+        assert {t.legendgroup for t in group} == {arm}
+        assert len({t.yaxis for t in group}) == len(curves.PANELS)
+
+
+def test_all_charts_share_the_axis_that_is_zoomed_and_hovered(runs: list[Run]) -> None:
+    figure = draw(runs)
+    assert {t.xaxis for t in figure.data} <= {None, "x"}
+    assert figure.layout.hoversubplots == "axis"
+    assert figure.layout.xaxis.fixedrange is False
+    axes = [figure.layout[f"yaxis{n if n > 1 else ''}"] for n in range(1, len(ALL) + 1)]
+    ends = [axis.domain for axis in axes]
+    assert all(low < high for low, high in ends)
+    assert all(upper[0] > lower[1] for upper, lower in itertools.pairwise(ends)), "charts overlap"
 
 
 def test_arms_keep_their_colour_and_differ_without_it(runs: list[Run]) -> None:
     assert len({style.colour for style in charts.ARM_STYLES.values()}) == len(charts.ARM_STYLES)
     assert len({style.symbol for style in charts.ARM_STYLES.values()}) == len(charts.ARM_STYLES)
-    for figure in curves.curve_figures(runs).values():
-        for arm in ARMS:
-            style = charts.ARM_STYLES[arm]
-            mean = trace(figure, f"{style.title}, mean of 2 seeds")
+    for arm in ARMS:
+        style = charts.ARM_STYLES[arm]
+        for mean in traces(draw(runs), style.title):
             assert (mean.line.color, mean.marker.symbol) == (style.colour, style.symbol)
 
 
@@ -116,42 +166,37 @@ def test_arm_colours_stand_out_on_both_pages(arm: str, background: str) -> None:
 
 
 def test_figures_have_no_background_of_their_own(runs: list[Run]) -> None:
-    for figure in curves.curve_figures(runs).values():
-        layout = json.loads(figure.to_json())["layout"]
-        assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
+    layout = json.loads(draw(runs).to_json())["layout"]
+    assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
 
 
-def test_single_seed_is_drawn_as_itself(runs: list[Run]) -> None:
-    alone = [run for run in runs if run.seed == 0]
-    figure = curves.curve_figures(alone, arms=["dendritic"])["accuracy"]
-    assert [t.name for t in figure.data] == ["Dendritic, seed 0", "Dendritic, growth"]
+def test_single_run_is_drawn_as_itself(runs: list[Run]) -> None:
+    alone = [run for run in runs if (run.seed, run.arm) == (0, "dendritic")]
+    figure = draw(alone, panels=("accuracy",))
+    assert [t.name for t in figure.data] == ["Dendritic", "Dendritic, growth"]
 
 
-def test_nothing_to_draw_is_an_error(runs: list[Run]) -> None:
+def test_nothing_to_draw_is_an_error() -> None:
     with pytest.raises(charts.ChartError, match="choose others"):
-        curves.curve_figures(runs, arms=[])
+        curves.curve_figure([])
 
 
-def test_runs_of_two_data_sets_are_refused(runs: list[Run], tmp_path: Path) -> None:
+def test_runs_of_two_data_sets_are_refused(runs: list[Run]) -> None:
     other = dataclasses.replace(runs[0], dataset="allagree")
     with pytest.raises(charts.ChartError, match="do not belong in one chart"):
-        curves.curve_figures([*runs, other])
+        curves.curve_figure([*runs, other])
 
 
 def test_time_axis_sums_the_seconds(runs: list[Run]) -> None:
-    figure = curves.curve_figures(runs, view=curves.CurveView(x="time"))["loss"]
+    figure = draw(runs, show="lines", x="time", panels=("loss",))
     for run in runs:
-        line = trace(figure, f"{charts.ARM_STYLES[run.arm].title}, seed {run.seed}")
+        (line,) = traces(figure, f"{charts.ARM_STYLES[run.arm].title}, run {run.seed}")
         seconds = [row["seconds"] for row in run.history]
         assert list(line.x) == pytest.approx([sum(seconds[: n + 1]) for n in range(len(seconds))])
-    grown = next(r for r in runs if r.arm == "dendritic" and r.seed == 0)
-    stars = trace(figure, "Dendritic, growth")
-    assert list(stars.x) == [curves.elapsed_seconds(grown)[GROWTH_EPOCH]]
 
 
-def test_band_goes_from_the_lowest_seed_to_the_highest(runs: list[Run]) -> None:
-    figure = curves.curve_figures(runs, view=curves.CurveView(seeds="band"))["macro_f1"]
-    band = trace(figure, "Matched, lowest to highest seed")
+def test_band_goes_from_the_lowest_run_to_the_highest(runs: list[Run]) -> None:
+    (band,) = traces(draw(runs, panels=("macro_f1",)), "Matched, lowest to highest run")
     histories = [r.history for r in runs if r.arm == "matched"]
     columns = list(zip(*([row["val_macro_f1"] for row in h] for h in histories), strict=True))
     epochs = len(columns)
@@ -161,9 +206,9 @@ def test_band_goes_from_the_lowest_seed_to_the_highest(runs: list[Run]) -> None:
 
 
 def test_log_switch_leaves_shares_alone(runs: list[Run]) -> None:
-    figures = curves.curve_figures(runs, view=curves.CurveView(log=True))
-    kinds = {key: figure.layout.yaxis.type for key, figure in figures.items()}
-    assert kinds == {
+    layout = draw(runs, log=True).layout
+    kinds = [layout[f"yaxis{n if n > 1 else ''}"].type for n in range(1, len(ALL) + 1)]
+    assert dict(zip(ALL, kinds, strict=True)) == {
         "loss": "log",
         "accuracy": None,
         "macro_f1": None,
@@ -173,22 +218,31 @@ def test_log_switch_leaves_shares_alone(runs: list[Run]) -> None:
 
 
 def test_parameters_jump_where_a_dendrite_is_grown(runs: list[Run]) -> None:
-    line = trace(curves.curve_figures(runs)["parameters"], "Dendritic, seed 0")
+    (line,) = traces(draw(runs, show="lines", panels=("parameters",)), "Dendritic, run 0")
     steps = [after - before for before, after in itertools.pairwise(line.y)]
     assert [index for index, step in enumerate(steps) if step] == [GROWTH_EPOCH]
     assert line.line.shape == "vh"
 
 
-def test_two_runs_of_one_arm_differ_by_their_dash(runs: list[Run]) -> None:
+def test_another_run_laid_over_differs_by_its_dash(runs: list[Run]) -> None:
     first, second = (run for run in runs if run.arm == "dendritic")
-    figure = curves.overlay_figures(first, second)["accuracy"]
-    a, b = trace(figure, "A, seed 0"), trace(figure, "B, seed 1")
-    assert (a.line.dash, b.line.dash) == ("solid", "dash")
-    assert a.line.color == b.line.color
-    assert list(b.y) == [row["val_accuracy"] for row in second.history]
+    view = curves.CurveView(panels=("accuracy",))
+    figure = curves.curve_figure([first], view=view, beside=second)
+    (own,), (other,) = traces(figure, "Dendritic"), traces(figure, "Dendritic, overlaid")
+    assert (own.line.dash, other.line.dash) == ("solid", "dash")
+    assert own.line.color == other.line.color
+    assert list(other.y) == [row["val_accuracy"] for row in second.history]
 
 
-def test_unknown_views_are_refused() -> None:
-    for bad in ({"seeds": "all"}, {"x": "steps"}):
-        with pytest.raises(charts.ChartError, match="choose of"):
-            curves.CurveView(**bad)
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"show": "all"}, "choose of"),
+        ({"x": "steps"}, "choose of"),
+        ({"smoothing": 1.0}, "is not in 0"),
+        ({"panels": ()}, "at least one"),
+    ],
+)
+def test_unknown_views_are_refused(bad: dict[str, Any], reason: str) -> None:
+    with pytest.raises(charts.ChartError, match=reason):
+        curves.CurveView(**bad)

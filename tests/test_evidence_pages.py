@@ -1,4 +1,4 @@
-"""What the Leaderboard, Where they differ and About tabs say, without a browser."""
+"""What Results, Evidence and About say, without a browser."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
+from finsent.behaviour.results import results_path
 from finsent.config import ARMS
 from finsent.results import catalog as state
 from finsent.results.leaderboard import arms_csv
+from finsent.results.runs import write_json
 from finsent.ui.parts import markup
 from finsent.ui.tables import board as board_table
-from finsent.ui.tables import published, verdicts
+from finsent.ui.tables import matrix, published, verdicts
 from finsent.ui.tables.board import PER_RUN
 from finsent.ui.tables.filters import Filters
-from finsent.ui.tabs import about, curves, differ, differ_html
+from finsent.ui.tabs import about, behaviour, curves, differ
 from tests.app_fixtures import app_artifacts as app_artifacts
 
 
@@ -69,7 +71,7 @@ def test_filters_search_and_protocol_choose_rows(board: dict[str, Any]) -> None:
     assert shown(Filters("allagree", arms=("matched",))) == ["matched"]
     assert shown(Filters("allagree", search="DENDR smollm")) == ["dendritic"]
     assert len(shown(ALLAGREE, PER_RUN)) == 9
-    assert len(shown(Filters("allagree", search="seed 1"), PER_RUN)) == 3
+    assert len(shown(Filters("allagree", search="run 1"), PER_RUN)) == 3
     for empty in (
         Filters("75agree"),
         Filters("allagree", protocol="80/20"),
@@ -102,7 +104,99 @@ def test_what_was_not_recorded_is_said_and_sorts_last(board: dict[str, Any]) -> 
 
 
 def test_run_without_dendrites_is_flagged(board: dict[str, Any]) -> None:
-    assert "none kept: seed 2" in board_table.board_html(board, ALLAGREE)
+    assert "none kept: run 2" in board_table.board_html(board, ALLAGREE)
+
+
+def test_the_matrix_holds_every_model_on_every_data_set(board: dict[str, Any]) -> None:
+    html = matrix.matrix_html(board)
+    for arm in board["arms"]:
+        assert markup.percent(arm["mean"]["accuracy"]) in html
+        assert (
+            f'<span class="fs-line fs-quiet">{markup.percent_interval(arm["ci"]["accuracy"])}'
+            in html
+        )
+        assert f"loss {arm['mean']['nll']:.3f}" in html
+    assert html.count("<tr") == 1 + len({(arm["backbone"], arm["arm"]) for arm in board["arms"]})
+    for dataset in {arm["dataset"] for arm in board["arms"]}:
+        ordered = matrix.matrix_html(board, dataset)
+        best = max(
+            (arm for arm in board["arms"] if arm["dataset"] == dataset),
+            key=lambda arm: arm["mean"]["accuracy"],
+        )
+        first = ordered.split("<tbody>")[1].split("</tr>")[0]
+        assert markup.percent(best["mean"]["accuracy"]) in first
+
+
+def test_an_accuracy_bought_with_a_higher_loss_is_not_called_best(board: dict[str, Any]) -> None:
+    first, *rest = (
+        {**arm, "standing_group": 1, "standing": 1}
+        for arm in board["arms"]
+        if arm["dataset"] == "allagree"
+    )
+    assert matrix.best(first, [first, *rest])
+    lossy = {**first, "mean": {**first["mean"], "nll": 9.0}}
+    assert not matrix.best(lossy, [lossy, *rest])
+    assert not matrix.best({**first, "standing_group": 2}, [first, *rest])
+
+
+def test_a_gain_carries_what_weakens_it(board: dict[str, Any]) -> None:
+    pairs = [dict(pair) for pair in board["comparisons"] if pair["dataset"] == "allagree"]
+    for pair in pairs:
+        pair["seeds_without_dendrites"] = []
+    gain = next(pair for pair in pairs if (pair["a"], pair["b"]) == matrix.PAIR)
+    gain |= {"outcome": "better", "p_holm": 0.2, "seeds": [0]}
+    control = next(pair for pair in pairs if (pair["a"], pair["b"]) == ("matched", "dendritic"))
+    control["outcome"] = "tied"
+    arms = [{**arm, "mean": dict(arm["mean"])} for arm in board["arms"]]
+    for arm in arms:
+        if (arm["dataset"], arm["arm"]) == ("allagree", "dendritic"):
+            arm["mean"]["nll"] = 9.0
+    found = matrix.badge({**board, "arms": arms, "comparisons": pairs}, gain)
+    assert found["word"] == "Better"
+    assert found["weak"] == [
+        "one training run",
+        "not corrected",
+        "a same-size model is as good",
+        "its loss is higher",
+    ]
+    sure = {**gain, "p_holm": 0.001, "seeds": [0, 1]}
+    control["outcome"] = "better"
+    assert matrix.badge({**board, "comparisons": [sure, control]}, sure)["weak"] == []
+    alone = {**board, "comparisons": [sure]}
+    assert matrix.badge(alone, sure)["weak"] == ["no control was run"]
+
+
+def test_what_a_test_excludes_is_said(board: dict[str, Any]) -> None:
+    (pair,) = (
+        pair
+        for pair in board["comparisons"]
+        if (pair["dataset"], pair["a"], pair["b"]) == ("allagree", *matrix.PAIR)
+    )
+
+    def page(bounds: list[float]) -> str:
+        changed = {**pair, "errors_removed_ci_pct": bounds}
+        return matrix.effects_html({**board, "comparisons": [changed]})
+
+    assert ">excluded here<" in page([-3.0, 15.9])
+    assert ">not excluded here<" in page([-3.0, 16.0])
+    none = {**pair, "errors_removed_pct": None, "errors_removed_ci_pct": None}
+    assert "makes no error" in matrix.effects_html({**board, "comparisons": [none]})
+
+
+def test_models_of_others_stand_in_the_tables(board: dict[str, Any]) -> None:
+    """Ten models on seven data sets, some of which only others were tested on."""
+    first = next(arm for arm in board["arms"] if arm["arm"] == "baseline")
+    others = [
+        {**first, "backbone": f"someone/model-{n}", "arm": "external", "dataset": dataset}
+        for n in range(10)
+        for dataset in ("allagree", "50agree", "fiqa", "twitter", "news", "fomc", "numclaim")
+    ]
+    wide = {**board, "arms": [*board["arms"], *others]}
+    html = matrix.matrix_html(wide)
+    assert html.count("<tr") == 1 + 3 + 10
+    assert "someone/model-9" in html
+    shown = board_table.board_html(wide, Filters("news", arms=tuple(board_table.arms_on(wide))))
+    assert shown.count("someone/model-") == 10
 
 
 def test_verdicts_name_interval_test_and_remaining_errors(board: dict[str, Any]) -> None:
@@ -162,47 +256,50 @@ def test_ids_stand_for_sentences_that_are_not_here(
     catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
-    differ_html.texts_of.cache_clear()
+    differ.texts_of.cache_clear()
     found = differ.choose(cases(catalog), differ.DISAGREE)
-    html = differ_html.cases_html(found, 1020, 3, differ.DISAGREE, "allagree")
+    html = differ.cases_html(found, 1020, 3, differ.DISAGREE, "allagree")
     assert html.count("<li ") == 3
     assert all(case.id in html for case in found[:3])
-    assert "FINSENT_DATA_DIR" in html
-    assert "Rerun live" not in html
-    assert "Show 10 more" in html
-    with pytest.raises(Exception, match="not part of this page"):
-        differ_html.case_of(differ_html.case_key(found[0]), "allagree")
+    assert differ._box("allagree")["open"] is False
+    assert differ._box("sample")["open"] is True
+    assert "FINSENT_DATA_DIR" not in html, "who visits a page cannot set it"
+    assert "Ask the models again" not in html
+    assert f"Show {differ.PAGE} more" in html
+    with pytest.raises(Exception, match="not part of the page"):
+        differ.case_of(differ.case_key(found[0]), "allagree")
 
 
 def test_sentences_are_escaped(catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     found = differ.choose(cases(catalog), differ.CONFIDENTLY_WRONG)
     text = '<script>alert("x")</script>'
-    monkeypatch.setattr(differ_html, "texts_of", lambda dataset: ({c.id: text for c in found}, ""))
-    html = differ_html.cases_html(found, 1020, 1, differ.CONFIDENTLY_WRONG, "allagree")
+    monkeypatch.setattr(differ, "texts_of", lambda dataset: ({c.id: text for c in found}, ""))
+    html = differ.cases_html(found, 1020, 1, differ.CONFIDENTLY_WRONG, "allagree")
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
-    assert differ_html.case_of(differ_html.case_key(found[0]), "allagree") == (found[0].seed, text)
+    assert differ.case_of(differ.case_key(found[0]), "allagree") == (found[0].seed, text)
     for forged in ("0|unknown", "x|" + found[0].id, "nonsense"):
         with pytest.raises(Exception, match="no sentence"):
-            differ_html.case_of(forged, "allagree")
+            differ.case_of(forged, "allagree")
 
 
 def test_a_broken_copy_of_the_data_is_said(
     catalog: state.Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FINSENT_DATA_DIR", str(tmp_path / "gone"))
-    differ_html.texts_of.cache_clear()
-    texts, hint = differ_html.texts_of("allagree")
-    differ_html.texts_of.cache_clear()
+    differ.texts_of.cache_clear()
+    texts, hint = differ.texts_of("allagree")
+    differ.texts_of.cache_clear()
     assert texts is None
     assert "does not exist" in hint
 
 
 def test_scores_on_screen_are_the_boards(board: dict[str, Any]) -> None:
     arms = [arm for arm in board["arms"] if arm["dataset"] == "50agree"]
-    confusion = differ_html.confusions_html(arms, ("negative", "neutral", "positive"))
     names = ("negative", "neutral", "positive")
-    classes, bands = differ_html.per_class_html(arms, names), differ_html.by_agreement_html(arms)
+    confusion, classes, bands = (
+        differ.scores_html(arms, names, part) for part in ("confusions", "classes", "bands")
+    )
     for arm in arms:
         for row in arm["confusion"]:
             for cell in row:
@@ -214,7 +311,79 @@ def test_scores_on_screen_are_the_boards(board: dict[str, Any]) -> None:
             assert f"{markup.percent(entry['accuracy'])} " in bands
             assert markup.percent_interval(entry["ci"]["macro_f1"]) in bands
     without = [{**arm, "by_agreement": []} for arm in arms]
-    assert "does not say" in differ_html.by_agreement_html(without)
+    assert "does not say" in differ.scores_html(without, names, "bands")
+
+
+def test_a_chosen_run_is_shown_alone(catalog: state.Catalog, board: dict[str, Any]) -> None:
+    tab = differ.DifferTab(catalog, None)
+    confusions, *_ = tab._scores("smollm2-135m", "allagree", 1)
+    run = catalog.run("smollm2-135m", "allagree", "dendritic", 1)
+    for row in run.metrics["confusion"]:
+        for cell in row:
+            assert f">{cell:,}<span>{markup.percent(cell / sum(row))}" in confusions
+
+
+# --------------------------------------------------------------------------------------- behaviour
+
+
+def passing(arm: str, failed: dict[str, list[int]]) -> behaviour.Tested:
+    suite = behaviour.load_suite()
+    capabilities = {
+        name: {
+            "kind": cases[0].kind,
+            "n": len(cases),
+            "passed": len(cases) - len(failed.get(name, [])),
+            "failed": failed.get(name, []),
+        }
+        for name, cases in suite.capabilities.items()
+    }
+    return behaviour.Tested(
+        "smollm2-135m", "allagree", {"arm": arm, "seed": 0, "capabilities": capabilities}
+    )
+
+
+def test_the_hardest_kind_of_news_comes_first_and_its_cases_are_shown() -> None:
+    suite = behaviour.load_suite()
+    name = "sales up"
+    cases = suite.capabilities[name]
+    runs = [passing("baseline", {name: [0, 1]}), passing("dendritic", {name: [1]})]
+    rates = behaviour.rates_html(runs, name)
+    kinds = re.findall(r'data-send="([^"]+)"', rates)
+    assert kinds[0] == name
+    assert len(kinds) == len(suite.capabilities)
+    assert f"{len(cases) - 2} of {len(cases)}" in rates
+    page = behaviour.failures_html(runs, name)
+    for place in (0, 1):
+        assert markup.escape(cases[place].texts[0]) in page
+    assert page.count("✗ fails") == 3
+    assert page.count("✓ passes") == 1
+    assert "Every model passes" in behaviour.failures_html(runs, "sales down")
+
+
+def test_results_of_another_suite_are_said_and_not_shown(
+    catalog: state.Catalog, tmp_path: Path
+) -> None:
+    assert behaviour.tested_runs(catalog) == ([], [])
+    path = results_path(catalog.root, "smollm2-135m", "allagree")
+    path.parent.mkdir()
+    run = passing("baseline", {"sales up": [0]}).result
+    other = passing("dendritic", {"sales up": [2]}).result
+    try:
+        write_json(path, {"suite_sha256": "0" * 64, "cases": 1, "runs": [run]})
+        found, (problem,) = behaviour.tested_runs(catalog)
+        assert found == []
+        assert "another version of the suite" in problem
+        path.write_text("{")
+        assert "smollm2-135m-allagree.json" in behaviour.tested_runs(catalog)[1][0]
+        suite = behaviour.load_suite()
+        write_json(path, {"suite_sha256": suite.sha256, "cases": 1, "runs": [run, other]})
+        page = behaviour.differing_html(catalog, "smollm2-135m", "allagree")
+        for place in (0, 2):
+            assert markup.escape(suite.capabilities["sales up"][place].texts[0]) in page
+        assert behaviour.differing_html(catalog, "smollm2-135m", "50agree") == ""
+    finally:
+        path.unlink()
+        path.parent.rmdir()
 
 
 # ------------------------------------------------------------------------------------ curves, about
@@ -234,14 +403,14 @@ def test_growth_is_told_from_the_board(catalog: state.Catalog, board: dict[str, 
 def test_about_holds_commands_hashes_versions_and_limits(catalog: state.Catalog) -> None:
     html = about.about_html(catalog)
     for run in catalog.runs:
-        assert markup.escape(run.config["command"]) in html
+        assert markup.escape(run.config["command"], quote=False) in html
         assert run.config["split_sha256"][:12] in html
     manifest = (catalog.root / "SHA256SUMS").read_text()
     assert all(line.split()[0] in html for line in manifest.splitlines())
     for fact in (
         "CC BY-NC-SA 3.0",
         "No Phi-2 weights",
-        "3 seeds with 340 test sentences",
+        "3 training runs with 340 test sentences",
         "python train_models.py leaderboard",
         "@software{finsent",
         "perforatedai",

@@ -42,7 +42,7 @@ from finsent.ui.parts.markup import label_mark
 from finsent.ui.parts.words import explain_words, words_html
 from finsent.ui.tables import board, published
 from finsent.ui.tables.filters import Filters
-from finsent.ui.tabs import about, differ, differ_html
+from finsent.ui.tabs import about, differ
 from finsent.ui.tabs import batch as batch_tab
 from finsent.ui.tabs.compare import CHIPS, _chips
 from finsent.verification import verify
@@ -59,9 +59,9 @@ TEXT = "Members judged that a split of 5 views would remain"
 @pytest.fixture(autouse=True)
 def no_copy_of_the_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("FINSENT_DATA_DIR", raising=False)
-    differ_html.texts_of.cache_clear()
+    differ.texts_of.cache_clear()
     yield
-    differ_html.texts_of.cache_clear()
+    differ.texts_of.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -171,16 +171,16 @@ def test_the_evidence_pages_name_the_classes(
     catalog, names = service.catalog, NAMES[selection.dataset]
     assert catalog.leaderboard is not None
     arms = [a for a in catalog.leaderboard["arms"] if a["dataset"] == selection.dataset]
-    matrices = differ_html.confusions_html(arms, names)
+    matrices = differ.scores_html(arms, names, "confusions")
     for name in names:
         marked = f'<span aria-hidden="true">{label_mark(name)}</span> {name}</th>'
         assert matrices.count(marked) == 2 * len(arms)
-    classes = differ_html.per_class_html(arms, names)
+    classes = differ.scores_html(arms, names, "classes")
     places = [classes.index(f"{name}</th>") for name in names]
     assert places == sorted(places)
-    assert "does not say how far its annotators agreed" in differ_html.by_agreement_html(arms)
+    assert "does not say how far its annotators agreed" in differ.scores_html(arms, names, "bands")
     cases = differ.read_cases(catalog.of("smollm2-135m", selection.dataset))
-    html = differ_html.cases_html(cases[:5], len(cases), 5, "wrong", selection.dataset)
+    html = differ.cases_html(cases[:5], len(cases), 5, "wrong", selection.dataset)
     assert f" {cases[0].label}</b>" in html
     filters = Filters(selection.dataset)
     assert "Macro-F1" in board.board_html(dict(catalog.leaderboard), filters)
@@ -188,11 +188,13 @@ def test_the_evidence_pages_name_the_classes(
     assert escape(DATASETS[selection.dataset].title) in about.about_html(catalog)
 
 
-def test_ids_stand_for_sentences_and_the_hint_names_the_right_files() -> None:
-    for name in ("fomc", "allagree"):
-        texts, hint = differ_html.texts_of(name)
+def test_ids_stand_for_sentences_and_about_names_the_right_files(artifacts: Path) -> None:
+    page = about.about_html(state.Catalog.read(artifacts))
+    for name in ("fomc", "numclaim"):
+        texts, hint = differ.texts_of(name)
         assert texts is None
-        assert f"Download {DATASETS[name].files} from {DATASETS[name].url}" in hint
+        assert DATASETS[name].licence in hint
+        assert escape(f"{DATASETS[name].files} from {DATASETS[name].url}") in page
 
 
 def test_the_figures_are_drawn(artifacts: Path, tmp_path: Path) -> None:

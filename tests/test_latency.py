@@ -8,7 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from finsent.machine.timing import LatencyStats, RollingWindow, summarize, time_interleaved
+from finsent.machine.timing import (
+    LatencyStats,
+    RollingWindow,
+    paired_ratio,
+    summarize,
+    time_interleaved,
+)
 
 
 def test_rounds_are_complete_shuffled_and_repeatable() -> None:
@@ -116,3 +122,24 @@ def test_window_refuses(ms: float) -> None:
         RollingWindow().add(ms)
     with pytest.raises(ValueError, match="at least 1"):
         RollingWindow(size=0)
+
+
+def test_a_ratio_is_the_median_of_rounds_within_order_statistics() -> None:
+    rounds = [float(n) for n in range(1, 11)]
+    # 95 % of a binomial of ten fair coins leaves out one round at each end.
+    assert paired_ratio(rounds, [1.0] * 10) == (5.5, 2.0, 9.0)
+    assert paired_ratio([2.0] * 6, [1.0] * 6) == (2.0, 2.0, 2.0)
+    assert paired_ratio([1.0] * 5, [1.0] * 5) is None
+    assert paired_ratio([], []) is None
+    with pytest.raises(ValueError, match="zip"):
+        paired_ratio([1.0], [])
+
+
+def test_the_interval_of_a_ratio_covers_what_it_says() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        found = paired_ratio(random.lognormal(0.1, 0.3, 20).tolist(), [1.0] * 20)
+        assert found is not None
+        covered += found[1] <= np.exp(0.1) <= found[2]
+    assert covered / 2000 >= 0.95

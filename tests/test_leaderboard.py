@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ def test_tie_groups_compare_with_the_groups_leader() -> None:
         comparison("b", "c", "tied"),  # b is in a's group, so this does not lift c
         comparison("c", "d", "tied"),
     ]
-    ranked = leaderboard._ranked(arms, pairs)
+    ranked = leaderboard._ranked(
+        arms, partial(leaderboard._told_apart, pairs), ("rank", "tie_group")
+    )
     assert [(arm["arm"], arm["rank"], arm["tie_group"]) for arm in ranked] == [
         ("a", 1, 1),
         ("b", 1, 1),
@@ -135,3 +138,25 @@ def test_one_seed_has_no_deviation_and_arms_without_common_seeds_no_test(tmp_pat
 def test_empty_root(tmp_path: Path) -> None:
     board = leaderboard.build(tmp_path)
     assert (board["rows"], board["arms"], board["comparisons"]) == ([], [], [])
+
+
+def test_models_are_ranked_beside_each_other(board: dict[str, Any]) -> None:
+    """Over all backbones: tiny-phi is made to be worse here than the other one."""
+    arms = sorted(board["arms"], key=lambda arm: arm["standing"])
+    assert arms[0]["standing"] == arms[0]["standing_group"] == 1
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for arm in arms:
+        groups.setdefault(arm["standing_group"], []).append(arm)
+    for members in groups.values():
+        assert len({arm["standing"] for arm in members}) == 1
+    assert arms[0]["backbone"] == "org/model"
+    best = max(arm["mean"]["accuracy"] for arm in arms)
+    assert arms[0]["mean"]["accuracy"] == best
+
+
+def test_p_is_corrected_over_the_whole_board(board: dict[str, Any]) -> None:
+    pairs = board["comparisons"]
+    smallest = min(pair["p_value"] for pair in pairs)
+    corrected = min(pair["p_holm"] for pair in pairs)
+    assert corrected == pytest.approx(min(1.0, len(pairs) * smallest))
+    assert all(pair["p_holm"] >= pair["p_value"] for pair in pairs)

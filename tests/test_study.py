@@ -17,8 +17,9 @@ from finsent.data.folds import FOLDS, FRACTIONS, grouped_folds, smaller
 from finsent.data.records import DataError
 from finsent.data.registry import Dataset, load_dataset
 from finsent.results.manifest import write_manifest
+from finsent.results.metrics import holm
 from finsent.results.runs import read_json
-from finsent.study.fold_tests import corrected_paired_test, errors_removed_pct, holm
+from finsent.study.fold_tests import corrected_paired_test, errors_removed_pct
 from finsent.study.head_recipe import HeadRecipe
 from finsent.study.heads import classical
 from finsent.study.heads import runner as head_runner

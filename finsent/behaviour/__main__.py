@@ -13,21 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finsent.behaviour.results import BehaviourError, by_kind, regressions, run_suite
+from finsent.behaviour.results import (
+    BehaviourError,
+    by_kind,
+    regressions,
+    results_path,
+    run_suite,
+)
 from finsent.behaviour.suite import Suite, load_suite
 from finsent.machine.errors import end_with
 from finsent.machine.files import ROOT
 from finsent.results.runs import read_json, write_json
 from finsent.serving.comparer import Comparer
 from finsent.serving.notices import notices
-
-FOLDER = "behaviour"
-"""Below an artifacts root."""
-
-
-def results_path(artifacts: Path, backbone: str, dataset: str) -> Path:
-    """Where the results of a backbone's runs on a data set are."""
-    return artifacts / FOLDER / f"{backbone}-{dataset}.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

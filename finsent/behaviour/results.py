@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from finsent.behaviour.suite import Case, Suite
+from finsent.results.runs import read_json
+
+FOLDER = "behaviour"
+"""Below an artifacts root."""
 
 PredictProba = Callable[[Sequence[str]], ArrayLike]
 """Texts -> probabilities (n, classes)."""
@@ -18,6 +23,32 @@ Notices = Callable[[str], Sequence[object]]
 
 class BehaviourError(ValueError):
     """A model or results that the suite says nothing about."""
+
+
+def results_path(artifacts: Path, backbone: str, dataset: str) -> Path:
+    """Where the results of a backbone's runs on a data set are."""
+    return artifacts / FOLDER / f"{backbone}-{dataset}.json"
+
+
+def read_results(
+    artifacts: Path, backbone: str, dataset: str, suite: Suite
+) -> list[dict[str, Any]]:
+    """What runs pass: arm and seed, and what `run_suite` returns; none where nothing was measured.
+
+    Raises:
+        ArtifactError: The file is damaged.
+        BehaviourError: It is of another suite, whose cases are not these.
+    """
+    path = results_path(artifacts, backbone, dataset)
+    if not path.is_file():
+        return []
+    stored = read_json(path)
+    if stored.get("suite_sha256") != suite.sha256:
+        raise BehaviourError(
+            f"{path.name} is of another version of the suite; run `python -m finsent.behaviour "
+            f"--runs artifacts/{backbone}/{dataset}` again"
+        )
+    return list(stored["runs"])
 
 
 def run_suite(

@@ -8,6 +8,8 @@ Time spent waiting in a queue is not model time and is never added to it.
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import statistics
 import threading
@@ -19,6 +21,8 @@ from typing import TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
+TAIL = 0.025
+"""Left out at each end of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,33 @@ def time_interleaved(
         calls, repeats=repeats, warmup=warmup, seed=seed, synchronize=synchronize
     )
     return {name: summarize(values) for name, values in times_ms.items()}
+
+
+def paired_ratio(
+    times_ms: Sequence[float], reference_ms: Sequence[float]
+) -> tuple[float, float, float] | None:
+    """How many times as long as a reference's calls those of the same rounds take.
+
+    Returns the median of the rounds' ratios and its 95 % interval by order statistics, which one
+    slow round does not move: (ratio, low, high). None for fewer rounds than such an interval takes.
+
+    Raises ValueError when the two are not of the same rounds.
+    """
+    ratios = sorted(a / b for a, b in zip(times_ms, reference_ms, strict=True))
+    n, outside, below = len(ratios), 0, 0.0
+    # The interval leaves out as many rounds at each end as a fair coin shows so seldom.
+    while (below := below + math.comb(n, outside) / 2**n) <= TAIL:
+        outside += 1
+    if not outside:
+        return None
+    return statistics.median(ratios), ratios[outside - 1], ratios[n - outside]
+
+
+def load_per_core() -> float | None:
+    """Work that waits for a core, in cores, over the last minute; None where no system says so."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def timed(

@@ -12,12 +12,17 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from finsent.plots.style import ARM_STYLES, GRID, ArmStyle, ChartError, faded, style_figure
+from finsent.config import BACKBONE_TITLES
+from finsent.plots.style import ARM_STYLES, GREY, GRID, ArmStyle, ChartError, faded, style_figure
 
 Entry = Mapping[str, Any]
 
 _OTHER = ArmStyle("", "#7d7d7d", "circle", 2.0)
 _WHISKER = 1.4
+_DASHES = ("solid", "dash", "dot", "dashdot")
+"""A line's dash tells its backbone, its colour the arm."""
+SHARES = tuple(n / 20 for n in range(1, 21))
+"""Of sentences answered, in a curve of selective answering."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,16 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(front, key=lambda index: points[index])
 
 
-def pareto_figure(arms: Sequence[Entry], rows: Sequence[Entry], cost: Cost) -> go.Figure:
-    """Macro-F1 against a cost: an arm a point, its seeds faint beside it.
+def pareto_figure(
+    arms: Sequence[Entry], rows: Sequence[Entry], cost: Cost
+) -> tuple[go.Figure, list[str]]:
+    """Macro-F1 against a cost, a point for each model, and the names on the frontier.
 
-    Whiskers: 95 % interval of macro-F1, and the standard deviation over seeds of the cost. The
-    dashed line joins the arms that no other arm beats by their means; it says nothing about
-    whether the differences are significant.
+    The dashed line joins the Pareto frontier, whose models the chart names: no other model has a
+    higher mean at the same cost or less. It says nothing about whether differences are significant.
 
-    Raises ChartError when no arm has this cost.
+    Raises:
+        ChartError: No arm has this cost.
     """
     arms = [arm for arm in arms if arm["mean"][cost.key] is not None]
     if not arms:
@@ -74,62 +81,70 @@ def pareto_figure(arms: Sequence[Entry], rows: Sequence[Entry], cost: Cost) -> g
         x=[points[index][0] for index in front],
         y=[points[index][1] for index in front],
         mode="lines",
-        name="Pareto front",
-        line={"color": "#888888", "width": 1.2, "dash": "dash"},
+        name="Pareto frontier",
+        line={"color": GREY, "width": 1.2, "dash": "dash"},
         hoverinfo="skip",
     )
-    several = len({arm["backbone"] for arm in arms}) > 1
-    for arm, (x, y) in zip(arms, points, strict=True):
-        style = ARM_STYLES.get(arm["arm"], _OTHER)
-        name = f"{arm['backbone']}, {arm['arm']}"
-        own = [row for row in rows if _same(row, arm) and row[cost.key] is not None]
-        figure.add_scatter(
-            x=[row[cost.key] for row in own],
-            y=[row["macro_f1"] for row in own],
-            mode="markers",
-            name=f"{name}, seeds",
-            marker={"symbol": style.symbol, "size": 8, "color": faded(style.colour, 0.35)},
-            text=[f"seed {row['seed']}" for row in own],
-            hovertemplate=f"%{{text}}: %{{y:.1%}}, %{{x:{cost.number_format}}}"
-            f"<extra>{style.title}</extra>",
+    for arm in arms:
+        _add_model(figure, arm, [row for row in rows if _same(row, arm)], cost)
+    style_figure(figure, height=380)
+    figure.update_layout(hovermode="closest", margin={"t": 24})
+    for place, index in enumerate(front):
+        # Away from the line, which goes up to the right.
+        last = place == len(front) - 1 and place > 0
+        figure.add_annotation(
+            x=points[index][0],
+            y=points[index][1],
+            text=_name(arms[index], "<br>"),
+            showarrow=False,
+            font={"size": 12},
+            align="right" if last else "left",
+            xanchor="right" if last else "left",
+            yanchor="bottom" if last else "top",
+            xshift=-10 if last else 10,
+            yshift=8 if last else -8,
         )
-        low, high = arm["ci"]["macro_f1"]
-        deviation = arm["sd"][cost.key]
-        figure.add_scatter(
-            x=[x],
-            y=[y],
-            mode="markers+text" if several else "markers",
-            name=name,
-            text=[arm["backbone"]] if several else None,
-            textposition="top right",
-            marker={"symbol": style.symbol, "size": 12, "color": style.colour},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [high - y],
-                "arrayminus": [y - low],
-                "color": style.colour,
-                "thickness": _WHISKER,
-                "width": 5,
-            },
-            error_x={
-                "type": "data",
-                "array": [deviation or 0.0],
-                "visible": bool(deviation),
-                "color": style.colour,
-                "thickness": _WHISKER,
-                "width": 5,
-            },
-            hovertemplate=f"{name}<br>macro-F1 %{{y:.1%}}, 95 % CI {100 * low:.1f} to "
-            f"{100 * high:.1f}<br>{cost.axis}: %{{x:{cost.number_format}}}<extra></extra>",
-        )
-    style_figure(figure, height=360)
-    figure.update_layout(hovermode="closest")
     figure.update_xaxes(title_text=cost.axis, range=_room(arms, rows, cost), nticks=7)
     if cost.key == "trainable_params":
         figure.update_xaxes(tickformat="~s")
     figure.update_yaxes(tickformat="~%", title_text="macro-F1, test")
-    return figure
+    return figure, [_name(arms[index], ", ") for index in front]
+
+
+def _name(arm: Entry, between: str) -> str:
+    backbone = str(BACKBONE_TITLES.get(arm["backbone"], arm["backbone"]))
+    style = ARM_STYLES.get(arm["arm"])
+    return f"{backbone}{between}{style.title.lower()}" if style else backbone
+
+
+def _add_model(figure: go.Figure, arm: Entry, rows: Sequence[Entry], cost: Cost) -> None:
+    """A model's point with its bars, and its runs faint beside it."""
+    style = ARM_STYLES.get(arm["arm"], _OTHER)
+    name = _name(arm, ", ")
+    own = [row for row in rows if row[cost.key] is not None]
+    figure.add_scatter(
+        x=[row[cost.key] for row in own],
+        y=[row["macro_f1"] for row in own],
+        mode="markers",
+        name=f"{name}, runs",
+        marker={"symbol": style.symbol, "size": 8, "color": faded(style.colour, 0.35)},
+        text=[f"run {row['seed']}" for row in own],
+        hovertemplate=f"{name}, %{{text}}: %{{y:.1%}}, %{{x:{cost.number_format}}}<extra></extra>",
+    )
+    low, high = arm["ci"]["macro_f1"]
+    y, deviation = arm["mean"]["macro_f1"], arm["sd"][cost.key]
+    bars = {"type": "data", "color": style.colour, "thickness": _WHISKER, "width": 5}
+    figure.add_scatter(
+        x=[arm["mean"][cost.key]],
+        y=[y],
+        mode="markers",
+        name=name,
+        marker={"symbol": style.symbol, "size": 12, "color": style.colour},
+        error_y={**bars, "symmetric": False, "array": [high - y], "arrayminus": [y - low]},
+        error_x={**bars, "array": [deviation or 0.0], "visible": bool(deviation)},
+        hovertemplate=f"{name}<br>macro-F1 %{{y:.1%}}, 95 % interval {100 * low:.1f} to "
+        f"{100 * high:.1f}<br>{cost.axis}: %{{x:{cost.number_format}}}<extra></extra>",
+    )
 
 
 def _same(row: Entry, arm: Entry) -> bool:
@@ -203,4 +218,43 @@ def reliability_figure(arms: Sequence[Entry]) -> go.Figure:
     figure.update_yaxes(
         type="log", title_text="answers", dtick=1, gridcolor=GRID, tickformat="~s", row=2, col=1
     )
+    return figure
+
+
+def selective_figure(curves: Mapping[tuple[str, str], Sequence[float]]) -> go.Figure:
+    """Accuracy of the surest answers against the share of sentences that is answered.
+
+    curves: (backbone, arm) -> accuracy at each of SHARES. Raises ChartError without any.
+    """
+    if not curves:
+        raise ChartError("no model to draw; choose another")
+    figure = go.Figure()
+    backbones = list(dict.fromkeys(backbone for backbone, _ in curves))
+    for (backbone, arm), accuracies in curves.items():
+        style = ARM_STYLES.get(arm, _OTHER)
+        name = _name({"backbone": backbone, "arm": arm}, ", ")
+        figure.add_scatter(
+            x=SHARES,
+            y=list(accuracies),
+            mode="lines+markers",
+            name=name,
+            line={
+                "color": style.colour,
+                "width": 2,
+                "dash": _DASHES[backbones.index(backbone) % len(_DASHES)],
+            },
+            marker={"symbol": style.symbol, "size": 6, "color": style.colour},
+            hovertemplate=f"{name}: answers %{{x:.0%}}, right in %{{y:.1%}}<extra></extra>",
+        )
+    style_figure(figure, height=430)
+    figure.update_layout(
+        hovermode="closest",
+        margin={"l": 60, "t": 30 + 22 * len(curves)},
+        showlegend=True,
+        legend={"y": 1.02, "yanchor": "bottom", "x": 0},
+    )
+    figure.update_xaxes(
+        range=[0, 1.03], tickformat="~%", title_text="share of sentences answered, surest first"
+    )
+    figure.update_yaxes(tickformat="~%", title_text="right among those answered", nticks=7)
     return figure

@@ -1,14 +1,16 @@
-"""Training curves by epoch or by time, a line for each seed or their mean.
+"""Training curves by epoch or by time: mean and band, every run, or the difference from baseline.
 
-No torch, no gradio: a notebook can use them as well.
+All charts are one figure with one horizontal axis, so that zooming, hovering and the legend work on
+all of them at once. No torch, no gradio: a notebook can use them as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -33,7 +35,6 @@ class Panel:
     key: str
     title: str
     column: str
-    unit: str
     number_format: str
     companion: str | None = None
     """A second column drawn as a dotted mean (training loss beside validation loss)."""
@@ -44,58 +45,43 @@ class Panel:
 
 
 PANELS = (
-    Panel(
-        "loss",
-        "Loss",
-        "val_loss",
-        "cross-entropy, nats",
-        ".4f",
-        companion="train_loss",
-        logarithmic=True,
-    ),
-    Panel("accuracy", "Accuracy", "val_accuracy", "validation", ".1%"),
-    Panel("macro_f1", "Macro-F1", "val_macro_f1", "validation", ".1%"),
-    Panel(
-        "learning_rate",
-        "Learning rate",
-        "learning_rate",
-        "end of epoch",
-        ".2e",
-        logarithmic=True,
-    ),
-    Panel(
-        "parameters",
-        "Trained parameters",
-        "trainable_params",
-        "during the epoch",
-        ",d",
-        steps=True,
-    ),
+    Panel("loss", "Validation loss", "val_loss", ".4f", "train_loss", logarithmic=True),
+    Panel("accuracy", "Validation accuracy", "val_accuracy", ".1%"),
+    Panel("macro_f1", "Validation macro-F1", "val_macro_f1", ".1%"),
+    Panel("learning_rate", "Learning rate", "learning_rate", ".2e", logarithmic=True),
+    Panel("parameters", "Trained parameters", "trainable_params", ",d", steps=True),
 )
-
-
-SEED_VIEWS = ("lines", "band", "mean")
-
-
+FIRST_PANELS = ("loss", "accuracy", "macro_f1")
+BAND, LINES, DIFFERENCE = "band", "lines", "difference"
+VIEWS = (BAND, LINES, DIFFERENCE)
 X_AXES = ("epoch", "time")
+MOST_SMOOTHING = 0.9
+_PANEL_HEIGHT, _GAP, _TOP, _BOTTOM = 210, 46, 84, 52
+"""Pixels: a chart, what is between two of them, and the margins with the legend and the axis."""
 
 
 @dataclass(frozen=True)
 class CurveView:
     """How curves are drawn; the data is the same in every view."""
 
-    seeds: str = "lines"
-    """`lines`: each seed thin; `band`: from the lowest seed to the highest; `mean`: neither."""
+    show: str = BAND
+    """`band`: mean, and from the lowest run to the highest; `lines`: each run thin beside the mean;
+    `difference`: what an arm's run has more than the baseline of the same number."""
     x: str = "epoch"
     """`epoch`, or `time`: training time summed up to the end of the epoch, in seconds."""
     log: bool = False
-    """Logarithmic y axes where a panel allows it."""
+    """Logarithmic y axes where a panel allows it; differences have none."""
+    smoothing: float = 0.0
+    """Weight of the epochs before in an exponential moving mean, 0 to MOST_SMOOTHING."""
+    panels: tuple[str, ...] = FIRST_PANELS
 
     def __post_init__(self) -> None:
-        if self.seeds not in SEED_VIEWS or self.x not in X_AXES:
-            raise ChartError(
-                f"seeds {self.seeds!r} and x {self.x!r}: choose of {SEED_VIEWS} and {X_AXES}"
-            )
+        if self.show not in VIEWS or self.x not in X_AXES:
+            raise ChartError(f"show {self.show!r}, x {self.x!r}: choose of {VIEWS} and {X_AXES}")
+        if not 0 <= self.smoothing <= MOST_SMOOTHING:
+            raise ChartError(f"smoothing {self.smoothing} is not in 0..{MOST_SMOOTHING}")
+        if not set(self.panels) & {panel.key for panel in PANELS}:
+            raise ChartError("no chart to draw; choose at least one")
 
 
 @dataclass(frozen=True)
@@ -105,57 +91,91 @@ class _Series:
     title: str
     style: ArmStyle
     runs: tuple[Run, ...]
+    references: tuple[Run, ...] = ()
+    """Of a difference: the baseline of each run."""
     dash: str = "solid"
 
-    @property
-    def alone(self) -> bool:
-        return len(self.runs) == 1
+    def values(self, column: str, smoothing: float) -> list[list[float]]:
+        """The column of every run by epoch, as it is drawn."""
+        found = [smoothed(_column(run, column), smoothing) for run in self.runs]
+        if not self.references:
+            return found
+        bases = [smoothed(_column(run, column), smoothing) for run in self.references]
+        return [
+            [a - b for a, b in zip(of_run, base, strict=False)]
+            for of_run, base in zip(found, bases, strict=True)
+        ]
 
 
-def curve_figures(
-    runs: Sequence[Run], *, arms: Iterable[str] = STUDY_ARMS, view: CurveView | None = None
-) -> dict[str, go.Figure]:
-    """Training curves of one backbone on one data set: a figure per panel key.
+def curve_figure(
+    runs: Sequence[Run], *, view: CurveView | None = None, beside: Run | None = None
+) -> go.Figure:
+    """Training curves of one backbone on one data set, a chart below the other.
 
-    A thick line with the arm's symbol is the mean over seeds; stars mark the epochs at whose end
-    dendrites were grown.
+    A thick line with the arm's symbol is the mean over runs; stars mark the epochs at whose end
+    dendrites were grown. beside: another run, drawn dashed.
 
-    Raises ChartError when no run belongs to the arms asked for, or when runs of several backbones
-    or data sets are mixed.
+    Raises ChartError when there is nothing to draw, or when runs of several backbones or data sets
+    are mixed.
     """
-    wanted = set(arms)
-    chosen = [run for run in runs if run.arm in wanted]
-    if not chosen:
-        raise ChartError(f"no finished run of the arms {sorted(wanted)} to draw; choose others")
-    kinds = {(run.backbone, run.dataset) for run in chosen}
+    view = view or CurveView()
+    if not runs:
+        raise ChartError("no finished run to draw; choose others")
+    kinds = {(run.backbone, run.dataset) for run in runs}
     if len(kinds) > 1:
         raise ChartError(f"curves of {sorted(kinds)} do not belong in one chart; choose one")
-    series = []
+    series = _series(runs, view)
+    if beside is not None and view.show != DIFFERENCE:
+        style = ARM_STYLES[beside.arm]
+        series.append(_Series(f"{style.title}, overlaid", style, (beside,), dash="dash"))
+    panels = [panel for panel in PANELS if panel.key in view.panels]
+    figure = go.Figure()
+    style_figure(figure, height=_TOP + _BOTTOM + len(panels) * (_PANEL_HEIGHT + _GAP) - _GAP)
+    for number, panel in enumerate(panels):
+        axis = "y" if number == 0 else f"y{number + 1}"
+        for one in series:
+            _add_series(figure, panel, one, view, axis)
+        _style_panel(figure, panel, view, number, len(panels))
+    _style_figure(figure, view, len(panels))
+    return figure
+
+
+def _series(runs: Sequence[Run], view: CurveView) -> list[_Series]:
+    bases = {run.seed: run for run in runs if run.arm == "baseline"}
+    found = []
+    # The widest first, so that equal runs show as nested stripes.
     for arm in sorted(STUDY_ARMS, key=lambda name: -ARM_STYLES[name].width):
-        of_arm = tuple(run for run in chosen if run.arm == arm)
+        of_arm = tuple(run for run in runs if run.arm == arm)
+        references: tuple[Run, ...] = ()
+        if view.show == DIFFERENCE:
+            of_arm = tuple(run for run in of_arm if run.seed in bases and arm != "baseline")
+            references = tuple(bases[run.seed] for run in of_arm)
         if of_arm:
-            series.append(_Series(ARM_STYLES[arm].title, ARM_STYLES[arm], of_arm))
-    return _figures(series, view or CurveView())
+            found.append(_Series(ARM_STYLES[arm].title, ARM_STYLES[arm], of_arm, references))
+    if not found:
+        raise ChartError("no variant here has a baseline of the same run; choose another view")
+    return found
 
 
-def overlay_figures(
-    first: Run, second: Run, *, view: CurveView | None = None
-) -> dict[str, go.Figure]:
-    """Two runs of any kind in the same charts: A solid, B dashed, in their arms' colours."""
-    series = [
-        _Series(name, ARM_STYLES[run.arm], (run,), dash)
-        for name, run, dash in (("A", first, "solid"), ("B", second, "dash"))
-    ]
-    return _figures(series, view or CurveView())
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving mean, without the pull of its start towards zero; weight 0: as it is."""
+    if not weight:
+        return list(values)
+    found, mean, share = [], 0.0, 0.0
+    for value in values:
+        mean = weight * mean + (1 - weight) * value
+        share = weight * share + (1 - weight)
+        found.append(mean / share)
+    return found
 
 
 def seed_mean(runs: Sequence[Run], column: str) -> tuple[list[int], list[float]]:
-    """Mean over seeds at each epoch that all of them reached.
+    """Epochs from 1 and the mean over runs at each epoch that all of them reached.
 
-    Beyond that the mean would jump whenever a seed stops, which is no property of training.
+    Beyond that the mean would jump whenever a run stops, which is no property of training.
     """
     means = [fmean(values) for values in _side_by_side(_column(run, column) for run in runs)]
-    return list(range(len(means))), means
+    return list(range(1, len(means) + 1)), means
 
 
 def _column(run: Run, name: str) -> list[float]:
@@ -175,119 +195,94 @@ def elapsed_seconds(run: Run) -> list[float]:
 
 
 def growth_events(run: Run) -> list[tuple[int, str]]:
-    """(epoch, event) of every epoch at whose end a dendrite was grown."""
+    """(epoch from 1, event) of every epoch at whose end a dendrite was grown."""
     return [
-        (line["epoch"], line["event"])
+        (line["epoch"] + 1, line["event"])
         for line in run.history
         if (line["event"] or "").startswith("grew")
     ]
 
 
-def _figures(series: Sequence[_Series], view: CurveView) -> dict[str, go.Figure]:
-    return {panel.key: _curve_figure(panel, series, view) for panel in PANELS}
-
-
-def _curve_figure(panel: Panel, series: Sequence[_Series], view: CurveView) -> go.Figure:
-    figure = go.Figure()
-    for one in series:
-        _add_series(figure, panel, one, view)
-    style_figure(figure)
-    _style_axes(figure, panel, view)
-    return figure
-
-
 def _positions(run: Run, view: CurveView) -> list[float]:
-    return elapsed_seconds(run) if view.x == "time" else [line["epoch"] for line in run.history]
+    return elapsed_seconds(run) if view.x == "time" else [line["epoch"] + 1 for line in run.history]
 
 
-def _mean_positions(runs: Sequence[Run], view: CurveView) -> list[float]:
-    return [fmean(values) for values in _side_by_side(_positions(run, view) for run in runs)]
-
-
-def _add_series(figure: go.Figure, panel: Panel, series: _Series, view: CurveView) -> None:
-    style, runs = series.style, series.runs
-    shape = "vh" if panel.steps else "linear"
-    if not series.alone:
-        _add_seeds(figure, panel, series, view, shape)
-    x = _mean_positions(runs, view)
-    if panel.companion is not None:
-        figure.add_scatter(
-            x=x,
-            y=seed_mean(runs, panel.companion)[1],
-            mode="lines",
-            name=f"{series.title}, training",
-            line={"color": style.colour, "width": 1.6, "dash": "dot"},
-            hovertemplate=_hover(f"{series.title} (training)", panel),
-        )
-    values = seed_mean(runs, panel.column)[1]
-    what = f"seed {runs[0].seed}" if series.alone else f"mean of {len(runs)} seeds"
-    figure.add_scatter(
-        x=x,
-        y=values,
-        mode="lines+markers",
-        name=f"{series.title}, {what}",
-        line={"color": style.colour, "width": style.width, "dash": series.dash, "shape": shape},
-        marker={"symbol": style.symbol, "size": 5 + style.width / 2, "color": style.colour},
-        hovertemplate=_hover(series.title, panel),
-    )
-    _add_growth(figure, panel, series, x, values, view)
-
-
-def _add_seeds(
-    figure: go.Figure, panel: Panel, series: _Series, view: CurveView, shape: str
+def _add_series(
+    figure: go.Figure, panel: Panel, series: _Series, view: CurveView, axis: str
 ) -> None:
-    if view.seeds == "lines":
-        for run in series.runs:
+    style, alone = series.style, len(series.runs) == 1
+    shape = "vh" if panel.steps else "linear"
+    each = series.values(panel.column, view.smoothing)
+    columns = _side_by_side(each)
+    x = [fmean(at) for at in _side_by_side(_positions(run, view) for run in series.runs)]
+    x = x[: len(columns)]
+    # One click in the legend hides an arm in all charts.
+    shared: dict[str, Any] = {"yaxis": axis, "legendgroup": series.title, "showlegend": False}
+    if not alone and view.show == LINES:
+        for run, values in zip(series.runs, each, strict=True):
             figure.add_scatter(
-                x=_positions(run, view),
-                y=[line[panel.column] for line in run.history],
+                x=_positions(run, view)[: len(values)],
+                y=values,
                 mode="lines",
-                name=f"{series.title}, seed {run.seed}",
-                line={"color": faded(series.style.colour), "width": 1, "shape": shape},
+                name=f"{series.title}, run {run.seed}",
+                line={"color": faded(style.colour), "width": 1, "shape": shape},
                 hoverinfo="skip",
+                **shared,
             )
-    elif view.seeds == "band":
-        x = _mean_positions(series.runs, view)
-        columns = _side_by_side(_column(run, panel.column) for run in series.runs)
+    elif not alone:
         figure.add_scatter(
             x=[*x, *reversed(x)],
             y=[*map(max, columns), *map(min, reversed(columns))],
             mode="lines",
-            name=f"{series.title}, lowest to highest seed",
+            name=f"{series.title}, lowest to highest run",
             line={"width": 0},
             fill="toself",
-            fillcolor=faded(series.style.colour, 0.18),
+            fillcolor=faded(style.colour, 0.18),
             hoverinfo="skip",
+            **shared,
         )
+    if panel.companion is not None and view.show != DIFFERENCE:
+        means = [fmean(at) for at in _side_by_side(series.values(panel.companion, view.smoothing))]
+        figure.add_scatter(
+            x=x,
+            y=means,
+            mode="lines",
+            name=f"{series.title}, training",
+            line={"color": style.colour, "width": 1.6, "dash": "dot"},
+            hovertemplate=_hover(f"{series.title}, training loss", panel, view),
+            **shared,
+        )
+    means = [fmean(at) for at in columns]
+    figure.add_scatter(
+        x=x,
+        y=means,
+        mode="lines+markers",
+        name=series.title,
+        line={"color": style.colour, "width": style.width, "dash": series.dash, "shape": shape},
+        marker={"symbol": style.symbol, "size": 5 + style.width / 2, "color": style.colour},
+        hovertemplate=_hover(f"{series.title}, {panel.title.lower()}", panel, view),
+        **{**shared, "showlegend": axis == "y"},
+    )
+    _add_growth(figure, series, x, means, shared)
 
 
 def _add_growth(
     figure: go.Figure,
-    panel: Panel,
     series: _Series,
-    mean_x: Sequence[float],
-    mean_values: Sequence[float],
-    view: CurveView,
+    x: Sequence[float],
+    means: Sequence[float],
+    shared: Mapping[str, Any],
 ) -> None:
-    """Stars on the line that is drawn: each seed's, or the mean where seeds have no line."""
-    x: list[float] = []
-    y: list[float] = []
-    notes: list[str] = []
+    """A star on the mean line for every epoch after which a run grew a dendrite."""
+    notes: dict[int, list[str]] = {}
     for run in series.runs:
         for epoch, event in growth_events(run):
-            if view.seeds == "lines" or series.alone:
-                x.append(_positions(run, view)[epoch])
-                y.append(float(run.history[epoch][panel.column]))
-            elif epoch < len(mean_x):
-                x.append(mean_x[epoch])
-                y.append(mean_values[epoch])
-            else:
-                continue
-            notes.append(f"seed {run.seed}: {event}")
-    if x:
+            if epoch <= len(x):
+                notes.setdefault(epoch, []).append(f"run {run.seed}: {event}")
+    if notes:
         figure.add_scatter(
-            x=x,
-            y=y,
+            x=[x[epoch - 1] for epoch in notes],
+            y=[means[epoch - 1] for epoch in notes],
             mode="markers",
             name=f"{series.title}, growth",
             marker={
@@ -296,24 +291,86 @@ def _add_growth(
                 "color": series.style.colour,
                 "line": {"color": "rgba(255,255,255,0.85)", "width": 0.8},
             },
-            text=notes,
+            text=["; ".join(found) for found in notes.values()],
             hovertemplate="%{text}<extra></extra>",
+            **shared,
         )
 
 
-def _hover(name: str, panel: Panel) -> str:
-    return f"{name} %{{y:{panel.number_format}}}<extra></extra>"
+def _hover(name: str, panel: Panel, view: CurveView) -> str:
+    sign = "+" if view.show == DIFFERENCE else ""
+    return f"{name} %{{y:{sign}{panel.number_format}}}<extra></extra>"
 
 
-def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
+def _style_panel(
+    figure: go.Figure, panel: Panel, view: CurveView, number: int, panels: int
+) -> None:
+    """A chart's own vertical axis, its place in the figure and its heading."""
+    inner = panels * (_PANEL_HEIGHT + _GAP) - _GAP
+    top = 1 - number * (_PANEL_HEIGHT + _GAP) / inner
+    axis: dict[str, Any] = {
+        **figure.layout.yaxis.to_plotly_json(),
+        "domain": [max(0.0, top - _PANEL_HEIGHT / inner), top],
+        "anchor": "x",
+        "nticks": 6,
+        "type": None,
+        "dtick": None,
+        "tickformat": None,
+        "exponentformat": None,
+        "rangemode": None,
+    }
+    differs = view.show == DIFFERENCE
+    name = f"yaxis{number + 1 if number else ''}"
+    ours = [trace for trace in figure.data if trace.yaxis == name.replace("axis", "")]
+    if view.log and panel.logarithmic and not differs:
+        step = log_step(value for trace in ours for value in trace.y if value > 0)
+        axis |= {"type": "log", "dtick": step, "exponentformat": "e", "minexponent": 2}
+        axis["nticks"] = None
+    elif panel.number_format.endswith("%"):
+        # "~": 97.5 % keeps its half, 95 % gets no zero.
+        axis["tickformat"] = "+~%" if differs else "~%"
+    elif panel.number_format.endswith("e"):
+        axis["exponentformat"] = "e"
+    elif panel.number_format.endswith("d"):
+        axis["tickformat"] = "~s"
+    if differs:
+        axis |= {"zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 1.2}
+    elif not panel.number_format.endswith("%") and axis["type"] is None:
+        axis["rangemode"] = "tozero"
+    figure.update_layout({name: axis})
+    figure.add_annotation(
+        x=0,
+        y=top,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="bottom",
+        yshift=6,
+        text=f"<b>{panel.title}</b>{', minus baseline' if differs else ''}",
+        showarrow=False,
+        font={"size": 13},
+    )
+
+
+def _style_figure(figure: go.Figure, view: CurveView, panels: int) -> None:
     in_time = view.x == "time"
-    figure.update_layout(hovermode="x unified")
+    figure.update_layout(
+        hovermode="x unified",
+        # A value in one chart is looked at beside those of the same epoch in the others.
+        hoversubplots="axis",
+        dragmode="zoom",
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 0.995, "yanchor": "top", "yref": "container"},
+        margin={"t": _TOP, "b": _BOTTOM, "l": 56},
+    )
     figure.update_xaxes(
-        title_text="training time at the end of the epoch, s"
-        if in_time
-        else "epoch, counted from 0",
+        title_text="Training time at the end of the epoch, s" if in_time else "Epoch",
+        anchor="y" if panels == 1 else f"y{panels}",
         showgrid=False,
+        fixedrange=False,
         unifiedhovertitle={"text": "%{x:.1f} s" if in_time else "epoch %{x}"},
+        showspikes=True,
+        spikemode="across",
         spikecolor=GREY,
         spikedash="solid",
         spikethickness=1,
@@ -321,29 +378,5 @@ def _style_axes(figure: go.Figure, panel: Panel, view: CurveView) -> None:
     if in_time:
         figure.update_xaxes(rangemode="tozero", nticks=8)
     else:
-        figure.update_xaxes(dtick=_epoch_step(figure))
-    figure.update_yaxes(nticks=6)
-    if view.log and panel.logarithmic:
-        figure.update_yaxes(
-            type="log",
-            dtick=log_step(v for trace in figure.data for v in trace.y if v > 0),
-            exponentformat="e",
-            minexponent=2,
-            nticks=None,
-        )
-        return
-    if panel.number_format.endswith("%"):
-        # "~": 97.5 % keeps its half, 95 % gets no zero.
-        figure.update_yaxes(tickformat="~%")
-    elif panel.number_format.endswith("e"):
-        figure.update_yaxes(exponentformat="e", rangemode="tozero")
-    elif panel.number_format.endswith("d"):
-        figure.update_yaxes(tickformat="~s", rangemode="tozero")
-    else:
-        figure.update_yaxes(rangemode="tozero")
-
-
-def _epoch_step(figure: go.Figure) -> int:
-    """Whole epochs on the axis, at most about ten of them."""
-    last = max(max(trace.x, default=0) for trace in figure.data)
-    return max(1, -(-int(last) // 10))
+        last = max(max(trace.x, default=0) for trace in figure.data)
+        figure.update_xaxes(dtick=max(1, -(-int(last) // 10)))

@@ -5,20 +5,13 @@ Colours and symbols are those of finsent.plots.style; backgrounds are left to th
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
-from finsent.plots.style import ARM_STYLES, CHART_HEIGHT, GROWTH_SYMBOL
-from finsent.serving.benchmarks import UNITS
+from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL, style_figure
 
-LABEL_CHARACTERS = 22
-_GREY = "#888888"
-_GRID = "rgba(128,128,128,0.22)"
 _PATTERNS = {"baseline": "", "dendritic": "/", "matched": "."}
 """Bars have no symbol: hatching tells the arms apart without colour."""
 
@@ -80,69 +73,6 @@ def times_figure(times_ms: Mapping[tuple[str, str], Sequence[float]]) -> go.Figu
     return figure
 
 
-def figures_bar(values: Mapping[str, float], unit: str) -> go.Figure:
-    """Named numbers of one unit as bars from zero, by name from the top."""
-    figure = go.Figure()
-    names = sorted(values, key=natural, reverse=True)
-    figure.add_bar(
-        x=[values[name] for name in names],
-        y=names,
-        orientation="h",
-        marker={"color": [_colour(name) for name in names]},
-        width=0.55,
-        text=[figure_text(values[name]) for name in names],
-        textposition="outside",
-        cliponaxis=False,
-        hovertemplate="%{y}: %{text} " + unit + "<extra></extra>",
-    )
-    _style(figure)
-    figure.update_layout(
-        height=70 + 34 * len(names), margin={"l": 8, "r": 60, "t": 6, "b": 40}, showlegend=False
-    )
-    figure.update_xaxes(title_text=unit, rangemode="tozero", showgrid=True, gridcolor=_GRID)
-    figure.update_yaxes(
-        automargin=True,
-        showgrid=False,
-        tickvals=names,
-        ticktext=figure_labels(names),
-        ticklabelstandoff=6,
-    )
-    return figure
-
-
-def figure_text(value: float) -> str:
-    """Four figures, without an exponent."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key: numbers in a name by size, so that 8 users stand before 64."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def figure_labels(names: Sequence[str]) -> list[str]:
-    """Names of figures as a person would write them, in lines of a phone's width: without the units
-    and without the parts that all of them begin with."""
-    parts = [name.split("/") for name in names]
-    shared = 0
-    while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
-        shared += 1
-    labels = []
-    for of_name in parts:
-        text = ", ".join(
-            " ".join(word for word in part.split("_") if word not in UNITS) or part
-            for part in of_name[shared:]
-        )
-        labels.append("<br>".join(textwrap.wrap(escape(text), LABEL_CHARACTERS)))
-    return labels
-
-
-def _colour(name: str) -> str:
-    """An arm's own colour when the figure's name says whose it is."""
-    parts = name.replace("_", "/").split("/")
-    return next((ARM_STYLES[part].colour for part in parts if part in ARM_STYLES), _GREY)
-
-
 def training_figure(
     histories: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]], column: str, title: str
 ) -> go.Figure:
@@ -172,29 +102,17 @@ def training_figure(
             )
     _style(figure)
     last = max((line["epoch"] for lines in histories.values() for line in lines), default=0)
-    figure.update_xaxes(title_text="epoch, counted from 0", dtick=max(1, -(-last // 10)))
+    figure.update_xaxes(title_text="epoch", dtick=max(1, -(-last // 10)))
     figure.update_yaxes(title_text=title)
     return figure
 
 
 def _style(figure: go.Figure) -> None:
+    style_figure(figure)
     figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": _GREY, "size": 12, "family": "IBM Plex Sans, system-ui, sans-serif"},
-        height=CHART_HEIGHT,
-        margin={"l": 56, "r": 14, "t": 34, "b": 46},
+        margin={"l": 56, "t": 34, "b": 46},
         legend={"orientation": "h", "x": 0, "y": 1.14, "yanchor": "bottom"},
         showlegend=True,
-        dragmode=False,
     )
-    axis: dict[str, Any] = {
-        "zeroline": False,
-        "showline": False,
-        "ticks": "",
-        "fixedrange": True,
-        "title": {"font": {"size": 12}, "standoff": 8},
-    }
-    figure.update_xaxes(**axis, showgrid=False)
-    figure.update_yaxes(**axis, gridcolor=_GRID, nticks=6)
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(nticks=6)

@@ -218,7 +218,9 @@ def _embedded_rank(name: str) -> int:
     return known.index(name) if name in known else len(known)
 
 
-_BOARD_ARM_KEYS = {"protocol", "per_class", "confusion", "reliability", "by_agreement"}
+_BOARD_ARM_KEYS = {
+    "protocol", "per_class", "confusion", "reliability", "by_agreement", "standing",
+}  # fmt: skip
 """What the newest additions to leaderboard.json put into an arm."""
 
 

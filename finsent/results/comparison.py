@@ -96,22 +96,15 @@ def compare(
     """
     seeds = tuple(range(len(a))) if seeds is None else tuple(seeds)
     pairs = _paired(a, b, seeds)
-    clusters = cluster_numbers([left.ids for left, _ in pairs])
-    size = max(int(c.max()) for c in clusters) + 1
-
-    difference_per_cluster = np.zeros(size, dtype=np.int64)
     tests, errors_a, errors_b, deltas = [], 0, 0, []
-    for number, (left, right), cluster in zip(seeds, pairs, clusters, strict=True):
+    for number, (left, right) in zip(seeds, pairs, strict=True):
         right_a, right_b = _correct(left), _correct(right)
         only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
         tests.append(McNemar(number, only_a, only_b, mcnemar_p_value(only_a, only_b)))
         errors_a += int((~right_a).sum())
         errors_b += int((~right_b).sum())
         deltas.append((only_b - only_a) / len(left))
-        np.add.at(
-            difference_per_cluster, cluster, right_b.astype(np.int64) - right_a.astype(np.int64)
-        )
-    p_value = sign_flip_p_value(difference_per_cluster)
+    p_value = sign_flip_p_value(_wins(pairs))
 
     draws_a = pooled([left for left, _ in pairs], resamples, seed)
     draws_b = pooled([right for _, right in pairs], resamples, seed)
@@ -145,6 +138,15 @@ def compare(
         + _no_dendrite_note(seeds_without_dendrites, seeds),
         seeds_without_dendrites=tuple(seeds_without_dendrites),
     )
+
+
+def paired_p_value(a: Sequence[Predictions], b: Sequence[Predictions]) -> float:
+    """The p-value of `compare` alone, without its bootstrap.
+
+    Raises:
+        EvaluationError: The runs do not pair up (number, ids, labels or label names).
+    """
+    return sign_flip_p_value(_wins(_paired(a, b, range(len(a)))))
 
 
 def mcnemar_p_value(only_a_right: int, only_b_right: int) -> float:
@@ -212,6 +214,15 @@ def _paired(
             raise EvaluationError(f"seed {number}: the arms disagree about the true labels")
         pairs.append((left, right))
     return pairs
+
+
+def _wins(pairs: Sequence[tuple[Predictions, Predictions]]) -> NDArray[np.int64]:
+    """By example id, in how many runs more b is right than a."""
+    clusters = cluster_numbers([left.ids for left, _ in pairs])
+    wins = np.zeros(max(int(c.max()) for c in clusters) + 1, dtype=np.int64)
+    for (left, right), cluster in zip(pairs, clusters, strict=True):
+        np.add.at(wins, cluster, _correct(right).astype(np.int64) - _correct(left))
+    return wins
 
 
 def _correct(predictions: Predictions) -> NDArray[np.bool_]:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
 from finsent.data.agreement import BANDS, agreement_levels
-from finsent.results.comparison import Comparison, compare
+from finsent.results.comparison import Comparison, compare, paired_p_value
 from finsent.results.metrics import (
     RELIABILITY_BINS,
     SIGNIFICANCE,
     SOURCE_METRICS,
+    EvaluationError,
+    holm,
     pooled_intervals,
     reliability,
     score,
@@ -89,6 +92,9 @@ METHOD = {
     "seeds; with one seed it is the exact McNemar test",
     "tie_group": "arms are ordered by mean accuracy; an arm shares the rank of its group's leader "
     f"unless the paired test tells them apart (p < {SIGNIFICANCE})",
+    "standing": "the same over all models tested on a data set, whatever their backbone, on the "
+    "seeds that two of them share",
+    "p_holm": "p_value after Holm's correction over all comparisons of the board",
     "errors_removed": "errors that the later arm has fewer, as a share of the earlier arm's "
     "errors; the interval comes from the same bootstrap draws",
     "reliability": f"top probability in {RELIABILITY_BINS} equal-width bins, seeds pooled",
@@ -98,6 +104,8 @@ METHOD = {
 }
 
 Predicted = dict[tuple[str, int], Predictions]
+Model = tuple[str, str, str]
+"""Backbone, data set and arm."""
 
 
 def build(root: Path | str) -> dict[str, Any]:
@@ -112,22 +120,32 @@ def build(root: Path | str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     arms: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
+    answers: dict[Model, dict[int, Predictions]] = {}
     for (backbone, dataset), members in groupby(
         find_runs(root), key=lambda run: (run.backbone, run.dataset)
     ):
         runs = sorted(members, key=lambda run: (_arm_position(run.arm), run.arm, run.seed))
         rows += [_row(run, root, baseline_of(run, runs)) for run in runs]
         predicted = {(run.arm, run.seed): run.read_predictions() for run in runs}
+        for (arm, seed), predictions in predicted.items():
+            answers.setdefault((backbone, dataset, arm), {})[seed] = predictions
         place = {"backbone": backbone, "dataset": dataset}
         pairs = _compare_all(runs, predicted)
         comparisons += [{**place, **pair.to_dict()} for pair in pairs]
         by_arm = [list(same) for _, same in groupby(runs, key=lambda run: run.arm)]
-        arms += _ranked([{**place, **_arm(same, runs, predicted)} for same in by_arm], pairs)
+        arms += _ranked(
+            [{**place, **_arm(same, runs, predicted)} for same in by_arm],
+            partial(_told_apart, pairs),
+            ("rank", "tie_group"),
+        )
+    corrected = holm({number: pair["p_value"] for number, pair in enumerate(comparisons)})
     board: dict[str, Any] = rounded(
         {
             "rows": rows,
-            "arms": arms,
-            "comparisons": comparisons,
+            "arms": _standing(arms, answers),
+            "comparisons": [
+                {**pair, "p_holm": corrected[number]} for number, pair in enumerate(comparisons)
+            ],
             "references": [reference.to_dict() for reference in references()],
             "method": METHOD,
         }
@@ -341,24 +359,59 @@ def _compare_all(runs: Sequence[Run], predicted: Predicted) -> list[Comparison]:
     return comparisons
 
 
-def _ranked(arms: list[dict[str, Any]], pairs: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Adds rank and tie_group.
+def _standing(
+    arms: Sequence[dict[str, Any]], answers: Mapping[Model, Mapping[int, Predictions]]
+) -> list[dict[str, Any]]:
+    """Adds standing and standing_group: rank and tie group among all models of a data set."""
+
+    def apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+        left, right = (
+            answers[entry["backbone"], entry["dataset"], entry["arm"]] for entry in (a, b)
+        )
+        seeds = sorted(set(left) & set(right))
+        try:
+            pairs = [[answered[seed] for seed in seeds] for answered in (left, right)]
+            return bool(seeds) and paired_p_value(*pairs) < SIGNIFICANCE
+        except EvaluationError:
+            # Tested on other sentences: nothing tells them apart.
+            return False
+
+    found = {}
+    for dataset in dict.fromkeys(arm["dataset"] for arm in arms):
+        here = [arm for arm in arms if arm["dataset"] == dataset]
+        for arm in _ranked(here, apart, ("standing", "standing_group")):
+            found[arm["backbone"], dataset, arm["arm"]] = arm
+    return [found[arm["backbone"], arm["dataset"], arm["arm"]] for arm in arms]
+
+
+def _told_apart(pairs: Sequence[Comparison], a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return any({pair.a, pair.b} == {a["arm"], b["arm"]} for pair in pairs if pair.outcome != "tied")
+
+
+def _ranked(
+    arms: Sequence[dict[str, Any]],
+    apart: Callable[[dict[str, Any], dict[str, Any]], bool],
+    names: tuple[str, str],
+) -> list[dict[str, Any]]:
+    """Arms with their rank and tie group under these names, best first.
 
     An arm never tested against a leader is not shown to be worse: it stays in the leader's group.
     """
-    told_apart = {frozenset((pair.a, pair.b)) for pair in pairs if pair.outcome != "tied"}
     waiting = sorted(arms, key=lambda arm: (-arm["mean"]["accuracy"], arm["mean"]["nll"]))
     ranked: list[dict[str, Any]] = []
     group = 0
     while waiting:
-        leader, group, rank = waiting[0]["arm"], group + 1, len(ranked) + 1
-        tied = [arm for arm in waiting if frozenset((leader, arm["arm"])) not in told_apart]
-        ranked += [{**arm, "rank": rank, "tie_group": group} for arm in tied]
-        waiting = [arm for arm in waiting if arm not in tied]
+        leader, group, rank = waiting[0], group + 1, len(ranked) + 1
+        tied = [arm for arm in waiting if arm is leader or not apart(leader, arm)]
+        ranked += [{**arm, names[0]: rank, names[1]: group} for arm in tied]
+        waiting = [arm for arm in waiting if not any(arm is other for other in tied)]
     return ranked
 
 
-_IDENTITY = ("backbone", "dataset", "protocol", "arm", "seeds", "rank", "tie_group", "n_test")
+_IDENTITY = (
+    "backbone", "dataset", "protocol", "arm", "seeds", "rank", "tie_group", "standing",
+    "standing_group", "n_test",
+)  # fmt: skip
 
 
 def arms_csv(arms: Sequence[Mapping[str, Any]]) -> str:

@@ -7,8 +7,8 @@ were committed years ago can still be recomputed to the last digit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +31,7 @@ _SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Name = TypeVar("Name", bound=Hashable)
 
 
 class EvaluationError(ValueError):
@@ -169,6 +170,32 @@ def reliability(
     ]
 
 
+def selective(labels: ArrayLike, probabilities: ArrayLike, shares: ArrayLike) -> Floats:
+    """Accuracy of the answers that a model is surest of, when it answers only so many.
+
+    Args:
+        labels: True classes (n,).
+        probabilities: (n, classes), rows sum to 1.
+        shares: Of examples answered (m,), each in (0, 1]; at least one example is.
+
+    Returns:
+        (m,) accuracies; the last of 1.0 is the plain accuracy.
+
+    Raises:
+        EvaluationError: As `score` does, or a share outside of (0, 1].
+    """
+    y, p = _checked(labels, probabilities)
+    wanted = np.asarray(shares, dtype=np.float64)
+    if not ((wanted > 0) & (wanted <= 1)).all():
+        raise EvaluationError(f"shares must lie in (0, 1], got {wanted.tolist()}")
+    surest = np.argsort(-p.max(axis=1), kind="stable")
+    right = np.cumsum(p.argmax(axis=1)[surest] == y[surest])
+    # A share of 0.3 of ten examples is three, which rounding errors must not make four.
+    answered = np.maximum(1, np.ceil(wanted * len(y) - 1e-9).astype(np.int64))
+    accuracies: Floats = right[answered - 1] / answered
+    return accuracies
+
+
 def confidence_intervals(
     labels: ArrayLike,
     probabilities: ArrayLike,
@@ -214,7 +241,15 @@ def pooled_intervals(
     return {name: interval(draws) for name, draws in pooled(runs, resamples, seed).items()}
 
 
-# ------------------------------------------------------------------------ paired comparison
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
+    """Adjusted p-values of a family of tests (Holm 1979), under the same names."""
+    ordered = sorted(p_values, key=lambda name: p_values[name])
+    adjusted: dict[Name, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(ordered):
+        largest = max(largest, min(1.0, (len(ordered) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
 
 
 # ------------------------------------------------------------------------ pieces

@@ -1,100 +1,21 @@
-"""Benchmarks: what the page times on request, and the results that are kept in bench/results."""
+"""The benchmark that the page runs on request: which texts, and what their times say."""
 
 from __future__ import annotations
 
 import itertools
-import json
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from finsent.data.sets.examples import HEADLINES
-from finsent.machine.timing import summarize
-
-ABOUT_KEYS = ("device", "n", "command", "commit", "versions")
-"""Keys of a result file that say how it was made; every other number in it is a figure."""
-
-UNITS = {
-    "ms": "milliseconds",
-    "seconds": "seconds",
-    "mb": "MB",
-    "gb": "GB",
-    "ratio": "ratio",
-    "speedup": "times faster",
-}
+from finsent.machine.timing import paired_ratio, summarize
 
 
 class BenchmarkError(ValueError):
-    """A benchmark that cannot be run, or a result file that cannot be read."""
+    """A benchmark that cannot be run."""
 
 
-@dataclass(frozen=True)
-class BenchResult:
-    """One file of bench/results."""
-
-    name: str
-    about: Mapping[str, Any]
-    figures: Mapping[str, float]
-    """Every number, nested keys joined by `/`."""
-
-    def groups(self) -> dict[str, dict[str, float]]:
-        """Unit -> figures, for units with at least two figures to compare.
-
-        Nested figures are details: they are left to the table where a unit has enough others.
-        """
-        found: dict[str, dict[str, float]] = {}
-        for name, value in self.figures.items():
-            unit = unit_of(name)
-            if unit is not None:
-                found.setdefault(unit, {})[name] = value
-        for unit, values in found.items():
-            main = {name: value for name, value in values.items() if "/" not in name}
-            found[unit] = main if len(main) > 1 else values
-        return {unit: values for unit, values in found.items() if len(values) > 1}
-
-
-def read_results(folder: Path) -> list[BenchResult]:
-    """Every *.json of a folder by name; none when there is no such folder.
-
-    Raises BenchmarkError naming a file that is not a JSON object.
-    """
-    results = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BenchmarkError(f"{path.name}: cannot be read ({error}); run it again") from error
-        if not isinstance(data, dict):
-            raise BenchmarkError(f"{path.name}: holds no object; run the benchmark again")
-        about = {key: data[key] for key in ABOUT_KEYS if key in data}
-        rest = {key: value for key, value in data.items() if key not in ABOUT_KEYS}
-        results.append(BenchResult(path.stem, about, dict(_numbers(rest, ""))))
-    return results
-
-
-def unit_of(name: str) -> str | None:
-    """The unit that the last part of a figure's name spells, e.g. `p50_ms_nf4` -> milliseconds."""
-    for word in name.rsplit("/", 1)[-1].split("_"):
-        if word in UNITS:
-            return UNITS[word]
-    return None
-
-
-def _numbers(value: Any, name: str) -> list[tuple[str, float]]:
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return []
-    if isinstance(value, int | float):
-        return [(name, value)]
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    return [
-        found
-        for key, part in inner
-        for found in _numbers(part, f"{name}/{key}" if name else str(key))
-    ]
-
-
-# ------------------------------------------------------------------------------------- live
+Times = Mapping[tuple[str, str], Sequence[float]]
+"""(Arm, batch) -> milliseconds of its calls, one a round."""
 
 MAX_TEXTS = 4_000
 """Texts per arm and benchmark: a minute or two on two CPU cores."""
@@ -138,3 +59,14 @@ def text_of(words: int, start: int = 0) -> str:
 def throughput(times_ms: Sequence[float], size: int) -> float:
     """Texts a second at the median time of a call."""
     return 1000 * size / summarize(times_ms).p50_ms
+
+
+def arm_ratio(times_ms: Times, arm: str, reference: str) -> tuple[float, float, float] | None:
+    """Ratio of two arms' times with its interval, as `paired_ratio`; batches count alike."""
+    batches = dict.fromkeys(name for _, name in times_ms)
+    # A round is slow or fast as a whole: its batches are one measurement.
+    rounds = [
+        [statistics.geometric_mean(of_round) for of_round in zip(*by_batch, strict=True)]
+        for by_batch in ([times_ms[name, batch] for batch in batches] for name in (arm, reference))
+    ]
+    return paired_ratio(*rounds)

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finsent.results.comparison import verdict_sentence
-from finsent.results.metrics import SIGNIFICANCE, errors_bound
+from finsent.results.metrics import SIGNIFICANCE, errors_bound, holm
 from finsent.study.fold_tests import (
     PairedDifference,
     corrected_paired_test,
     errors_removed_interval_pct,
     errors_removed_pct,
-    holm,
 )
 from finsent.study.rows import StudyError, StudyRun, mean
 

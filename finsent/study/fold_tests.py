@@ -1,13 +1,12 @@
 """Tests for paired differences over cross-validation folds, which are not independent.
 
 Training parts of different folds overlap, so the plain t-test finds differences where there are
-none; Nadeau and Bengio (2003) widen its variance. Many comparisons at once are corrected by Holm
-(1979).
+none; Nadeau and Bengio (2003) widen its variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -56,17 +55,6 @@ def corrected_paired_test(
     margin = float(student_t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
     p_value = float(2 * student_t.sf(abs(mean) / error, n - 1))
     return PairedDifference(n, mean, mean - margin, mean + margin, p_value)
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values of a family of tests (Holm 1979), under the same names."""
-    ordered = sorted(p_values, key=lambda name: p_values[name])
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for rank, name in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - rank) * p_values[name]))
-        adjusted[name] = largest
-    return adjusted
 
 
 def errors_removed_pct(accuracy_a: Sequence[float], accuracy_b: Sequence[float]) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 import tomllib
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ ARM_ORDER = ("baseline", "restart", "matched", "dendritic", ENSEMBLE, CLASSICAL)
 OUTCOMES = ("better", "worse", "tied")
 _WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 TITLES: Mapping[str, str] = _WORDS["studies"]
+QUESTIONS: Mapping[str, str] = _WORDS["questions"]
 ARM_RULES: Mapping[str, str] = _WORDS["arms"]
 RULES: tuple[str, ...] = tuple(_WORDS["rules"].values())
 """What regimes and recipes are, a paragraph each."""
@@ -132,6 +133,11 @@ def study_title(name: str) -> str:
     return TITLES.get(name, f"Study {name}")
 
 
+def question(name: str) -> str:
+    """What a study asks, in a sentence; its title where it was given none."""
+    return QUESTIONS.get(name, study_title(name))
+
+
 def whole_data(rows: Sequence[Entry]) -> list[Entry]:
     """Rows whose regime used as many training examples as any."""
     most = max((row["n_train"] for row in rows), default=0)
@@ -181,26 +187,64 @@ def chosen(rows: Sequence[Entry]) -> list[str]:
     trained on the validation part as well, it is that of all members.
     """
     found = []
-    for tested in dict.fromkeys(row["test_dataset"] for row in rows):
-        here = [row for row in rows if row["test_dataset"] == tested]
-        validated = [row for row in here if row["validation_accuracy"] is not None]
-        if validated:
-            best = min(validated, key=validates)
+    for best, here in _best(rows):
+        if best["validation_accuracy"] is not None:
             share = percent(best["validation_accuracy"])
             why = f"validation accuracy is highest ({share} %) for"
         else:
-            best = max(here, key=lambda row: row["trainable_params"])
             why = (
                 "no setting was chosen, because runs were trained on validation too; the ensemble "
                 "of all members is"
             )
         found.append(
-            f"{place_name((best['dataset'], tested))}: {why} `{best['arm']}` with "
+            f"{place_name((best['dataset'], best['test_dataset']))}: {why} `{best['arm']}` with "
             f"`{best['recipe']}` in `{best['regime']}`; it has {percent(best['accuracy'])} % "
             f"accuracy and {percent(best['macro_f1'])} % macro-F1 on test ({best['folds']} folds)"
             f"{_alone(best, here)}."
         )
     return found
+
+
+def _best(rows: Sequence[Entry]) -> list[tuple[Entry, list[Entry]]]:
+    """For each data set tested on, the row that validation chooses and all rows beside it."""
+    found = []
+    for tested in dict.fromkeys(row["test_dataset"] for row in rows):
+        here = [row for row in rows if row["test_dataset"] == tested]
+        validated = [row for row in here if row["validation_accuracy"] is not None]
+        best = (
+            min(validated, key=validates)
+            if validated
+            else max(here, key=lambda row: row["trainable_params"])
+        )
+        found.append((best, here))
+    return found
+
+
+def short_answer(summary: Summary, titles: Callable[[str], str]) -> str:
+    """A study's answer in one sentence. titles: names a data set for people."""
+    comparisons = summary["comparisons"]
+    if not comparisons:
+        rows = [row for place in places(summary) for row in rows_of(summary, place)]
+        scores = ", ".join(
+            f"{percent(best['accuracy'], 1)} % on {titles(best['test_dataset'])}"
+            for best, _ in _best(rows)
+        )
+        return f"Accuracy {scores}."
+    settings = _settings(comparisons)
+    total = f"{len(settings)} setting{'s' * (len(settings) > 1)}"
+    won = sum(all(c["outcome"] == "better" for c in found) for found in settings)
+    some = sum(any(c["outcome"] == "better" for c in found) for found in settings)
+    lost = sum(any(c["outcome"] == "worse" for c in found) for found in settings)
+    worse = f", and are worse than a control in {lost}" if lost else ""
+    if won:
+        return f"In part: dendrites beat every control in {won} of {total}{worse}."
+    if some:
+        return (
+            f"No: dendrites beat some control in {some} of {total}, every control in none{worse}."
+        )
+    if lost:
+        return f"No: dendrites beat no control in {total}{worse}."
+    return f"No difference found in {total}."
 
 
 def _alone(row: Entry, beside: Sequence[Entry]) -> str:
@@ -247,7 +291,7 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
     lower, higher = _by_nll(comparisons)
     return (
         f"Against `{reference}`: {_joined(parts)}.{_excluded(tied)}{nowhere}{_sizes(comparisons)} "
-        f"Test loss (NLL) was significantly lower in {lower} and significantly higher in {higher}."
+        f"Test loss was significantly lower in {lower} and significantly higher in {higher}."
     )
 
 
@@ -291,18 +335,24 @@ def _by_nll(comparisons: Sequence[Entry]) -> tuple[int, int]:
 
 def _against_all(comparisons: Sequence[Entry]) -> str:
     """Removing the baseline's errors is not enough: a restart or any added layer might as well."""
-    settings: dict[tuple[Any, ...], list[Entry]] = {}
-    for c in comparisons:
-        key = (c["dataset"], c["test_dataset"], c["regime"], c["recipe"])
-        settings.setdefault(key, []).append(c)
-    complete = [found for found in settings.values() if {c["a"] for c in found} == set(REFERENCES)]
+    complete = [f for f in _settings(comparisons) if {c["a"] for c in f} == set(REFERENCES)]
     if not complete:
         return ""
     won = [found[0] for found in complete if all(c["outcome"] == "better" for c in found)]
     return (
-        f"Dendrites removed errors against {_joined([f'`{name}`' for name in REFERENCES])} at once "
-        f"in {_of(len(won), len(complete))}{_listed(won)}."
+        "Dendrites beat all three controls "
+        f"({_joined([f'`{name}`' for name in REFERENCES])}) in {_of(len(won), len(complete))}"
+        f"{_listed(won)}."
     )
+
+
+def _settings(comparisons: Sequence[Entry]) -> list[list[Entry]]:
+    """Comparisons of the same dendritic runs, with each of their controls."""
+    found: dict[tuple[Any, ...], list[Entry]] = {}
+    for c in comparisons:
+        key = (c["dataset"], c["test_dataset"], c["regime"], c["recipe"])
+        found.setdefault(key, []).append(c)
+    return list(found.values())
 
 
 def _of(number: int, total: int) -> str:

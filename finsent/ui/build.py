@@ -26,14 +26,15 @@ from finsent.ui.parts.share import ASK_LINKED, KEEP_PLACE_JS, PAGE_OPENED_JS, re
 from finsent.ui.renewal import LivePage, RenewalMiddleware, fingerprint, read_catalog
 from finsent.ui.tabs.about import add_about_tab
 from finsent.ui.tabs.batch import add_batch_tab
+from finsent.ui.tabs.behaviour import add_behaviour_tab
 from finsent.ui.tabs.compare import VISITORS_AT_ONCE, CompareTab, add_compare_tab
 from finsent.ui.tabs.curves import add_curves_tab
 from finsent.ui.tabs.differ import DifferTab
-from finsent.ui.tabs.latency import BENCH_RESULTS, add_latency_tab
+from finsent.ui.tabs.latency import add_latency_tab
 from finsent.ui.tabs.leaderboard import add_leaderboard_tab
 from finsent.ui.tabs.owner import Owner, add_owner_tab
 from finsent.ui.tabs.studies import add_studies_tab
-from finsent.ui.theme import CSS_FILE, PAGE_JS, THEME_TOGGLE_JS, make_theme
+from finsent.ui.theme import CSS_FILES, PAGE_JS, THEME_TOGGLE_JS, make_theme
 
 if TYPE_CHECKING:
     from finsent.models.weights import ReportProgress
@@ -129,7 +130,6 @@ def build_demo(
     *,
     comparer_factory: ComparerFactory = load_comparer,
     probe_cuda: Callable[[], bool] = cuda_available,
-    bench_results: Path = BENCH_RESULTS,
     owner: Owner | None = None,
 ) -> LivePage:
     """The whole page over one artifacts folder. Loading the model begins at once, in a thread.
@@ -142,7 +142,7 @@ def build_demo(
     service.start()
 
     def build(catalog: Catalog, problem: str) -> gr.Blocks:
-        demo = _draw(catalog, service, bench_results, owner, problem)
+        demo = _draw(catalog, service, owner, problem)
         service.renew(catalog)
         return demo
 
@@ -152,7 +152,6 @@ def build_demo(
 def _draw(
     catalog: Catalog,
     service: ModelService,
-    bench_results: Path,
     owner: Owner | None,
     problem: str,
 ) -> gr.Blocks:
@@ -174,7 +173,7 @@ def _draw(
                 with _section("results", "leaderboard"):
                     add_leaderboard_tab(catalog)
                 with _section("results", "latency"):
-                    latency = add_latency_tab(catalog, service, bench_results)
+                    latency = add_latency_tab(catalog, service)
             with _tab("evidence"):
                 chosen = _add_evidence_choice(catalog)
                 with _sections("evidence") as evidence:
@@ -183,6 +182,8 @@ def _draw(
                     with _section("evidence", "differ"):
                         differ = DifferTab(catalog, chosen)
                         differ.draw()
+                    with _section("evidence", "behaviour"):
+                        add_behaviour_tab(catalog, chosen)
                     with _section("evidence", "studies"):
                         add_studies_tab(catalog)
             with _tab("about"):
@@ -235,7 +236,7 @@ def _add_evidence_choice(catalog: Catalog) -> RunSelectors | None:
         return None
     first = catalog.select(catalog.backbones()[0])
     with gr.Row(elem_classes="fs-controls"):
-        return add_run_selectors(catalog, first, with_seed=False, prefix="evidence")
+        return add_run_selectors(catalog, first, all_runs=True, prefix="evidence")
 
 
 def _keep_status(
@@ -291,7 +292,7 @@ def _rerun_live(demo: gr.Blocks, bars: Bars, differ: DifferTab) -> None:
     names = ("headline", "compare-backbone", "compare-dataset", "compare-seed")
     headline, *runs = (by_id[name] for name in names)
 
-    def ask(backbone: str, dataset: str, event: gr.EventData) -> list[Any]:
+    def ask(backbone: str, dataset: str, seed: int, event: gr.EventData) -> list[Any]:
         wanted = differ.rerun(backbone, dataset, event)
         if wanted is None:
             return [gr.skip()] * (len(bars.components) + 4)
@@ -404,6 +405,6 @@ def launch(
         app_kwargs={"middleware": [(RenewalMiddleware, (), {"renew": page.renew})]},
         footer_links=["api"],
         theme=make_theme(),
-        css_paths=[CSS_FILE],
+        css_paths=CSS_FILES,
         js=PAGE_JS,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
-CSS_FILE = Path(__file__).with_name("page.css")
+CSS_FILES = [Path(__file__).with_name(name) for name in ("page.css", "evidence.css")]
 
 PAPER, PAPER_DARK = "#faf9f6", "#131518"
 SURFACE, SURFACE_DARK = "#ffffff", "#1a1d21"
@@ -34,6 +34,10 @@ PAGE_JS = """
     if (region) { region.setAttribute('aria-live', 'polite'); }
   }
   document.documentElement.lang = 'en';
+  // A finger on a chart scrolls the page; a mouse zooms the chart.
+  document.addEventListener('touchstart', (event) => {
+    if (event.target.closest('.js-plotly-plot .draglayer')) { event.stopPropagation(); }
+  }, {capture: true, passive: true});
   // Charts that were drawn while their tab was hidden learn their width when it is shown.
   document.addEventListener('click', (event) => {
     if (event.target.closest('[role=tab]')) {

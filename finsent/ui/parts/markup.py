@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from html import escape
+from typing import Any
 
 from finsent.data.registry import DATASETS
 from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
@@ -29,6 +30,25 @@ _SYMBOLS = {
     GROWTH_SYMBOL: '<path d="m13 0 1.6 4.1 4.4.2-3.4 2.8 1.1 4.3-3.7-2.4-3.7 2.4 1.1-4.3L7 4.3'
     'l4.4-.2z"/>',
 }
+
+
+def html(template: str, **values: Any) -> str:
+    """A template of this package, which escapes what it is given. Raises as `render` does."""
+    return text.render(
+        "finsent.ui",
+        f"{template}.html.j2",
+        swatch=lambda arm: text.safe(swatch(arm)),
+        arm_title=arm_title,
+        arm_colour=lambda arm: ARM_STYLES[arm].colour if arm in ARM_STYLES else "currentColor",
+        interval=percent_interval,
+        share=percent,
+        **values,
+    ).strip()
+
+
+def arm_title(arm: str) -> str:
+    """An arm's name for people; one that has no style goes by its own."""
+    return ARM_STYLES[arm].title if arm in ARM_STYLES else arm
 
 
 def label_mark(label: str) -> str:
@@ -65,7 +85,12 @@ def sentence(remark: str, stop: str = ".") -> str:
 
 
 def swatch(arm: str, symbol: str | None = None) -> str:
-    """The arm's line and symbol as in the charts; decorative, its name stands beside it."""
+    """The arm's line and symbol as in the charts; decorative, its name stands beside it.
+
+    Nothing for what has no style: models of others.
+    """
+    if arm not in ARM_STYLES:
+        return ""
     style = ARM_STYLES[arm]
     line = "" if symbol else '<path d="M0 6h26" stroke-width="2.4"/>'
     return (

@@ -28,7 +28,12 @@ TABS: Mapping[str, Tab] = MappingProxyType(
         "results": Tab("Results", {"leaderboard": "Board", "latency": "Speed"}),
         "evidence": Tab(
             "Evidence",
-            {"curves": "Training curves", "differ": "Where they differ", "studies": "Studies"},
+            {
+                "curves": "Training curves",
+                "differ": "Where they differ",
+                "behaviour": "What it gets wrong",
+                "studies": "Studies",
+            },
         ),
         "about": Tab("About"),
         "owner": Tab("Owner"),

@@ -9,9 +9,24 @@ from typing import Any
 import gradio as gr
 
 from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
+from finsent.results.runs import Run
 
 QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 """Of events that only draw the page anew from what is in memory."""
+
+
+ALL_RUNS = -1
+"""Stands for every training run, where one may choose so."""
+
+
+def chosen_runs(catalog: Catalog, backbone: str, dataset: str, seed: int) -> list[Run]:
+    """The runs that a choice names: every arm, of one seed or of all.
+
+    Drop-downs change one after the other; what is named in between gives way to what is near.
+    """
+    wanted = catalog.select(backbone, dataset, seed)
+    found = catalog.of(wanted.backbone, wanted.dataset)
+    return [run for run in found if seed == ALL_RUNS or run.seed == wanted.seed]
 
 
 @dataclass(frozen=True)
@@ -29,13 +44,22 @@ class RunSelectors:
 
 
 def add_run_selectors(
-    catalog: Catalog, first: Selection, *, with_seed: bool = True, prefix: str = "compare"
+    catalog: Catalog,
+    first: Selection,
+    *,
+    with_seed: bool = True,
+    all_runs: bool = False,
+    prefix: str = "compare",
 ) -> RunSelectors:
-    """Draws the drop-downs and links them. `prefix` starts their element ids."""
+    """Draws the drop-downs and links them. `prefix` starts their element ids.
+
+    all_runs: the seed may be ALL_RUNS, and is at first.
+    """
+    every = [("All", ALL_RUNS)] if all_runs else []
     backbone = gr.Dropdown(
         choices=_backbone_choices(catalog),
         value=first.backbone,
-        label="Backbone",
+        label="Base model",
         elem_id=f"{prefix}-backbone",
         filterable=False,
         min_width=150,
@@ -50,9 +74,9 @@ def add_run_selectors(
     )
     seed = (
         gr.Dropdown(
-            choices=seed_choices(catalog, first.backbone, first.dataset),
-            value=first.seed,
-            label="Seed",
+            choices=[*every, *seed_choices(catalog, first.backbone, first.dataset)],
+            value=ALL_RUNS if all_runs else first.seed,
+            label="Training run",
             elem_id=f"{prefix}-seed",
             filterable=False,
             min_width=110,
@@ -69,8 +93,9 @@ def add_run_selectors(
         found = dataset_choices(catalog, chosen_backbone)
         updates: dict[Any, Any] = {dataset: moved(found, chosen_dataset, nearest.dataset)}
         if seed is not None:
-            found = seed_choices(catalog, chosen_backbone, nearest.dataset)
-            updates[seed] = moved(found, chosen_seed, nearest.seed)
+            found = [*every, *seed_choices(catalog, chosen_backbone, nearest.dataset)]
+            kept = all_runs and chosen_seed not in catalog.seeds(nearest.backbone, nearest.dataset)
+            updates[seed] = moved(found, chosen_seed, ALL_RUNS if kept else nearest.seed)
         return updates
 
     gr.on(

@@ -12,6 +12,7 @@ from finsent.plots.style import ARM_STYLES
 from finsent.results.catalog import backbone_title, dataset_title
 from finsent.results.text import count
 from finsent.ui.parts.markup import (
+    arm_title,
     milliseconds,
     notice,
     percent,
@@ -92,8 +93,8 @@ COLUMNS = (
     Column(
         "weighted_f1", "Weighted F1", _mean("weighted_f1"), _shown("weighted_f1", _points), True
     ),
-    Column("nll", "NLL", _mean("nll"), _shown("nll", _four)),
-    Column("ece", "ECE", _mean("ece"), _shown("ece", _points)),
+    Column("nll", "Loss (NLL)", _mean("nll"), _shown("nll", _four)),
+    Column("ece", "Calibration error (ECE)", _mean("ece"), _shown("ece", _points)),
     Column(
         "trainable_params",
         "Parameters",
@@ -135,7 +136,7 @@ COLUMNS = (
         "n_test", "Test answers", lambda arm: arm["n_test"], lambda arm, _: count(arm["n_test"])
     ),
 )
-"""Every column that can be picked; rank, arm and seeds are always there."""
+"""Every column that can be picked; rank, variant and runs are always there."""
 
 
 FIRST_COLUMNS = ("accuracy", "macro_f1", "nll", "trainable_params", "dendrites", "latency_ms_p50")
@@ -149,7 +150,7 @@ def _dendrites(arm: Entry) -> str:
     text = str(low) if low == high else f"{low}–{high}"
     if arm["seeds_without_dendrites"]:
         without = ", ".join(map(str, arm["seeds_without_dendrites"]))
-        text += f' <span class="fs-flag">none kept: seed {escape(without)}</span>'
+        text += f' <span class="fs-flag">none kept: run {escape(without)}</span>'
     return text
 
 
@@ -185,9 +186,10 @@ _ROW_METRICS = tuple(column.key for column in COLUMNS if column.key not in ("den
 
 
 def arms_on(board: Board) -> list[str]:
-    """The three arms, and further controls that some data set has runs of."""
-    present = {entry["arm"] for entry in board["arms"]}
-    return [arm for arm in STUDY_ARMS if arm in ARMS or arm in present]
+    """The three arms, then further controls and models of others that the board has."""
+    present = dict.fromkeys(entry["arm"] for entry in board["arms"])
+    own = [arm for arm in STUDY_ARMS if arm in ARMS or arm in present]
+    return [*own, *(arm for arm in present if arm not in own)]
 
 
 def entries(board: Board, level: str) -> list[Entry]:
@@ -238,14 +240,14 @@ def board_html(
     scale = _scale(found, [column.key for column in picked if column.strip])
     per_arm = level == PER_ARM
     several = len({entry["backbone"] for entry in board["arms"]}) > 1
-    leads = [("Rank", RANK), ("Arm", None)] if per_arm else [("Arm", RANK), ("Seed", None)]
+    leads = (("Rank", RANK), ("Variant", None)) if per_arm else (("Variant", RANK), ("Run", None))
     headers = [_heading(title, key, sort, reverse) for title, key in leads]
     headers += [
         _heading(column.title, column.key, sort, reverse, scale if column.strip else None)
         for column in picked
     ]
     if per_arm:
-        headers.append("Seeds")
+        headers.append("Runs")
     rows = []
     for entry in found:
         tied = per_arm and _tied(board, entry)
@@ -257,7 +259,7 @@ def board_html(
     numeric = [2 + index for index, column in enumerate(picked) if column.numeric]
     if per_arm:
         numeric.append(2 + len(picked))
-    what = "mean over seeds" if per_arm else "every run"
+    what = "mean over training runs" if per_arm else "every run"
     return (
         table(
             headers,
@@ -266,7 +268,7 @@ def board_html(
             numeric=numeric,
             css_class="fs-arms",
         )
-        + f'<p class="fs-quiet">{len(found)} {"arm" if per_arm else "run"}'
+        + f'<p class="fs-quiet">{len(found)} {"variant" if per_arm else "run"}'
         f"{'' if len(found) == 1 else 's'}. {_explanation(found, per_arm)}</p>"
     )
 
@@ -279,8 +281,8 @@ def _tied(board: Board, arm: Entry) -> bool:
 
 def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
     shared = (
-        "Arms that the paired test does not tell apart share a rank, marked with =; ranks are "
-        "within a backbone. ± is the standard deviation over seeds. "
+        "Variants that the paired test does not tell apart share a rank, marked with =; ranks "
+        "are within a base model. ± is the standard deviation over training runs. "
         if per_arm
         else ""
     )
@@ -288,21 +290,19 @@ def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
     protocol = ", ".join(dict.fromkeys(entry["protocol"] for entry in found))
     return (
         f"{shared}Protocol: {escape(protocol)}. Whiskers are 95&#8239;% bootstrap intervals over "
-        f"test sentences{', seeds pooled' if per_arm else ''}. Time of one sentence: "
+        f"test sentences{', runs pooled' if per_arm else ''}. Time of one sentence: "
         f"{escape(timing)}."
     )
 
 
 def _name(entry: Entry, with_backbone: bool) -> str:
-    arm = entry["arm"]
-    title = ARM_STYLES[arm].title if arm in ARM_STYLES else arm
     under = (
         f'<span class="fs-note">{escape(backbone_title(entry["backbone"]))}</span>'
         if with_backbone
         else ""
     )
     return (
-        f'<span class="fs-arm">{swatch(arm) if arm in ARM_STYLES else ""}{escape(title)}</span>'
+        f'<span class="fs-arm">{swatch(entry["arm"])}{escape(arm_title(entry["arm"]))}</span>'
         f"{under}"
     )
 
@@ -323,7 +323,7 @@ def _heading(
     )
     if key is None:
         return escape(title)
-    mark = ("▴" if reverse else "▾") if key == sort else ""
+    mark = ("▴" if reverse else "▾") if key == sort else "↕"
     state = f", sorted, {'worst' if reverse else 'best'} first" if key == sort else ""
     return (
         f'<button type="button" class="fs-sort" data-send="{escape(key)}" '

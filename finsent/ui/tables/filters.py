@@ -40,7 +40,7 @@ class Filters:
                 backbone_title(entry["backbone"]),
                 entry["arm"],
                 entry["protocol"],
-                *(f"seed {seed}" for seed in entry["seeds"]),
+                *(f"run {seed}" for seed in entry["seeds"]),
             )
         )
 
@@ -69,7 +69,7 @@ class Filters:
     def _found(self, *texts: str) -> bool:
         everything = " ".join(texts).casefold()
         words = everything.split()
-        # A bare number is a seed or a size, not a part of 70/15/15.
+        # A bare number is a run or a size, not a part of 70/15/15.
         return all(
             word in (words if word.isdecimal() else everything)
             for word in self.search.casefold().split()

@@ -1,40 +1,121 @@
-"""The Where they differ tab: test examples one by one, and how each arm errs.
+"""Evidence, where they differ: how each variant errs, and test answers one by one.
 
-Everything comes from saved predictions. Sentences are shown only where this machine has a copy of
-the data set; elsewhere their ids stand for them.
+Everything comes from saved predictions. Sentences are shown where this machine may show them;
+elsewhere cases written for this project stand for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import gradio as gr
 
 from finsent.config import STUDY_ARMS
 from finsent.data.agreement import BANDS
-from finsent.plots.board import reliability_figure
-from finsent.plots.style import ARM_STYLES
+from finsent.data.records import DataError
+from finsent.data.registry import DATASETS, local_texts
+from finsent.plots.board import SHARES, reliability_figure, selective_figure
 from finsent.results.catalog import Catalog, Selection
-from finsent.results.disagreements import CONFIDENTLY_WRONG, DISAGREE, Case, choose, read_cases
-from finsent.ui.parts.events import interactive_html, sent
-from finsent.ui.parts.markup import arms_legend, notice
-from finsent.ui.parts.selectors import QUICK, RunSelectors
-from finsent.ui.tabs.differ_html import (
-    ALL,
-    MORE,
-    PAGE,
-    SEPARATOR,
-    by_agreement_html,
-    case_of,
-    cases_html,
-    confusions_html,
-    per_class_html,
+from finsent.results.disagreements import (
+    CONFIDENT,
+    CONFIDENTLY_WRONG,
+    DISAGREE,
+    Case,
+    choose,
+    read_cases,
 )
+from finsent.results.metrics import selective
+from finsent.results.runs import Run, read_predictions, slug
+from finsent.ui.parts.events import interactive_html, sent
+from finsent.ui.parts.markup import arm_title, arms_legend, html, label_mark, notice
+from finsent.ui.parts.selectors import ALL_RUNS, QUICK, RunSelectors, chosen_runs
+from finsent.ui.tabs.behaviour import differing_html
+
+PAGE = 5
+"""Examples shown at first, and added by each click."""
+ALL = ""
+MORE = "more"
+SEPARATOR = "|"
+
+
+@lru_cache(maxsize=16)
+def texts_of(dataset: str) -> tuple[Mapping[str, str] | None, str]:
+    """Sentences by id, or None and why there are none."""
+    try:
+        texts = local_texts(dataset)
+    except DataError as error:
+        return None, f"The copy of the data set here cannot be read: {error}"
+    if texts is not None:
+        return texts, ""
+    licence = f" ({DATASETS[dataset].licence})" if dataset in DATASETS else ""
+    return None, (
+        f"The sentences of this data set are not part of the page{licence}, so the list holds "
+        "their ids. About says how to show them on a machine of one’s own."
+    )
+
+
+def _box(dataset: str) -> dict[str, Any]:
+    """Heading of the list of answers; where it holds ids only, it is folded."""
+    here = texts_of(dataset)[0] is not None
+    return {
+        "label": "Test sentences" if here else "Sentences hidden by licence: show ids",
+        "open": here,
+    }
+
+
+def _box_update(dataset: str) -> dict[str, Any]:
+    """For another data set. It is never folded: the visitor may have opened it meanwhile."""
+    box = _box(dataset)
+    return dict(gr.update(**box) if box["open"] else gr.update(label=box["label"]))
+
+
+def cases_html(found: Sequence[Case], total: int, shown: int, kind: str, dataset: str) -> str:
+    """The first `shown` of the cases found among `total` answers."""
+    texts, hint = texts_of(dataset)
+    return html(
+        "cases",
+        found=found[:shown],
+        count_found=len(found),
+        total=total,
+        more=max(0, min(PAGE, len(found) - shown)),
+        left=len(found) - shown,
+        disagree=kind == DISAGREE,
+        confident=CONFIDENT,
+        texts=texts,
+        hint=hint,
+        bands=BANDS,
+        key=case_key,
+        mark=label_mark,
+        more_key=MORE,
+    )
+
+
+def case_key(case: Case) -> str:
+    """What a case's button sends: seed and id."""
+    return f"{case.seed}{SEPARATOR}{case.id}"
+
+
+def case_of(key: str, dataset: str) -> tuple[int, str]:
+    """Seed and sentence of a case's button. Raises gr.Error for one that is not on this page."""
+    seed, _, example = key.partition(SEPARATOR)
+    texts, hint = texts_of(dataset)
+    text = (texts or {}).get(example)
+    if text is None or not seed.isdecimal():
+        raise gr.Error(hint or f"no sentence {example!r} here", print_exception=False)
+    return int(seed), text
+
+
+def scores_html(arms: Sequence[Mapping[str, Any]], label_names: Sequence[str], part: str) -> str:
+    """A template of the scores of arms: `confusions`, `classes` or `bands`."""
+    return html(part, arms=arms, names=label_names, mark=label_mark, bands=BANDS)
 
 
 class DifferTab:
-    """The tab's components. `examples` triggers `click` with what `rerun` understands."""
+    """The section's components. `examples` triggers `click` with what `rerun` understands."""
 
     def __init__(self, catalog: Catalog, selectors: RunSelectors | None) -> None:
         """selectors: which runs; None without any."""
@@ -56,93 +137,82 @@ class DifferTab:
         return self.catalog.select(backbone, dataset, seed), text
 
     def draw(self) -> None:
-        """Draws the tab inside the current gr.Tab."""
-        board = self.catalog.leaderboard
-        if self.selectors is None or board is None:
+        """Draws the section inside the current gr.Tab."""
+        if self.selectors is None or self.catalog.leaderboard is None:
             gr.HTML(
                 notice(
                     "Nothing to compare yet.",
-                    "This tab needs finished runs and leaderboard.json; "
+                    "This needs finished runs and leaderboard.json; "
                     "`python train_models.py leaderboard` makes it.",
                 )
             )
             return
-        first = self.catalog.select(self.catalog.backbones()[0])
-        filters = self._draw_filters(first)
-        start = (first.backbone, first.dataset, ALL, ALL, ALL, DISAGREE, list(self._arms(first)))
+        chosen = [component.value for component in self.selectors.components]
+        scores = self._scores(*chosen)
+        gr.HTML("<h2>How each variant errs</h2>")
+        outputs: list[Any] = [gr.HTML(scores[0], elem_id="confusions")]
+        gr.HTML("<h2>Answers on which they differ</h2>")
+        filters = self._draw_filters(*chosen)
         shown = gr.State(PAGE)
-        self.examples = interactive_html(self._examples(PAGE, *start), "differ-cases")
-        scores = self._draw_scores(first)
-        self._connect(self.selectors, filters, shown, self.examples, scores)
+        with gr.Accordion(**_box(chosen[1]), elem_id="differ-box") as box:
+            self.examples = interactive_html(
+                self._examples(PAGE, *chosen, *(control.value for control in filters)),
+                "differ-cases",
+            )
+        written = gr.HTML(differing_html(self.catalog, *chosen[:2]), elem_id="differ-written")
+        gr.HTML("<h2>How far to trust their confidence</h2>")
+        with gr.Row(elem_classes="fs-panels"):
+            for name, at in (("reliability", 1), ("selective", 3)):
+                with gr.Column(elem_classes="fs-panel", min_width=0):
+                    outputs.append(gr.HTML(scores[at], elem_id=f"{name}-note"))
+                    outputs.append(
+                        gr.Plot(
+                            scores[at + 1],
+                            show_label=False,
+                            container=False,
+                            elem_id=f"chart-{name}",
+                            buttons=[],
+                        )
+                    )
+        with gr.Accordion("Scores by class and by agreement", open=False, elem_id="differ-scores"):
+            outputs.append(gr.HTML(scores[5], elem_id="per-class"))
+            outputs.append(gr.HTML(scores[6], elem_id="by-agreement"))
+        self._connect(self.selectors, filters, shown, self.examples, [*outputs, written, box])
 
-    def _draw_filters(self, first: Selection) -> list[Any]:
-        """What is shown of the runs: seed, class, annotators, kind of example and arms."""
+    def _draw_filters(self, backbone: str, dataset: str, seed: int) -> list[Any]:
+        """What is shown of the answers: kind, class, annotators and arms."""
+        plain: dict[str, Any] = {"filterable": False, "min_width": 150}
+        arms = self._arms(backbone, dataset)
         with gr.Row(elem_classes="fs-controls"):
-            seed = gr.Dropdown(
-                self._seed_choices(first),
-                value=ALL,
-                label="Seed",
-                elem_id="differ-seed",
-                filterable=False,
-                min_width=110,
-            )
-            label = gr.Dropdown(
-                self._label_choices(first),
-                value=ALL,
-                label="True class",
-                elem_id="differ-class",
-                filterable=False,
-                min_width=130,
-            )
-            level = gr.Dropdown(
-                [("All", ALL), *((title, band) for band, title in BANDS.items())],
-                value=ALL,
-                label="Annotators",
-                elem_id="differ-level",
-                filterable=False,
-                min_width=150,
-            )
-        with gr.Row(elem_classes="fs-controls"):
-            kind = gr.Radio(
-                [("The arms disagree", DISAGREE), ("Confidently wrong", CONFIDENTLY_WRONG)],
-                value=DISAGREE,
-                label="Show examples on which",
-                elem_id="differ-kind",
-                min_width=320,
-            )
-            arms = gr.CheckboxGroup(
-                [(ARM_STYLES[arm].title, arm) for arm in self.catalog.arm_names()],
-                value=self._arms(first),
-                label="Arms",
-                elem_id="differ-arms",
-                min_width=300,
-            )
-        return [seed, label, level, kind, arms]
-
-    def _draw_scores(self, first: Selection) -> list[Any]:
-        """The components that show what `_scores` returns, in its order."""
-        scores = self._scores(first.backbone, first.dataset)
-        gr.HTML("<h2>How each arm errs</h2>")
-        confusion = gr.HTML(scores[0], elem_id="confusions")
-        with gr.Row(elem_classes="fs-panels fs-uneven"):
-            with gr.Column(elem_classes="fs-panel", min_width=0):
-                gr.HTML('<h2>Reliability <span class="fs-quiet">test, all seeds</span></h2>')
-                legend = gr.HTML(scores[1], elem_id="reliability-legend")
-                plot = gr.Plot(
-                    scores[2],
-                    show_label=False,
-                    container=False,
-                    elem_id="chart-reliability",
-                    buttons=[],
-                )
-            with gr.Column(elem_classes="fs-panel", min_width=0):
-                gr.HTML('<h2>By class <span class="fs-quiet">test, mean over seeds</span></h2>')
-                classes = gr.HTML(scores[3], elem_id="per-class")
-        gr.HTML(
-            "<h2>By agreement of the annotators "
-            '<span class="fs-quiet">test, mean over seeds</span></h2>'
-        )
-        return [confusion, legend, plot, classes, gr.HTML(scores[4], elem_id="by-agreement")]
+            return [
+                gr.Radio(
+                    [("They disagree", DISAGREE), ("Confidently wrong", CONFIDENTLY_WRONG)],
+                    value=DISAGREE,
+                    label="Show answers where",
+                    elem_id="differ-kind",
+                    min_width=280,
+                ),
+                gr.Dropdown(
+                    self._label_choices(backbone, dataset),
+                    value=ALL,
+                    label="True class",
+                    elem_id="differ-class",
+                    **plain,
+                ),
+                gr.Dropdown(
+                    [("All", ALL), *((title, band) for band, title in BANDS.items())],
+                    value=ALL,
+                    label="Annotators who agreed",
+                    elem_id="differ-level",
+                    **plain,
+                ),
+                gr.CheckboxGroup(
+                    [(arm_title(arm), arm) for arm in arms],
+                    value=arms,
+                    label="Variants",
+                    elem_id="differ-arms",
+                ),
+            ]
 
     def _connect(
         self,
@@ -152,41 +222,32 @@ class DifferTab:
         examples: gr.HTML,
         scores: Sequence[Any],
     ) -> None:
-        seed, label = filters[:2]
+        _, label, _, arms = filters
         chosen = [*selectors.components, *filters]
+
+        def other_runs(backbone: str, dataset: str, seed: int) -> list[Any]:
+            found = self._arms(backbone, dataset)
+            return [
+                gr.update(choices=self._label_choices(backbone, dataset), value=ALL),
+                gr.update(choices=[(arm_title(arm), arm) for arm in found], value=found),
+                *self._scores(backbone, dataset, seed),
+                differing_html(self.catalog, backbone, dataset),
+                _box_update(self.catalog.select(backbone, dataset).dataset),
+            ]
 
         def filtered(*values: Any) -> tuple[int, str]:
             return PAGE, self._examples(PAGE, *values)
 
-        def more(
-            now: int,
-            backbone: str,
-            dataset: str,
-            seed: str,
-            label: str,
-            level: str,
-            kind: str,
-            arms: list[str],
-            event: gr.EventData,
-        ) -> tuple[Any, Any]:
+        def more(event: gr.EventData, now: int, *values: Any) -> tuple[Any, Any]:
             if sent(event) != MORE:
                 return gr.skip(), gr.skip()
-            wanted = now + PAGE
-            return wanted, self._examples(wanted, backbone, dataset, seed, label, level, kind, arms)
-
-        def other_runs(backbone: str, dataset: str) -> list[Any]:
-            wanted = self.catalog.select(backbone, dataset)
-            return [
-                gr.update(choices=self._seed_choices(wanted), value=ALL),
-                gr.update(choices=self._label_choices(wanted), value=ALL),
-                *self._scores(wanted.backbone, wanted.dataset),
-            ]
+            return now + PAGE, self._examples(now + PAGE, *values)
 
         gr.on(
             [component.change for component in selectors.components],
             other_runs,
             inputs=selectors.components,
-            outputs=[seed, label, *scores],
+            outputs=[label, arms, *scores],
             **QUICK,
         )
         gr.on(
@@ -198,17 +259,13 @@ class DifferTab:
         )
         examples.click(more, inputs=[shown, *chosen], outputs=[shown, examples], **QUICK)
 
-    def _arms(self, selection: Selection) -> list[str]:
+    def _arms(self, backbone: str, dataset: str) -> list[str]:
         """Arms with runs of this backbone on this data set."""
-        found = {run.arm for run in self.catalog.of(selection.backbone, selection.dataset)}
+        found = {run.arm for run in chosen_runs(self.catalog, backbone, dataset, ALL_RUNS)}
         return [arm for arm in STUDY_ARMS if arm in found]
 
-    def _seed_choices(self, selection: Selection) -> list[tuple[str, str | int | float]]:
-        seeds = self.catalog.seeds(selection.backbone, selection.dataset)
-        return [("All", ALL), *((str(seed), str(seed)) for seed in seeds)]
-
-    def _label_choices(self, selection: Selection) -> list[tuple[str, str | int | float]]:
-        run = self.catalog.of(selection.backbone, selection.dataset)[0]
+    def _label_choices(self, backbone: str, dataset: str) -> list[tuple[str, str | int | float]]:
+        run = chosen_runs(self.catalog, backbone, dataset, ALL_RUNS)[0]
         return [("All", ALL), *((name, name) for name in run.label_names)]
 
     def _examples(
@@ -216,32 +273,26 @@ class DifferTab:
         shown: int,
         backbone: str,
         dataset: str,
-        seed: str,
+        seed: int,
+        kind: str,
         label: str,
         level: str,
-        kind: str,
         arms: Sequence[str],
     ) -> str:
-        # The selectors change one after the other; in between they name no runs together.
         wanted = self.catalog.select(backbone, dataset)
-        picked = tuple(arm for arm in self._arms(wanted) if arm in arms)
+        picked = tuple(arm for arm in self._arms(backbone, dataset) if arm in arms)
         if len(picked) < (2 if kind == DISAGREE else 1):
             return notice(
-                "Too few arms.",
-                "Tick at least two arms that have runs here."
+                "Too few variants.",
+                "Tick at least two that have runs here."
                 if kind == DISAGREE
-                else "Tick an arm that has runs here.",
+                else "Tick one that has runs here.",
             )
         cases = self._cases(wanted.backbone, wanted.dataset, picked)
-        found = choose(
-            cases,
-            kind,
-            seed=int(seed) if seed else None,
-            label=label or None,
-            level=level or None,
-        )
-        total = sum(not seed or case.seed == int(seed) for case in cases)
-        return cases_html(found, total, shown, kind, wanted.dataset)
+        if seed in {case.seed for case in cases}:
+            cases = [case for case in cases if case.seed == seed]
+        found = choose(cases, kind, label=label or None, level=level or None)
+        return cases_html(found, len(cases), shown, kind, wanted.dataset)
 
     def _cases(self, backbone: str, dataset: str, arms: tuple[str, ...]) -> list[Case]:
         """Read once: the files do not change while the app runs."""
@@ -251,18 +302,15 @@ class DifferTab:
             self._read[key] = read_cases(runs)
         return self._read[key]
 
-    def _scores(self, backbone: str, dataset: str) -> tuple[str, str, Any, str, str]:
-        """Confusion matrices, legend, reliability diagram, scores by class and by agreement."""
-        wanted = self.catalog.select(backbone, dataset)
-        runs = self.catalog.of(wanted.backbone, wanted.dataset)
-        order = {arm: number for number, arm in enumerate(STUDY_ARMS)}
+    def _scores(self, backbone: str, dataset: str, seed: int) -> list[Any]:
+        """Confusion matrices; legend and chart of reliability; note and chart of selective
+        answering; scores by class and by agreement."""
+        runs = chosen_runs(self.catalog, backbone, dataset, seed)
+        board = self.catalog.leaderboard or {"arms": [], "rows": []}
+        place = (runs[0].backbone, runs[0].dataset)
         arms = sorted(
-            (
-                arm
-                for arm in (self.catalog.leaderboard or {})["arms"]
-                if arm["backbone"] == runs[0].backbone and arm["dataset"] == wanted.dataset
-            ),
-            key=lambda arm: order[arm["arm"]],
+            (arm for arm in board["arms"] if (arm["backbone"], arm["dataset"]) == place),
+            key=lambda arm: STUDY_ARMS.index(arm["arm"]),
         )
         if not arms:
             newer = notice(
@@ -270,14 +318,57 @@ class DifferTab:
                 "Scores are read from leaderboard.json; make it again with "
                 "`python train_models.py leaderboard`.",
             )
-            return newer, "", None, "", ""
-        return (
-            confusions_html(arms, runs[0].label_names),
-            arms_legend(
-                [arm["arm"] for arm in arms],
-                "below the dashed line: overconfident; bars: answers in the bin",
-            ),
+            return [newer, "", None, "", None, "", ""]
+        names = runs[0].label_names
+        legend = arms_legend([arm["arm"] for arm in arms])
+        return [
+            scores_html(_of_run(arms, runs, seed), names, "confusions"),
+            html("reliability", legend=legend),
             reliability_figure(arms),
-            per_class_html(arms, runs[0].label_names),
-            by_agreement_html(arms),
-        )
+            html("selective"),
+            selective_figure(self._selective(dataset, seed)),
+            scores_html(_of_run(arms, runs, seed), names, "classes"),
+            scores_html(arms, names, "bands"),
+        ]
+
+    def _selective(self, dataset: str, seed: int) -> dict[tuple[str, str], list[float]]:
+        """For every model of a data set, its accuracy at each of SHARES, mean over the runs."""
+        runs: dict[tuple[str, str], list[Run]] = {}
+        for run in self.catalog.runs:
+            if run.dataset == dataset and seed in (ALL_RUNS, run.seed):
+                runs.setdefault((slug(run.backbone), run.arm), []).append(run)
+        return {
+            model: [fmean(at) for at in zip(*map(_selective_of, of_model), strict=True)]
+            for model, of_model in runs.items()
+        }
+
+
+@lru_cache(maxsize=512)
+def _read_selective(run_folder: str, label_names: tuple[str, ...]) -> tuple[float, ...]:
+    read = read_predictions(Path(run_folder) / "predictions.csv", label_names)
+    return tuple(map(float, selective(read.label_indices, read.probabilities, SHARES)))
+
+
+def _selective_of(run: Run) -> tuple[float, ...]:
+    return _read_selective(str(run.folder), run.label_names)
+
+
+def _of_run(
+    arms: Sequence[Mapping[str, Any]], runs: Sequence[Run], seed: int
+) -> list[Mapping[str, Any]]:
+    """Arms of the board, or what a single run of each has in their place."""
+    if seed == ALL_RUNS:
+        return list(arms)
+    alone = {run.arm: run.metrics for run in runs}
+    return [
+        {
+            **arm,
+            "confusion": alone[arm["arm"]]["confusion"],
+            "per_class": {
+                name: {**entry, "f1_sd": None}
+                for name, entry in alone[arm["arm"]]["per_class"].items()
+            },
+        }
+        for arm in arms
+        if arm["arm"] in alone
+    ]

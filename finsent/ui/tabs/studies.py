@@ -1,4 +1,4 @@
-"""The Studies tab: arms over many folds, seeds and regimes, drawn from the studies' summaries.
+"""Evidence, studies: arms over many folds, seeds and regimes, from the studies' summaries.
 
 No number is computed here.
 """
@@ -16,7 +16,7 @@ import gradio as gr
 from finsent.plots.style import ARM_STYLES, ChartError
 from finsent.results.catalog import Catalog, dataset_description, dataset_order, dataset_title
 from finsent.results.metrics import SIGNIFICANCE
-from finsent.results.text import NONE, count, seconds
+from finsent.results.text import safe
 from finsent.study.charts import forest_figure, frontier_figure
 from finsent.study.comparisons import REFERENCES
 from finsent.study.views import (
@@ -31,22 +31,16 @@ from finsent.study.views import (
     comparisons_of,
     places,
     published,
+    question,
     regime_key,
     rows_of,
+    short_answer,
     study_names,
     study_title,
     whole_data,
 )
-from finsent.ui.parts.markup import (
-    arms_legend,
-    notice,
-    percent,
-    percent_interval,
-    sentence,
-    signed,
-    swatch,
-    table,
-)
+from finsent.ui.parts.events import interactive_html, sent
+from finsent.ui.parts.markup import arms_legend, html, notice, sentence
 from finsent.ui.parts.selectors import QUICK, moved
 from finsent.ui.tables.published import references_table
 
@@ -120,180 +114,75 @@ def _in_regime(entries: Sequence[Entry], regime: str) -> list[Entry]:
     return [entry for entry in entries if regime in (ALL, entry["regime"])]
 
 
-# -------------------------------------------------------------------------------------------- words
+def list_html(studies: Studies, chosen: str = "") -> str:
+    """A row for each study: question, answer, size and figure. chosen: whose details are open."""
+    rows = []
+    for name in studies.names:
+        summary = studies.summaries[name]
+        found = [row for place in places(summary) for row in rows_of(summary, place)]
+        rows.append(
+            {
+                "name": name,
+                "question": question(name),
+                "answer": short_answer(summary, dataset_title),
+                "runs": summary["runs"],
+                "folds": max(row["folds"] for row in found),
+                "datasets": [dataset_title(dataset) for dataset in studies.datasets(name)],
+                "comparisons": summary["comparisons"],
+            }
+        )
+    ends = [abs(c["metrics"]["accuracy"]["mean"]) for row in rows for c in row["comparisons"]]
+    return html(
+        "studies", rows=rows, chosen=chosen, widest=max(ends, default=1.0), sure=SIGNIFICANCE
+    )
 
 
 def answer_html(comparisons: Sequence[Entry], rows: Sequence[Entry] = ()) -> str:
     """What was found, counted over all regimes; without dendrites, which of the rows validation
     chooses."""
-    if not comparisons:
-        return notice("Nothing to compare.", "No dendritic arm was tested here.") + _list(
-            chosen(rows)
-        )
-    return (
-        f'{_list(answer(comparisons))}<p class="fs-quiet">Accuracy on test; p &lt; '
-        f"{SIGNIFICANCE} after correction over all comparisons of the study. No difference shown "
-        "is not the same as none.</p>"
+    lines = answer(comparisons) if comparisons else chosen(rows)
+    return html(
+        "study_answer",
+        lines=[_coded(line) for line in lines],
+        compared=bool(comparisons),
+        sure=SIGNIFICANCE,
     )
 
 
-def _list(lines: Sequence[str]) -> str:
-    items = "".join(f"<li>{_coded(line)}</li>" for line in lines)
-    return f'<ul class="fs-answers">{items}</ul>' if lines else ""
-
-
 def _coded(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return safe(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def verdicts_html(comparisons: Sequence[Entry]) -> str:
     """Differences that survive correction one by one; ties folded away below."""
-    sure = [c for c in comparisons if c["outcome"] != "tied"]
-    tied = [c for c in comparisons if c["outcome"] == "tied"]
-    listed = f'<ol class="fs-verdicts">{"".join(map(_verdict, sure))}</ol>' if sure else ""
-    if not tied:
-        return listed
-    items = "".join(
-        f"<li><b>{escape(c['regime'])}, {escape(c['recipe'])}</b> {escape(_said(c))}</li>"
-        for c in tied
+    return html(
+        "study_verdicts",
+        sure=[c for c in comparisons if c["outcome"] != "tied"],
+        tied=[c for c in comparisons if c["outcome"] == "tied"],
+        sentence=sentence,
     )
-    return (
-        f'{listed}<details class="fs-ties"><summary>{count(len(tied))} '
-        f"{'tie' if len(tied) == 1 else 'ties'}</summary><ul>{items}</ul></details>"
-    )
-
-
-def _verdict(comparison: Entry) -> str:
-    c = comparison
-    return (
-        f'<li data-outcome="{escape(c["outcome"])}"><h3>{escape(c["regime"])}, '
-        f"{escape(c['recipe'])}, against {escape(c['a'])}<span>"
-        f"{escape(c['outcome'].capitalize())}</span></h3><p>{escape(_said(c))}</p></li>"
-    )
-
-
-def _said(comparison: Entry) -> str:
-    return sentence(comparison["verdict"])
-
-
-# ------------------------------------------------------------------------------------------- tables
 
 
 def rows_html(rows: Sequence[Entry], caption: str) -> str:
     """Every arm of every recipe and regime shown, with intervals."""
-    return table(
-        [
-            "Regime", "Recipe", "Arm", "Accuracy", "± sd", "Macro-F1", "NLL", "ECE",
-            "Errors removed", "Parameters", "Training, s", "Dendrites", "Runs",
-        ],
-        [
-            [
-                escape(row["regime"]),
-                escape(row["recipe"]),
-                _arm(row["arm"]),
-                *_scores(row),
-                _removed(row["errors_removed_pct"]),
-                *_costs(row),
-                _kept(row),
-                count(row["n"]),
-            ]
-            for row in rows
-        ],
-        caption=caption,
-        numeric=range(3, 13),
-        css_class="fs-arms fs-tall",
-    )  # fmt: skip
-
-
-def _arm(arm: str) -> str:
-    if arm not in ARM_STYLES:
-        return escape(arm)
-    return f'<span class="fs-arm">{swatch(arm)}{escape(ARM_STYLES[arm].title)}</span>'
-
-
-def _scores(row: Entry) -> list[str]:
-    return [
-        _with_interval(row, "accuracy"),
-        f"{100 * row['accuracy_sd']:.2f}",
-        _with_interval(row, "macro_f1"),
-        f"{row['nll']:.4f}",
-        percent(row["ece"], 2),
-    ]
-
-
-def _with_interval(row: Entry, metric: str) -> str:
-    interval = row[f"{metric}_ci"]
-    said = f' <span class="fs-ci">{percent_interval(interval)}</span>' if interval else ""
-    return f"<b>{percent(row[metric], 2)}</b>{said}"
-
-
-def _removed(value: float | None) -> str:
-    if value is None:
-        return NONE
-    return f"{signed(value)}\u202f%"
-
-
-def _costs(row: Entry) -> list[str]:
-    return [count(round(row["trainable_params"])), seconds(row["train_seconds"])]
-
-
-def _kept(row: Entry) -> str:
-    if row["arm"] != "dendritic":
-        return NONE
-    return f'{row["dendrites"]:.1f} <span class="fs-ci">in {row["runs_with_dendrites"]} runs</span>'
+    return html("study_rows", rows=rows, caption=caption)
 
 
 def context_html(summaries: Mapping[str, Summary], study: str, place: tuple[str, str]) -> str:
     """What was trained otherwise: classical classifiers, and results published under the same kind
     of protocol."""
-    parts = []
     rows = classical_rows(summaries, study, place)
-    if rows:
-        parts.append(
-            "<h2>Classical classifiers</h2><p>Folds made by the same rule; regimes mean what they "
-            "mean for heads.</p>"
-            + table(
-                ["Classifier", "Regime", "Accuracy", "± sd", "Macro-F1", "NLL", "ECE", "Parameters",
-                 "Training, s", "Runs"],
-                [
-                    [
-                        f'<span class="fs-arm">{swatch(row["arm"])}{escape(row["recipe"])}</span>',
-                        escape(row["regime"]),
-                        *_scores(row),
-                        *_costs(row),
-                        count(row["n"]),
-                    ]
-                    for row in rows
-                ],
-                caption=f"Classical classifiers on {dataset_title(place[0])}",
-                numeric=range(2, 10),
-                css_class="fs-arms",
-            )
-        )  # fmt: skip
     references = [reference.to_dict() for reference in published(summaries[study], place)]
-    if references:
-        parts.append(
-            "<h2>Published elsewhere</h2><p>Context, not competitors: the same kind of protocol, "
-            "other training.</p>"
-            + references_table(references, f"Published on {dataset_description(place[0])}")
+    return html(
+        "study_context",
+        rows=rows,
+        dataset=dataset_title(place[0]),
+        references=safe(
+            references_table(references, f"Published on {dataset_description(place[0])}")
         )
-    return "".join(f'<section class="fs-published">{part}</section>' for part in parts)
-
-
-def rules_html() -> str:
-    """What regimes, recipes and arms are."""
-    arms = "".join(f"<li><b>{escape(arm)}</b>: {escape(rule)}</li>" for arm, rule in _rules())
-    return (
-        '<details class="fs-ties"><summary>Regimes, recipes and arms</summary>'
-        f"{''.join(f'<p>{_coded(rule)}</p>' for rule in RULES)}<ul>{arms}</ul></details>"
+        if references
+        else "",
     )
-
-
-def _rules() -> list[tuple[str, str]]:
-    return [(ARM_STYLES[arm].title, ARM_RULES[arm]) for arm in ARM_ORDER if arm in ARM_RULES]
-
-
-# -------------------------------------------------------------------------------------------- tab
 
 
 def contents(studies: Studies, shown: Shown) -> list[Any]:
@@ -324,12 +213,16 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
     ]
 
 
+def _rules() -> list[tuple[str, str]]:
+    return [(ARM_STYLES[arm].title, ARM_RULES[arm]) for arm in ARM_ORDER if arm in ARM_RULES]
+
+
 def _forest_heading(compared: Sequence[str]) -> str:
     """Nothing where nothing is compared: the chart below is hidden then."""
     if not compared:
         return ""
     legend = arms_legend(compared, "filled: survives correction; bars: 95 % intervals before it")
-    return f"<h2>Accuracy of dendritic minus another arm</h2>{legend}"
+    return f"<h3>Accuracy of dendritic minus another variant</h3>{legend}"
 
 
 def _chart(draw: Any) -> Any:
@@ -341,7 +234,7 @@ def _chart(draw: Any) -> Any:
 
 
 def add_studies_tab(catalog: Catalog) -> None:
-    """Draws the tab inside the current gr.Tab."""
+    """Draws the section inside the current gr.Tab."""
     studies = Studies(catalog.studies)
     if not studies.names:
         gr.HTML(
@@ -353,11 +246,11 @@ def add_studies_tab(catalog: Catalog) -> None:
             elem_id="studies-none",
         )
         return
-    _Tab(studies).draw()
+    _Section(studies).draw()
 
 
-class _Tab:
-    """The tab's components and the functions that renew them."""
+class _Section:
+    """The section's components and the functions that renew them."""
 
     def __init__(self, studies: Studies) -> None:
         self.studies = studies
@@ -365,62 +258,48 @@ class _Tab:
         self.first = studies.nearest("", "", "", _ANY)
 
     def draw(self) -> None:
-        """All of it, in the order of the page."""
-        with gr.Row(elem_classes="fs-controls"):
-            controls = self._add_controls()
+        """The list of studies, and below it the details of the one that is opened."""
+        listed = interactive_html(list_html(self.studies), "study-list")
         found = contents(self.studies, self.first)
-        gr.HTML("<h2>Do dendrites remove errors?</h2>")
-        outputs: list[Any] = [
-            gr.HTML(found[0], elem_id="study-answer"),
-            gr.HTML(found[1], elem_id="study-verdicts"),
-        ]
-        outputs += self._add_chart(found[2:4], "forest")
-        gr.HTML("<h2>What accuracy costs in parameters</h2>")
-        outputs += self._add_chart(found[4:6], "frontier")
-        gr.HTML(
-            '<p class="fs-quiet">Up and to the left is better. The dashed line joins the arms '
-            "that none beats in both. With all regimes, only those with all of the training data; "
-            "classical classifiers below the axis are in their table only.</p>"
-        )
-        gr.HTML("<h2>Every arm</h2>")
-        outputs.append(gr.HTML(found[6], elem_id="study-rows"))
-        gr.HTML(
-            '<p class="fs-quiet">Means over folds and seeds with corrected 95 % intervals. Errors '
-            "removed: against the baseline of the regime. Dendrites: kept per class or map. "
-            "Training time: a run’s share of the stack it was trained in.</p>" + rules_html()
-        )
-        outputs.append(gr.HTML(found[7], elem_id="study-context"))
-        self._connect(controls, outputs)
+        with gr.Column(visible=False, elem_id="study-details") as details:
+            title = gr.HTML(f"<h2>{escape(study_title(self.first.study))}</h2>")
+            name = gr.State(self.first.study)
+            with gr.Row(elem_classes="fs-controls"):
+                controls = self._add_controls()
+            outputs: list[Any] = [gr.HTML(found[0], elem_id="study-answer")]
+            outputs.append(gr.HTML(found[1], elem_id="study-verdicts"))
+            outputs += self._add_chart(found[2:4], "forest")
+            gr.HTML("<h3>Score vs. cost</h3>")
+            outputs += self._add_chart(found[4:6], "frontier")
+            gr.HTML(
+                '<p class="fs-quiet">Up and to the left is better. The dashed line is the Pareto '
+                "frontier. With all regimes, only those with all of the training data; classical "
+                "classifiers below the axis are in their table only.</p>"
+            )
+            gr.HTML("<h3>Every variant</h3>")
+            outputs.append(gr.HTML(found[6], elem_id="study-rows"))
+            gr.HTML(html("study_rules", rules=[_coded(rule) for rule in RULES], arms=_rules()))
+            outputs.append(gr.HTML(found[7], elem_id="study-context"))
+        self._connect(listed, details, title, [name, *controls], outputs)
 
     def _add_controls(self) -> list[gr.Dropdown]:
-        first = self.first
-        plain: dict[str, Any] = {"filterable": False, "min_width": 150}
-        choices = self._choices(first)
+        choices = self._choices(self.first)
         return [
             gr.Dropdown(
-                [(study_title(name), name) for name in self.studies.names],
-                value=first.study,
-                label="Study",
-                elem_id="study-name",
-                **plain,
-            ),
-            gr.Dropdown(
-                choices[0],
-                value=first.dataset,
-                label="Data set",
-                elem_id="study-dataset",
-                **plain,
-            ),
-            gr.Dropdown(
-                choices[1],
-                value=first.tested,
-                label="Tested on",
-                elem_id="study-tested",
-                **plain,
-            ),
-            gr.Dropdown(
-                choices[2], value=first.regime, label="Regime", elem_id="study-regime", **plain
-            ),
+                choices[at],
+                value=value,
+                label=label,
+                elem_id=f"study-{name}",
+                filterable=False,
+                min_width=150,
+            )
+            for at, (name, label, value) in enumerate(
+                (
+                    ("dataset", "Data set", self.first.dataset),
+                    ("tested", "Tested on", self.first.tested),
+                    ("regime", "Regime", self.first.regime),
+                )
+            )
         ]
 
     def _choices(self, shown: Shown) -> tuple[list[Any], list[Any], list[Any]]:
@@ -445,7 +324,46 @@ class _Tab:
             ),
         ]
 
-    def _connect(self, controls: Sequence[gr.Dropdown], outputs: Sequence[Any]) -> None:
+    def _drawn(self, outputs: Sequence[Any], shown: Shown) -> list[Any]:
+        return [
+            gr.update(value=value, visible=value is not None)
+            if isinstance(output, gr.Plot)
+            else value
+            for output, value in zip(outputs, contents(self.studies, shown), strict=True)
+        ]
+
+    def _connect(
+        self,
+        listed: gr.HTML,
+        details: gr.Column,
+        title: gr.HTML,
+        asked: Sequence[Any],
+        outputs: Sequence[Any],
+    ) -> None:
+        def open_study(event: gr.EventData) -> list[Any]:
+            wanted = sent(event)
+            if wanted not in self.studies.names:
+                return [gr.skip()] * (4 + len(asked) - 1 + len(outputs))
+            shown = self.studies.nearest(wanted, "", "", _ANY)
+            values = (shown.dataset, shown.tested, shown.regime)
+            return [
+                list_html(self.studies, wanted),
+                gr.update(visible=True),
+                f"<h2>{escape(study_title(wanted))}</h2>",
+                wanted,
+                *(
+                    gr.update(choices=choices, value=value)
+                    for choices, value in zip(self._choices(shown), values, strict=True)
+                ),
+                *self._drawn(outputs, shown),
+            ]
+
+        listed.click(open_study, outputs=[listed, details, title, *asked, *outputs], **QUICK).then(
+            None,
+            js="() => document.querySelector('#study-details')?.scrollIntoView()",
+            api_visibility="private",
+        )
+
         def choose(*chosen: str) -> list[Any]:
             shown = self.studies.nearest(*chosen)
             values = (shown.dataset, shown.tested, shown.regime)
@@ -457,25 +375,20 @@ class _Tab:
             ]
 
         def renew(*chosen: str) -> list[Any]:
-            found = contents(self.studies, self.studies.nearest(*chosen))
-            return [
-                gr.update(value=value, visible=value is not None)
-                if isinstance(output, gr.Plot)
-                else value
-                for output, value in zip(outputs, found, strict=True)
-            ]
+            return self._drawn(outputs, self.studies.nearest(*chosen))
 
+        # The person's choice: what opening a study sets has been drawn with it.
         gr.on(
-            [control.change for control in controls[:3]],
+            [control.input for control in asked[1:3]],
             choose,
-            inputs=list(controls),
-            outputs=list(controls[1:]),
+            inputs=list(asked),
+            outputs=list(asked[1:]),
             **QUICK,
         )
         gr.on(
-            [control.change for control in controls],
+            [control.input for control in asked[1:]],
             renew,
-            inputs=list(controls),
+            inputs=list(asked),
             outputs=list(outputs),
             **QUICK,
         )

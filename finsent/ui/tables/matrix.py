@@ -1,0 +1,189 @@
+"""Every model on every data set at a glance, and what dendrites did on each.
+
+Input are the arms and comparisons of leaderboard.json; nothing is computed anew but marks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from finsent.config import STUDY_ARMS
+from finsent.results.catalog import (
+    backbone_title,
+    dataset_description,
+    dataset_order,
+    dataset_title,
+)
+from finsent.results.metrics import SIGNIFICANCE
+from finsent.results.references import PUBLISHED_GAIN_PCT
+from finsent.ui.parts.markup import html, sentence
+from finsent.ui.tables.filters import ALL, Board, Entry
+
+ARM_NOTES = {
+    "baseline": "is fine-tuned with LoRA alone",
+    "dendritic": "grows dendrites as well",
+    "restart": "is interrupted as the dendritic run was, without dendrites",
+    "matched": "has as many parameters as the dendritic model, without dendrites",
+}
+PAIR = ("baseline", "dendritic")
+"""The comparison that the project is about."""
+CONTROLS = {"restart": "restarts alone are", "matched": "a same-size model is"}
+"""What tells dendrites from what comes with them, and how a tie with it is said."""
+
+
+def higher_loss(entry: Entry, other: Entry) -> bool:
+    """Whether an arm's loss lies above the 95 % interval of another's."""
+    return bool(entry["mean"]["nll"] > other["ci"]["nll"][1])
+
+
+def best(entry: Entry, beside: Sequence[Entry]) -> bool:
+    """Whether no test tells an arm from the most accurate of its data set, nor its loss is higher.
+
+    beside: all arms of the data set. An accuracy bought with a clearly higher loss is not marked.
+    """
+    leaders = [other for other in beside if other["standing_group"] == 1]
+    return entry["standing_group"] == 1 and not any(higher_loss(entry, other) for other in leaders)
+
+
+def matrix_html(board: Board, sort: str = ALL) -> str:
+    """A row for each model, a column for each data set; sort: the data set to order rows by."""
+    many = Counter(arm["dataset"] for arm in board["arms"])
+    # What most models were tested on comes first: on a phone it is all that one sees at once.
+    datasets = sorted(many, key=lambda name: (-many[name], dataset_order(name)))
+    cells = {(arm["backbone"], arm["arm"], arm["dataset"]): arm for arm in board["arms"]}
+    models = sorted(
+        {key[:2] for key in cells},
+        key=lambda m: (
+            -cells[*m, sort]["mean"]["accuracy"] if (*m, sort) in cells else 0,
+            m[0],
+            STUDY_ARMS.index(m[1]) if m[1] in STUDY_ARMS else len(STUDY_ARMS),
+        ),
+    )
+    of = {name: [arm for arm in board["arms"] if arm["dataset"] == name] for name in datasets}
+    return html(
+        "matrix",
+        sort=sort,
+        notes={arm: said for arm, said in ARM_NOTES.items() if any(m[1] == arm for m in models)},
+        datasets=[
+            {
+                "name": name,
+                "title": dataset_title(name),
+                "description": dataset_description(name),
+                "n": of[name][0]["n_test"] / len(of[name][0]["seeds"]),
+            }
+            for name in datasets
+        ],
+        rows=[
+            {
+                "model": backbone_title(model[0]),
+                "arm": model[1],
+                "cells": [_cell(board, cells.get((*model, name)), of[name]) for name in datasets],
+            }
+            for model in models
+        ],
+    )
+
+
+def _cell(board: Board, entry: Entry | None, beside: Sequence[Entry]) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    tied = sum(other["standing_group"] == entry["standing_group"] for other in beside) > 1
+    pair = pair_of(board, entry) if entry["arm"] == PAIR[1] else None
+    return {
+        "entry": entry,
+        "rank": f"{entry['standing']}{'=' if tied else ''}",
+        "best": best(entry, beside),
+        "shared": tied,
+        "badge": None if pair is None or pair["outcome"] == "tied" else badge(board, pair),
+    }
+
+
+def pair_of(board: Board, entry: Entry, reference: str = PAIR[0]) -> Entry | None:
+    """The comparison of an arm with a reference arm of the same model and data set."""
+    return next(
+        (
+            pair
+            for pair in board["comparisons"]
+            if all(pair[key] == entry[key] for key in ("backbone", "dataset"))
+            and {pair["a"], pair["b"]} == {reference, entry["arm"]}
+        ),
+        None,
+    )
+
+
+def badge(board: Board, pair: Entry) -> dict[str, Any]:
+    """What a comparison with dendrites found, in a word, and everything that weakens it."""
+    runs = len(pair["seeds"])
+    weak = []
+    if pair["outcome"] != "tied":
+        if runs == 1:
+            weak.append("one training run")
+        if pair["p_holm"] >= SIGNIFICANCE:
+            weak.append("not corrected")
+        if pair["outcome"] == "better":
+            weak += _missing_controls(board, pair)
+            arms = {name: _arm(board, pair, name) for name in (pair["a"], pair["b"])}
+            if higher_loss(arms[pair["b"]], arms[pair["a"]]):
+                weak.append("its loss is higher")
+    if pair["seeds_without_dendrites"]:
+        weak.append("a run kept no dendrite")
+    word = {"better": "Better", "worse": "Worse"}.get(pair["outcome"], "No difference found")
+    return {"word": word, "outcome": pair["outcome"], "weak": weak}
+
+
+def _missing_controls(board: Board, pair: Entry) -> list[str]:
+    """Of a gain: which control does as well, or that none was run."""
+    found = {
+        name: control
+        for name in CONTROLS
+        if (control := pair_of(board, {**pair, "arm": pair["b"]}, name)) is not None
+    }
+    if not found:
+        return ["no control was run"]
+    tied = [name for name, control in found.items() if control["outcome"] == "tied"]
+    return [f"{CONTROLS[name]} as good" for name in tied]
+
+
+def _arm(board: Board, pair: Entry, name: str) -> Entry:
+    return next(
+        arm
+        for arm in board["arms"]
+        if arm["arm"] == name and all(arm[k] == pair[k] for k in ("backbone", "dataset"))
+    )
+
+
+def effects_html(board: Board) -> str:
+    """A row for each model and data set: dendritic minus baseline, and what that excludes."""
+    pairs = sorted(
+        (pair for pair in board["comparisons"] if (pair["a"], pair["b"]) == PAIR),
+        key=lambda pair: (dataset_order(pair["dataset"]), pair["backbone"]),
+    )
+    widest = max((abs(end) for pair in pairs for end in pair["accuracy_ci_points"]), default=1.0)
+    rows = []
+    for pair in pairs:
+        removed = pair["errors_removed_ci_pct"]
+        rows.append(
+            {
+                "pair": pair,
+                "dataset": dataset_title(pair["dataset"]),
+                "model": backbone_title(pair["backbone"]),
+                "runs": len(pair["seeds"]),
+                "losses": [_arm(board, pair, name)["mean"]["nll"] for name in PAIR],
+                "excluded": None if removed is None else removed[1] < PUBLISHED_GAIN_PCT,
+                "badge": badge(board, pair),
+                "verdict": sentence(pair["verdict"]),
+                # In percent of the strip, whose middle is zero.
+                "marks": [
+                    50 + 50 * value / widest
+                    for value in (*pair["accuracy_ci_points"], pair["accuracy_delta_points"])
+                ],
+            }
+        )
+    return html(
+        "effects",
+        rows=rows,
+        claimed=PUBLISHED_GAIN_PCT,
+        comparisons=len(board["comparisons"]),
+    )
