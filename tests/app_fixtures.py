@@ -74,6 +74,9 @@ class FakeComparer:
             time.sleep(0.02 if "slow" in text or self.seed == SLOW else 0.0002)
         return np.array([self._predict(text, arm).probabilities for text in texts])
 
+    def truncated(self, texts: Sequence[str], /) -> list[bool]:
+        return [len(text.split()) > 128 for text in texts]
+
     def _predict(self, text: str, arm: str) -> ArmPrediction:
         digest = hashlib.sha256(f"{text}|{self.seed}".encode()).digest()
         k = len(self.label_names)

@@ -13,22 +13,22 @@ import pytest
 from finsent.plots.live import distribution_figure
 from finsent.results.calibration import Calibration
 from finsent.serving import many_texts
-from finsent.serving.many_texts import Item, Scored
-from finsent.serving.spreadsheet import MAX_ROWS, TableError
+from finsent.serving.many_texts import MAX_ROWS, Item, Scored
+from finsent.serving.tables.rows import Reading, TableError
 from finsent.ui.parts.headline import text_problem
 
 LABELS = ("negative", "neutral", "positive")
 CALIBRATION = Calibration(2.0, 0.3, 0.9, 0.91, 1.2, 0.02, 0.4, 0.3, 100, 100)
 
 
-def scorer(texts: Sequence[str]) -> dict[str, np.ndarray]:
+def scorer(texts: Sequence[str]) -> tuple[dict[str, np.ndarray], list[bool]]:
     """The baseline reads the number at the end; the dendritic arm says negative on 7."""
     base = np.eye(3)[[int(text[-1]) % 3 for text in texts]] * 0.9 + 0.1 / 3
     other = base.copy()
     for i, text in enumerate(texts):
         if text.endswith("7"):
             other[i] = [0.8, 0.1, 0.1]
-    return {"baseline": base, "dendritic": other}
+    return {"baseline": base, "dendritic": other}, [text.endswith("3") for text in texts]
 
 
 def test_pasted_lines_keep_their_numbers() -> None:
@@ -48,15 +48,17 @@ def test_pasted_lines_keep_their_numbers() -> None:
 def test_the_column_with_the_texts_is_found(tmp_path: Path, header: str, column: str) -> None:
     path = tmp_path / "table.csv"
     path.write_text(f"{header}\n1,a long sentence about profit,short\n2,,x\n")
-    named = many_texts.uploaded(path, column, text_problem)
-    assert many_texts.uploaded(path, None, text_problem) == named
+    upload = many_texts.read_upload(path, Reading())
+    named = many_texts.uploaded(upload, column, text_problem)
+    assert many_texts.uploaded(upload, None, text_problem) == named
     assert [item.number for item in named] == [2, 3]
 
 
 def test_empty_cells_stay_with_their_reason(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("text,n\nprofit,1\n,2\n")
-    good, bad = many_texts.uploaded(path, "text", text_problem)
+    upload = many_texts.read_upload(path, Reading())
+    good, bad = many_texts.uploaded(upload, "text", text_problem)
     assert good.problem is None
     assert (bad.number, bad.problem is None) == (3, False)
 
@@ -72,6 +74,8 @@ def test_scores_come_chunk_by_chunk_and_every_row_keeps_its_place() -> None:
     scored = [row for chunk in chunks for row in chunk]
     assert [row.item for row in scored] == items
     assert scored[40].answers == ()
+    cut = [row.item.text for row in scored if row.truncated]
+    assert cut == [f"text {i}" for i in range(3, 100, 10)]
     for row in scored[:40] + scored[41:]:
         base, other = row.answers
         assert base.label == LABELS[int(row.item.text[-1]) % 3]
@@ -85,7 +89,7 @@ def test_scores_come_chunk_by_chunk_and_every_row_keeps_its_place() -> None:
 
 
 def test_nothing_is_asked_when_no_text_is_good() -> None:
-    def never(texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def never(texts: Sequence[str]) -> tuple[dict[str, np.ndarray], list[bool]]:
         raise AssertionError("asked")
 
     (chunk,) = many_texts.score([Item(1, "", "empty")], never, LABELS, {})
@@ -110,3 +114,16 @@ def test_the_download_says_what_was_shown(calibration: Calibration | None) -> No
     held = answer.label_set
     assert first["baseline_set_90"] == ("" if held is None else " or ".join(held) or "none")
     assert (second["problem"], second["baseline_label"]) == ("too long", "")
+
+
+def test_labels_of_the_file_are_kept_and_compared_with(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("text,label\ntext 0,negative\ntext 1,Positive\ntext 7,mixed\n,neutral\n")
+    items = many_texts.uploaded(many_texts.read_upload(path, Reading()), None, text_problem)
+    (scored,) = many_texts.score(items, scorer, LABELS, dict.fromkeys(("baseline", "dendritic")))
+    assert many_texts.agreement(scored, LABELS) == {"baseline": (1, 2), "dendritic": (1, 2)}
+    content = many_texts.results_csv(scored, ("baseline", "dendritic"), LABELS).decode("utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    assert [row["label"] for row in rows] == ["negative", "Positive", "mixed", "neutral"]
+    assert [row["truncated"] for row in rows] == ["no", "no", "no", ""]
+    assert many_texts.agreement(scored[2:], LABELS) == {}

@@ -1,45 +1,72 @@
-"""python -m finsent score: resuming, bad input, cells that a spreadsheet would run."""
+"""finsent score: resuming, refusing what is not its own, bad input, what is counted."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import functools
+import json
+import os
 import random
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from finsent.commands import score as command
 from finsent.commands.cli import main
-from finsent.serving.scoring import PredictAll, ScoringError, score_csv
-from finsent.serving.spreadsheet import neutralize
+from finsent.serving.output import ScoringError
+from finsent.serving.scoring import Answers, PredictAll, Scored, Task, score_table
+from finsent.serving.tables.reading import open_table
+from finsent.serving.tables.rows import Reading, TableError
+from finsent.serving.tables.writing import neutralize
+from tests.ugly_files import UGLY
 
 LABELS = ("negative", "neutral", "positive")
+ABOUT = {"model": "tiny", "arm": "dendritic", "seed": 0}
 
 
-def predict_block(texts: list[str]) -> list[list[float]]:
+def predict_block(texts: list[str], engine: str = "torch") -> Answers:
     """From the text alone, so that blocks and restarts cannot matter."""
     rows = []
     for text in texts:
         draw = random.Random(text)
         values = [draw.random() for _ in LABELS]
         rows.append([v / sum(values) for v in values])
-    return rows
+    return Answers(rows, [len(text) > 40 for text in texts], engine)
 
 
 predict = functools.partial(map, predict_block)
 
 
-def ahead(blocks: Iterator[list[str]]) -> Iterator[list[list[float]]]:
+def ahead(blocks: Iterator[list[str]]) -> Iterator[Answers]:
     """Asks for blocks before it answers those it has, as several workers do."""
-    waiting: deque[list[list[float]]] = deque()
+    waiting: deque[Answers] = deque()
     for texts in blocks:
         waiting.append(predict_block(texts))
         if len(waiting) == 4:
             yield waiting.popleft()
     yield from waiting
+
+
+def score(
+    source: Path,
+    target: Path,
+    answering: PredictAll = predict,
+    *,
+    column: str = "headline",
+    reading: Reading | None = None,
+    about: dict[str, Any] | None = None,
+    on_empty: str = "keep",
+    label_column: str | None = None,
+    **options: Any,
+) -> Scored:
+    task = Task(open_table(source, reading), column, LABELS, about or ABOUT, on_empty, label_column)
+    return score_table(task, source, target, lambda: contextlib.nullcontext(answering), **options)
 
 
 @pytest.fixture
@@ -56,60 +83,121 @@ def source(tmp_path: Path) -> Path:
 
 def rows_of(path: Path) -> list[list[str]]:
     with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.reader(stream))
+        return list(csv.reader(stream, strict=True))
+
+
+def part_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def record_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.finsent.jsonl")
+
+
+def dying(after: int) -> PredictAll:
+    """Answers some blocks, then ends as Ctrl-C does."""
+
+    def answer(blocks: Iterator[list[str]]) -> Iterator[Answers]:
+        for number, texts in enumerate(blocks):
+            if number == after:
+                raise KeyboardInterrupt
+            yield predict_block(texts)
+
+    return answer
+
+
+def interrupted(source: Path, target: Path, after: int = 3, **options: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        score(source, target, dying(after), block_rows=10, **options)
 
 
 def test_columns_are_kept_and_added(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
-    done = score_csv(source, target, "headline", predict, LABELS, block_rows=7)
+    done = score(source, target, block_rows=7)
     assert (done.rows, done.resumed_from) == (50, 0)
     found, given = rows_of(target), rows_of(source)
-    assert found[0] == ["id", "headline", "'=note", "label", *LABELS]
+    assert found[0] == ["id", "headline", "'=note", "label", *LABELS, "truncated"]
     for row, original in zip(found[1:], given[1:], strict=True):
         assert row[:3] == [neutralize(cell) for cell in original]
-        (expected,) = predict_block([original[1]])
-        assert [float(p) for p in row[4:]] == pytest.approx(expected, abs=1e-6)
+        (expected,) = predict_block([original[1]]).probabilities
+        assert [float(p) for p in row[4:7]] == pytest.approx(expected, abs=1e-6)
         assert row[3] == LABELS[expected.index(max(expected))]
+        assert row[7] == "no"
+    assert not part_of(target).exists()
 
 
-def test_killed_anywhere_and_resumed_the_file_is_the_same(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", UGLY)
+def test_every_ugly_file_comes_out_cell_by_cell(name: str, tmp_path: Path) -> None:
+    ugly = UGLY[name](tmp_path)
+    reading = Reading(**ugly.options)  # type: ignore[arg-type]
+    target = tmp_path / "out.csv"
+    done = score(ugly.path, target, column=ugly.column, reading=reading)
+    header, *found = rows_of(target)
+    width = len(ugly.names)
+    assert [row[:width] for row in found] == [[neutralize(c) for c in row] for row in ugly.rows]
+    assert (
+        len(header)
+        == len(set(header) | {""}) - ("" not in header) + header.count("") - ("" in header)
+        or header.count("x") == 2
+    )
+    place = open_table(ugly.path, reading).place(ugly.column)
+    empty = sum(not row[place].strip() for row in ugly.rows)
+    assert (done.rows, done.tally.empty) == (len(ugly.rows), empty)
+    assert sum(not row[width] for row in found) == empty
+
+
+def test_torn_anywhere_and_resumed_the_file_is_the_same(source: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.csv"
-    score_csv(source, whole, "headline", predict, LABELS)
-    expected = whole.read_bytes()
+    score(source, whole, block_rows=9)
+    expected, record = whole.read_bytes(), record_of(whole).read_bytes()
+    lines = record.splitlines(keepends=True)
     target = tmp_path / "cut.csv"
-    for cut in sorted({0, 1, 30, 70, len(expected), *random.Random(0).sample(range(3000), 40)}):
-        target.write_bytes(expected[:cut])
-        score_csv(source, target, "headline", predict, LABELS, block_rows=9)
+    draw = random.Random(0)
+    for cut in sorted({0, 1, 30, 70, len(expected), *draw.sample(range(len(expected)), 30)}):
+        for torn in (target, part_of(target)):
+            part_of(target).unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            torn.write_bytes(expected[:cut])
+            record_of(target).write_bytes(record if torn == target else b"".join(lines[:-1]))
+            score(source, target, block_rows=9)
+            assert target.read_bytes() == expected, (cut, torn)
+            assert not part_of(target).exists()
+    for cut in draw.sample(range(len(lines[0]), len(record)), 20):
+        target.unlink()
+        part_of(target).write_bytes(expected)
+        record_of(target).write_bytes(record[:cut])
+        score(source, target, block_rows=9)
         assert target.read_bytes() == expected, cut
 
 
 def test_an_interrupted_run_keeps_what_it_wrote(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
-    calls = 0
-
-    def dying(texts: list[str]) -> list[list[float]]:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return predict_block(texts)
-
-    with pytest.raises(KeyboardInterrupt):
-        score_csv(source, target, "headline", functools.partial(map, dying), LABELS, block_rows=10)
-    assert len(rows_of(target)) == 31
+    interrupted(source, target)
+    assert len(rows_of(part_of(target))) == 31
+    assert not target.exists()
     asked: list[str] = []
 
-    def counting(texts: list[str]) -> list[list[float]]:
+    def counting(texts: list[str]) -> Answers:
         asked.extend(texts)
         return predict_block(texts)
 
-    done = score_csv(
-        source, target, "headline", functools.partial(map, counting), LABELS, block_rows=10
-    )
+    done = score(source, target, functools.partial(map, counting), block_rows=10)
     assert (done.rows, done.resumed_from, len(asked)) == (50, 30, 20)
+    assert score(source, target, dying(0)).resumed_from == 50, "nothing is asked when all is done"
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\r=1"])
+def test_the_first_rows_are_on_the_disk_after_a_few(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    seen: list[int] = []
+    score(
+        source,
+        target,
+        report=lambda rows, share: seen.append(len(rows_of(part_of(target))) - 1),
+    )
+    assert seen == [16, 32, 50]
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+x", "-x", "@SUM(A1)", "\tx", "\r=1"])
 def test_formulas_are_made_text(cell: str) -> None:
     assert neutralize(cell) == f"'{cell}"
     assert neutralize(f"a{cell}") == f"a{cell}"
@@ -119,20 +207,22 @@ def test_formulas_are_made_text(cell: str) -> None:
     ("content", "fault"),
     [
         (b"", "is empty"),
-        (b"id,text\n1,x\n", r"has no column 'headline'; it has 'id', 'text'"),
-        (b"headline,headline\na,b\n", "names a column twice"),
-        (b"headline,label\na,b\n", "already has columns label"),
-        (b"id,headline\n1,up\n2, \n", r"line 3: the cell in column 'headline' is empty"),
-        (b"id,headline\n1,up\n2\n", "line 3: 1 cells, the header has 2"),
+        (b"id,text\n1,x\n", r"no column 'headline'; there are 'id', 'text'"),
+        (b"headline,headline\na,b\n", "several columns are named 'headline'"),
+        (b"id,headline\n", "a header and no row below it"),
+        (b"id,headline\n1,up\n2\n", "row 3: 1 cells, the header has 2"),
         (b"id,headline\n1,up\n2,f\xfcr\n", "line 3: byte 0xfc is not utf-8"),
-        (b'id,headline\n1,"up\n', "line 2: unexpected end of data"),
+        (b'id,headline\n1,"up\n', "row 2: a quotation mark is opened and not closed"),
     ],
 )
 def test_bad_files_are_explained(content: bytes, fault: str, tmp_path: Path) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_bytes(content)
-    with pytest.raises(ScoringError, match=fault):
-        score_csv(source, target, "headline", predict, LABELS)
+    with pytest.raises((ScoringError, TableError), match=fault):
+        score(source, target)
+    assert not target.exists()
+    if b"up" not in content:
+        assert os.listdir(tmp_path) == ["in.csv"]
 
 
 @pytest.mark.parametrize("answering", [predict, ahead])
@@ -142,11 +232,13 @@ def test_rows_before_a_bad_one_are_kept_and_the_rest_follows_its_repair(
 ) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_bytes(b"headline\nup\nupper\nuppest\n" + bad + b"\ndown\n")
-    with pytest.raises(ScoringError, match=r"line 5.*3 rows before it are in"):
-        score_csv(source, target, "headline", answering, LABELS, block_rows=2)
-    assert [row[0] for row in rows_of(target)] == ["headline", "up", "upper", "uppest"]
+    options: dict[str, Any] = {"on_empty": "error", "block_rows": 2}
+    with pytest.raises(ScoringError, match=r"(row|line) 5.*3 rows before it are in"):
+        score(source, target, answering, **options)
+    found = rows_of(part_of(target))
+    assert [row[0] for row in found] == ["headline", "up", "upper", "uppest"]
     source.write_bytes(source.read_bytes().replace(bad, b"flat"))
-    done = score_csv(source, target, "headline", answering, LABELS, block_rows=2)
+    done = score(source, target, answering, **options)
     assert (done.rows, done.resumed_from) == (5, 3)
     assert [row[0] for row in rows_of(target)][3:] == ["uppest", "flat", "down"]
 
@@ -156,12 +248,10 @@ def test_answers_that_come_behind_reading_stay_with_their_rows(
 ) -> None:
     shares: list[float] = []
     for name, answering in (("at-once", predict), ("ahead", ahead)):
-        score_csv(
+        score(
             source,
             tmp_path / name,
-            "headline",
             answering,
-            LABELS,
             block_rows=7,
             report=lambda rows, share: shares.append(share),
         )
@@ -169,57 +259,324 @@ def test_answers_that_come_behind_reading_stay_with_their_rows(
     assert shares[:8] == shares[8:] == sorted(shares[:8])
 
 
-def test_an_output_of_another_input_is_left_alone(source: Path, tmp_path: Path) -> None:
+def test_rows_that_come_later_are_added(source: Path, tmp_path: Path) -> None:
+    target, longer = tmp_path / "out.csv", tmp_path / "longer.csv"
+    score(source, target, block_rows=9)
+    with source.open("a") as stream:
+        stream.write("50,Profit of firm 50 rose,x\r\n")
+    done = score(source, target, block_rows=9)
+    assert (done.rows, done.resumed_from) == (51, 50)
+    score(source, longer, block_rows=9)
+    assert target.read_bytes() == longer.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"about": {**ABOUT, "arm": "baseline"}}, "arm dendritic there, baseline now"),
+        ({"about": {**ABOUT, "model": "large"}}, "model tiny there, large now"),
+        ({"about": {**ABOUT, "seed": 1}}, "seed 0 there, 1 now"),
+        ({"about": {**ABOUT, "long": "windows"}}, "long none there, windows now"),
+        ({"column": "id"}, "column headline there, id now"),
+        ({"on_empty": "skip"}, "on empty keep there, skip now"),
+        ({"label_column": "id"}, "label column none there, id now"),
+        ({"answering": functools.partial(map, functools.partial(predict_block, engine="graphs"))},
+         "engine torch there, graphs now"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_was_begun_otherwise_is_refused_and_left_alone(
+    changes: dict[str, Any], says: str, source: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "out.csv"
-    target.write_text("a,b\n1,2\n")
-    with pytest.raises(ScoringError, match="other columns"):
-        score_csv(source, target, "headline", predict, LABELS)
-    assert target.read_text() == "a,b\n1,2\n"
-    target.unlink()
-    score_csv(source, target, "headline", predict, LABELS)
-    before = target.read_bytes()
-    source.write_text(source.read_text().replace("firm 3 ", "firm three "))
-    with pytest.raises(ScoringError, match="does not continue this input"):
-        score_csv(source, target, "headline", predict, LABELS)
-    assert target.read_bytes() == before
+    interrupted(source, target)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ScoringError, match=f"out.csv.part was begun otherwise: {says}"):
+        score(source, target, **changes)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    score(source, target, block_rows=10)
+    if "answering" not in changes:
+        with pytest.raises(ScoringError, match=f"out.csv was begun otherwise: {says}"):
+            score(source, target, **changes)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("firm 3 ", "firm three ", "row 5 .*column 'headline', is .*three rose' and was .*3 rose'"),
+        ("\r\n7,", "\r\n77,", "row 9 .*column 'id', is '77' and was '7'"),
+        ("=note", "=notes", "columns .*=note. there"),
+    ],
+)
+def test_another_input_is_refused_with_the_first_difference(
+    before: str, after: str, says: str, finished: bool, source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.csv"
+    score(source, target) if finished else interrupted(source, target)
+    there = target if finished else part_of(target)
+    content = there.read_bytes()
+    with source.open(newline="", encoding="utf-8") as stream:
+        text = stream.read()
+    assert before in text
+    source.write_text(text.replace(before, after), encoding="utf-8", newline="")
+    with pytest.raises(ScoringError, match=says):
+        score(source, target, block_rows=10)
+    assert there.read_bytes() == content
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_forged_answer_is_refused_with_its_rows(
+    finished: bool, source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.csv"
+    score(source, target, block_rows=10) if finished else interrupted(source, target)
+    there = target if finished else part_of(target)
+    content = there.read_text()
+    start = content.index("Profit of firm 22 ")
+    for name in LABELS:
+        at = content.find(f'"{name}"', start)
+        if at < content.index("\n", content.index("Profit of firm 22 ")):
+            other = LABELS[LABELS.index(name) - 1]
+            forged = content[:at] + content[at:].replace(name, other, 1)
+    there.write_text(forged)
+    with pytest.raises(ScoringError, match="changed after it was written .rows 21 to 30 below"):
+        score(source, target, block_rows=10)
+    assert there.read_text() == forged
+    if finished:
+        there.write_text(content + "mine\n")
+        with pytest.raises(ScoringError, match="changed after it was written .row 51 on"):
+            score(source, target, block_rows=10)
+
+
+@pytest.mark.parametrize("suffix", ["", ".part", ".finsent.jsonl"])
+@pytest.mark.parametrize(
+    "content", [b"notes of mine, not a result", b"\0\1", b'{"a": 1}\n', b"[" * 100_000 + b"\n"]
+)
+def test_a_file_of_somebody_else_is_left_alone(
+    content: bytes, suffix: str, source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.csv"
+    foreign = tmp_path / f"out.csv{suffix}"
+    foreign.write_bytes(content)
+    with pytest.raises(ScoringError, match="left alone"):
+        score(source, target)
+    assert foreign.read_bytes() == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["in.csv", foreign.name])
+    foreign.write_bytes(b"")
+    score(source, target)
+    foreign = tmp_path / "out.csv"
+    foreign.write_bytes(content)
+    with pytest.raises(ScoringError, match="changed after it was written"):
+        score(source, target)
+    assert foreign.read_bytes() == content
+
+
+def test_outputs_that_cannot_be_are_refused(source: Path, tmp_path: Path) -> None:
+    for target, says in (
+        (tmp_path, "is no file that could be replaced"),
+        (Path("/dev/null"), "is no file that could be replaced"),
+        (tmp_path / "no" / "out.csv", "there is no folder"),
+        (source / "out.csv", "there is no folder"),
+        (tmp_path / "out.xlsx", "the output is a CSV file"),
+        (source, "both input and output"),
+    ):
+        with pytest.raises(ScoringError, match=says):
+            score(source, target)
+    link = tmp_path / "link.csv"
+    os.link(source, link)
     with pytest.raises(ScoringError, match="both input and output"):
-        score_csv(source, source, "headline", predict, LABELS)
+        score(source, link)
+    with pytest.raises(OSError, match="too long"):
+        score(source, tmp_path / ("x" * 300))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "link.csv"]
 
 
-def test_other_encodings_and_byte_order_marks(tmp_path: Path) -> None:
+def test_only_one_writes_a_file_at_a_time(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    interrupted(source, target)
+    with record_of(target).open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ScoringError, match="another command is writing"):
+            score(source, target)
+    score(source, target)
+
+
+def test_empty_texts_are_kept_left_out_or_an_error(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("id,headline\n1,up\n2,\n3,\n4,down\n")
+    kept = score(source, tmp_path / "kept.csv")
+    assert (kept.rows, kept.tally.empty, kept.skipped) == (4, 2, 0)
+    assert rows_of(tmp_path / "kept.csv")[2] == ["2", "", "", "", "", "", ""]
+    skipped = score(source, tmp_path / "skipped.csv", on_empty="skip")
+    assert (skipped.rows, skipped.tally.empty, skipped.skipped) == (2, 0, 2)
+    assert [row[0] for row in rows_of(tmp_path / "skipped.csv")] == ["id", "1", "4"]
+    assert score(source, tmp_path / "skipped.csv", dying(0), on_empty="skip").rows == 2
+    with pytest.raises(ScoringError, match="row 3: the cell in column 'headline' is empty"):
+        score(source, tmp_path / "error.csv", on_empty="error")
+    source.write_text("id,headline\n1,\n2, \n")
+    nothing = score(source, tmp_path / "nothing.csv", on_empty="skip")
+    assert (nothing.rows, nothing.skipped) == (0, 2)
+    assert score(source, tmp_path / "nothing.csv", on_empty="skip").rows == 0
+    assert score(source, tmp_path / "all.csv").tally.empty == 2
+
+
+def test_labels_are_kept_and_compared_with(tmp_path: Path) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
-    source.write_bytes("headline\nfür\n".encode("utf-8-sig"))
-    score_csv(source, target, "headline", predict, LABELS)
-    assert rows_of(target)[1][0] == "für"
-    target.unlink()
-    source.write_bytes("headline\nfür\n".encode("latin-1"))
-    score_csv(source, target, "headline", predict, LABELS, encoding="latin-1")
-    assert rows_of(target)[1][0] == "für"
+    texts = [f"text {i}" for i in range(40)]
+    probabilities = predict_block(texts).probabilities
+    found = [LABELS[list(p).index(max(p))] for p in probabilities]
+    true = [name if i % 4 else "Neutral " for i, name in enumerate(found)]
+    true[5] = "mixed"
+    lines = [f"{t},{name}" for t, name in zip(texts, true, strict=True)]
+    source.write_text("\n".join(["headline,label", *lines, ",positive"]))
+    interrupted(source, target, 2)
+    done = score(source, target, block_rows=10)
+    header, *rows = rows_of(target)
+    assert header[:3] == ["headline", "label", "predicted_label"]
+    assert [row[1] for row in rows][:-1] == true
+    assert (done.labelled, done.tally.unlabelled, done.tally.empty) == (39, 1, 1)
+    from sklearn.metrics import accuracy_score, f1_score
+
+    known = [(t.strip().lower(), f) for t, f in zip(true, found, strict=True) if t != "mixed"]
+    y, p = zip(*known, strict=True)
+    assert done.agreement() == pytest.approx(
+        (accuracy_score(y, p), f1_score(y, p, average="macro"))
+    )
+    told = command.summary(done, target)
+    assert any("39 rows with a label" in line for line in told)
+    assert any("an empty answer: 1 row" in line for line in told)
+    other = score(source, tmp_path / "other.csv", label_column="headline")
+    assert (other.labelled, other.tally.unlabelled) == (0, 40)
+
+
+def test_a_cut_text_is_marked_and_counted(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(f"headline\nshort\n{'long ' * 20}\n")
+    done = score(source, target)
+    assert [row[-1] for row in rows_of(target)] == ["truncated", "no", "yes"]
+    assert done.tally.truncated == 1
+    assert any("cut to what the model reads: 1 text" in t for t in command.summary(done, target))
+
+
+def test_the_record_says_what_made_the_rows(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    score(source, target)
+    first, *steps = map(json.loads, record_of(target).read_text().splitlines())
+    assert first["made_by"].items() >= {**ABOUT, "column": "headline", "on_empty": "keep"}.items()
+    assert [step["rows"] for step in steps] == [16, 32, 50, 50]
+    assert [step["finished"] for step in steps] == [False, False, False, True]
+    assert steps[-1]["engine"] == "torch"
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    def ones(blocks: Iterator[list[str]]) -> Iterator[list[list[float]]]:
-        return ([[1.0, 0.0, 0.0]] * len(texts) for texts in blocks)
+    def ones(blocks: Iterator[list[str]]) -> Iterator[Answers]:
+        for texts in blocks:
+            yield Answers([[1.0, 0.0, 0.0]] * len(texts), [False] * len(texts), "torch")
 
     def peak(rows: int) -> int:
         source, target = tmp_path / f"{rows}.csv", tmp_path / f"{rows}.out"
         source.write_text("headline\n" + "Profit rose by a fifth\n" * rows)
         tracemalloc.start()
         try:
-            score_csv(source, target, "headline", ones, LABELS)
+            score(source, target, ones)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
-    assert peak(30_000) < 1.5 * peak(3_000)
+    assert peak(20_000) < 1.5 * peak(4_000)
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call: Callable[[list[str]], int] = main
-    out = str(tmp_path / "out.csv")
-    assert call(["score", str(tmp_path / "no.csv"), "--column", "x", "--out", out]) == 2
-    assert "there is no file" in capsys.readouterr().err
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """finsent score with a model of its own."""
+
+    class Made:
+        label_names = LABELS
+
+    monkeypatch.setattr(command.Model, "run", lambda self: Made())
+    monkeypatch.setattr(command.Model, "about", lambda self: {**ABOUT, "arm": self.arm})
+    monkeypatch.setattr(command.Model, "load", lambda self, progress=None: predict_block)
+
+    def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+        try:
+            status = main(["score", *map(str, arguments)])
+        except SystemExit as end:
+            status = int(str(end.code))
+        said = capsys.readouterr()
+        return status, said.err if status else said.out
+
+    return run
+
+
+def test_the_command_says_how_it_read_and_what_it_did(
+    call: Callable[..., tuple[int, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = UGLY["semicolons"](tmp_path).path, tmp_path / "out.csv"
+    status, said = call(source, "--column", "headline", "--out", target, capsys=capsys)
+    assert status == 0
+    assert "separated by semicolon" in said
+    assert f"{target}: 3 rows" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("no.csv --column x --out out.csv", "there is no file"),
+        (". --column x --out out.csv", "is no file"),
+        (f"{'x' * 300}.csv --column x --out out.csv", "File name too long"),
+        ("locked.csv --column x --out out.csv", "Permission denied"),
+        ("in.csv --column x --out out.csv --encoding klingon", "there is no encoding 'klingon'"),
+        ("in.csv --column x --out out.csv --encoding hex", "there is no encoding 'hex'"),
+        ("in.csv --column x --out out.csv --delimiter ab", "the separator must be one of"),
+        ("in.csv --column x --out out.csv --quoting odd", "invalid choice: 'odd'"),
+        ("in.csv --column x --out out.csv --on-empty drop", "invalid choice: 'drop'"),
+        ("in.csv --column x --out out.csv --sheet a", "only workbooks"),
+        ("in.csv --column y --out out.csv", "no column 'y'; there are 'x'"),
+        ("in.csv --column x --label-column y --out out.csv", "no column 'y'; there are 'x'"),
+        ("in.csv --column x --out .", "is no file that could be replaced"),
+        ("in.csv --column x --out no/out.csv", "there is no folder no to write into"),
+        (f"in.csv --column x --out {'x' * 300}", "File name too long"),
+        ("in.csv --column x --out in.csv", "both input and output"),
+        ("in.csv --column x --out /dev/full", "is no file that could be replaced"),
+        ("in.csv --column x --out closed/out.csv", "Permission denied"),
+        ("in.csv --column x --out out.csv --seed -1", "a seed is a whole number"),
+        ("in.csv --column x --out out.csv --workers 0", "--workers must be at least 1"),
+        ("in.csv --column x --out out.csv --runs . --size fast", "leave out --size"),
+        ("header.csv --column x --out out.csv", "a header and no row below it"),
+        ("cp1252.csv --column x --out out.csv", "--encoding cp1252"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    typed: str,
+    says: str,
+    call: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("in", b"x\nup\n"), ("locked", b"x\n"), ("header", b"x\n")):
+        Path(f"{name}.csv").write_bytes(content)
+    Path("cp1252.csv").write_bytes(b"x\nNorthmill\x92s profit\n")
+    Path("locked.csv").chmod(0)
+    Path("closed").mkdir(mode=0o500)
+    if says == "Permission denied" and os.geteuid() == 0:
+        pytest.skip("root may read and write everything")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    status, said = call(*typed.split(), capsys=capsys)
+    assert status == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert says in said
+    left = sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("out.csv."))
+    assert left == before
+
+
+def test_runs_that_are_not_there_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in.csv").write_text("x\nup\n")
-    arguments = ["score", str(tmp_path / "in.csv"), "--column", "x", "--out", out]
-    assert call([*arguments, "--runs", str(tmp_path / "none")]) == 2
-    assert "error: " in capsys.readouterr().err
+    arguments = [str(tmp_path / "in.csv"), "--column", "x", "--out", str(tmp_path / "out.csv")]
+    assert main(["score", *arguments, "--runs", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -26,8 +26,9 @@ from finsent.models.adapters import (
 from finsent.models.backbones import (
     Backbone,
 )
+from finsent.models.tokenization import InputError
 from finsent.results import runs
-from finsent.serving.comparer import Comparer, InputError
+from finsent.serving.comparer import Comparer
 from tests.training_factory import BASE, CPU, DENDRITES, make_run
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from finsent.classifier import Classifier
 from finsent.commands.cli import main
 from finsent.config import LoraConfig, TrainConfig
+from finsent.models.tokenization import InputError
 from finsent.serving import comparer
-from finsent.serving.comparer import Comparer, InputError
+from finsent.serving.comparer import Comparer
 from finsent.serving.windows import sentence_spans, window_spans
 from finsent.training import child_main, run
 

@@ -1,11 +1,18 @@
-"""Token ids of texts, and batches of texts of similar length. Free of torch and transformers."""
+"""Texts that can be read, their token ids, and batches of similar length. Free of torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from finsent.models.presets import BackboneError
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class InputError(ValueError):
+    """A text that cannot be classified."""
 
 
 class FileTokenizer:
@@ -64,3 +71,39 @@ def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
         batch.append(index)
     if batch:
         yield batch
+
+
+def half_character(text: str) -> str | None:
+    """What is wrong with a text that no encoding can hold; None for any other.
+
+    JSON and damaged files can bring one half of a pair of surrogates without the other.
+    """
+    found = _SURROGATE.search(text)
+    if found is None:
+        return None
+    return (
+        f"character {found.start() + 1} is one half of a pair (U+{ord(found[0]):04X}, a lone "
+        "surrogate) and stands for nothing; remove it"
+    )
+
+
+def require_texts(texts: Sequence[str]) -> None:
+    """Raises InputError for what is no list of texts, naming the position of a bad one."""
+    if isinstance(texts, (str, bytes)):
+        raise InputError("give a list of texts, not one string")
+    if isinstance(texts, Mapping) or not hasattr(texts, "__len__"):
+        raise InputError(f"texts must be a list of strings, got {type(texts).__name__}")
+    for position, text in enumerate(texts):
+        require_text(text, position)
+
+
+def require_text(text: str, position: int | None = None) -> None:
+    """Raises InputError for what is no string, is empty, or cannot be encoded."""
+    where = "" if position is None else f" at position {position}"
+    if not isinstance(text, str):
+        raise InputError(f"a text must be a string, got {type(text).__name__}{where}")
+    if not text.strip():
+        raise InputError(f"the text{where} is empty; give a sentence or a headline")
+    problem = half_character(text)
+    if problem is not None:
+        raise InputError(f"the text{where}: {problem}")

@@ -11,9 +11,8 @@ import itertools
 import json
 import os
 import random
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,13 @@ from finsent.machine.devices import cuda_available
 from finsent.machine.timing import Conditions, LatencyStats, time_interleaved, timed
 from finsent.models.adapter_files import AdapterError, load_adapter
 from finsent.models.presets import BackboneError, preset
-from finsent.models.tokenization import FileTokenizer, repeated, token_batches
+from finsent.models.tokenization import (
+    FileTokenizer,
+    repeated,
+    require_text,
+    require_texts,
+    token_batches,
+)
 from finsent.models.weights import ReportProgress, default_cache_dir, folder_sha256
 from finsent.results import runs
 from finsent.results.manifest import ADAPTER_FILE, check_run, checksums_of
@@ -44,9 +49,6 @@ if TYPE_CHECKING:
 WARMUP_TEXT = "Net sales rose 4 percent while operating profit stayed flat."
 
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
 WINDOWS_AT_ONCE = 512
 """Parts of long texts in memory at a time."""
 
@@ -56,10 +58,6 @@ TokenIds = list[int]
 
 Tokenize = Callable[[Sequence[str]], list[tuple[TokenIds, bool]]]
 """From texts to their ids, and whether each was cut to the maximum length."""
-
-
-class InputError(ValueError):
-    """A text that cannot be classified."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,8 @@ class _Base:
 
     key: tuple[object, ...]
     engine: Engine
+    engine_name: str
+    """Of finsent.engines.rule.ENGINES."""
     tokenize: Tokenize
     suffix_length: int
     """Tokens at the end of every text that are not the text's."""
@@ -226,7 +226,7 @@ class Comparer:
             engine = GraphEngine(backbone, config.pooling, config.longest)
         tokenize = _backbone_tokenizer(backbone, config)
         suffix = backbone.tokenizer(config.prompt_suffix, add_special_tokens=False)["input_ids"]
-        return _Base(key, engine, tokenize, len(suffix))
+        return _Base(key, engine, name, tokenize, len(suffix))
 
     def _choose(self, config: TrainConfig) -> tuple[str, Path | None]:
         """The engine, and the local folder of the weights if they have one."""
@@ -275,7 +275,7 @@ class Comparer:
             quick=name == "openvino",
         )
         tokenize = FileTokenizer(folder, config.longest, config.prompt_suffix, config.copies)
-        return _Base(key, engine, tokenize, tokenize.suffix_length)
+        return _Base(key, engine, name, tokenize, tokenize.suffix_length)
 
     @property
     def _loaded(self) -> _Base:
@@ -287,6 +287,11 @@ class Comparer:
     def engine(self) -> Engine:
         """What runs the forward pass."""
         return self._loaded.engine
+
+    @property
+    def engine_name(self) -> str:
+        """Which of finsent.engines.rule.ENGINES it is."""
+        return self._loaded.engine_name
 
     @property
     def conditions(self) -> Conditions:
@@ -305,7 +310,7 @@ class Comparer:
         pays for a cold cache. Raises InputError when there is nothing to classify, BusyError when
         too many others are waiting.
         """
-        _require_text(text)
+        require_text(text)
         ((ids, truncated),) = self._loaded.tokenize([text])
         result, queue_ms = self._queue.ask(_Question(text, ids, truncated))
         return dataclasses.replace(result, queue_ms=queue_ms)
@@ -372,7 +377,7 @@ class Comparer:
         Raises InputError naming the position of a text that is empty, KeyError for an arm that is
         not loaded.
         """
-        _require_texts(texts)
+        require_texts(texts)
         result = np.empty((len(texts), len(self.label_names)))
         if not texts:
             return result
@@ -383,9 +388,14 @@ class Comparer:
                 result[batch] = _softmax(self.engine.scores(arm, [ids[i] for i in batch]))
         return result
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Whether `predict_proba` reads only the beginning of each text. Errors as there."""
+        require_texts(texts)
+        return [cut for _, cut in self._loaded.tokenize(texts)] if texts else []
+
     def windows(self, text: str) -> tuple[Window, ...]:
         """What `predict_document_proba` reads of a text, in order. InputError for an empty one."""
-        _require_text(text)
+        require_text(text)
         base = self._loaded
         spans = window_spans(text, lambda part: not base.tokenize([part])[0][1])
         parts = [text[start:end] for start, end in spans]
@@ -404,7 +414,7 @@ class Comparer:
         on sentences: what a long text says as a whole is more than a mean knows. Errors as
         `predict_proba`.
         """
-        _require_texts(texts)
+        require_texts(texts)
         result = np.zeros((len(texts), len(self.label_names)))
         shares = (
             (place, window.text, window.n_tokens / total)
@@ -461,37 +471,3 @@ def _require_weights(name: str, found: str, expected: str) -> None:
             f"the weights of {name} have checksum {found}, but the adapters were trained on "
             f"{expected}: they do not fit"
         )
-
-
-def half_character(text: str) -> str | None:
-    """What is wrong with a text that no encoding can hold; None for any other.
-
-    JSON and damaged files can bring one half of a pair of surrogates without the other.
-    """
-    found = _SURROGATE.search(text)
-    if found is None:
-        return None
-    return (
-        f"character {found.start() + 1} is one half of a pair (U+{ord(found[0]):04X}, a lone "
-        "surrogate) and stands for nothing; remove it"
-    )
-
-
-def _require_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, (str, bytes)):
-        raise InputError("give a list of texts, not one string")
-    if isinstance(texts, Mapping) or not hasattr(texts, "__len__"):
-        raise InputError(f"texts must be a list of strings, got {type(texts).__name__}")
-    for position, text in enumerate(texts):
-        _require_text(text, position)
-
-
-def _require_text(text: str, position: int | None = None) -> None:
-    where = "" if position is None else f" at position {position}"
-    if not isinstance(text, str):
-        raise InputError(f"a text must be a string, got {type(text).__name__}{where}")
-    if not text.strip():
-        raise InputError(f"the text{where} is empty; give a sentence or a headline")
-    problem = half_character(text)
-    if problem is not None:
-        raise InputError(f"the text{where}: {problem}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,18 @@ from numpy.typing import NDArray
 
 from finsent.results.calibration import Calibration
 from finsent.serving.answers import Answer, answers
-from finsent.serving.spreadsheet import MAX_ROWS, Table, TableError, read_csv, write_csv
+from finsent.serving.tables.reading import LABEL_COLUMN, Table, open_table, text_column
+from finsent.serving.tables.rows import Reading, Row, TableError
+from finsent.serving.tables.writing import Cell, write_csv
 
 CHUNK = 32
 """Texts between two reports of progress; other visitors get their turn there."""
-TEXT_COLUMNS = ("text", "headline", "sentence", "title")
-"""Column names taken for the text's, best first, when nobody has picked one."""
+MAX_BYTES = 2_000_000
+MAX_UNPACKED_BYTES = 50_000_000
+MAX_ROWS = 2_000
 
-Scorer = Callable[[Sequence[str]], Mapping[str, NDArray[np.float64]]]
+Scorer = Callable[[Sequence[str]], tuple[Mapping[str, NDArray[np.float64]], Sequence[bool]]]
+"""Texts -> arm -> (n, classes), and whether each text was cut to what the model reads."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,16 @@ class Item:
     text: str
     problem: str | None
     """Why it cannot be scored, or None."""
+    label: str | None = None
+    """What a column named `label` says of it; None where there is no such column."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A table that somebody uploaded, whole in memory."""
+
+    table: Table
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,8 @@ class Scored:
 
     item: Item
     answers: tuple[Answer, ...]
+    truncated: bool = False
+    """Whether only the beginning was read."""
 
     @property
     def differ(self) -> bool:
@@ -53,29 +70,47 @@ def pasted(text: str, problem_of: Callable[[str], str | None]) -> list[Item]:
         if line.strip()
     ]
     if not items:
-        raise TableError("nothing to score: paste one text per line or upload a CSV file")
+        raise TableError("nothing to score: paste one text per line or upload a file")
     if len(items) > MAX_ROWS:
         raise TableError(f"line {items[MAX_ROWS].number}: at most {MAX_ROWS:,} texts at once")
     return items
 
 
-def uploaded(path: Path, column: str | None, problem_of: Callable[[str], str | None]) -> list[Item]:
-    """The texts of one column of a CSV file. Empty cells stay, with their reason.
+def read_upload(path: Path, reading: Reading) -> Upload:
+    """A file of at most MAX_BYTES and MAX_ROWS.
 
-    Raises TableError as `finsent.serving.spreadsheet.read_csv`.
+    Raises TableError, naming the row where there is one, for a larger file and for what
+    `finsent.serving.tables.reading.open_table` cannot read.
     """
-    table = read_csv(path)
-    cells = table.column(text_column(table) if column is None else column)
-    return [Item(number, cell, problem_of(cell)) for number, cell in enumerate(cells, start=2)]
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise TableError(f"{size / 1e6:.1f} MB are too many: at most {MAX_BYTES / 1e6:.0f} MB")
+    table = open_table(path, replace(reading, max_bytes=MAX_UNPACKED_BYTES))
+    rows = tuple(islice(table.rows(), MAX_ROWS + 1))
+    if len(rows) > MAX_ROWS:
+        raise TableError(f"row {rows[-1].number}: at most {MAX_ROWS:,} rows below the header")
+    if not rows:
+        raise TableError("the header is the only row; below it must be at least one")
+    return Upload(table, rows)
 
 
-def text_column(table: Table) -> str:
-    """The column most likely to hold the texts: by name, else the one with the longest cells."""
-    by_name = {name.lower(): name for name in reversed(table.columns)}
-    for name in TEXT_COLUMNS:
-        if name in by_name:
-            return by_name[name]
-    return max(table.columns, key=lambda name: sum(map(len, table.column(name))))
+def uploaded(
+    upload: Upload, column: str | None, problem_of: Callable[[str], str | None]
+) -> list[Item]:
+    """The texts of one column, of the likeliest where none is named. Empty cells stay, with their
+    reason. Raises TableError when there is no such column."""
+    table = upload.table
+    place = table.place(text_column(table, upload.rows) if column is None else column)
+    labels = table.names.index(LABEL_COLUMN) if LABEL_COLUMN in table.names else None
+    return [
+        Item(
+            row.number,
+            row.cells[place],
+            problem_of(row.cells[place]),
+            None if labels is None else row.cells[labels],
+        )
+        for row in upload.rows
+    ]
 
 
 def score(
@@ -84,20 +119,22 @@ def score(
     label_names: Sequence[str],
     calibrations: Mapping[str, Calibration | None],
 ) -> Iterator[list[Scored]]:
-    """Scores chunk by chunk, in order. scorer: texts -> arm -> (n, classes)."""
+    """Scores chunk by chunk, in order."""
     for start in range(0, len(items), CHUNK):
         chunk = items[start : start + CHUNK]
         good = [item.text for item in chunk if item.problem is None]
-        found = scorer(good) if good else {}
+        found, cut = scorer(good) if good else ({}, ())
         position = 0
         done = []
         for item in chunk:
             given: list[Answer] = []
+            truncated = False
             if item.problem is None:
                 rows = {arm: values[position].tolist() for arm, values in found.items()}
                 given = answers(rows, label_names, calibrations)
+                truncated = cut[position]
                 position += 1
-            done.append(Scored(item, tuple(given)))
+            done.append(Scored(item, tuple(given), truncated))
         yield done
 
 
@@ -110,21 +147,40 @@ def label_counts(scored: Sequence[Scored]) -> dict[str, dict[str, int]]:
     return counts
 
 
+def agreement(scored: Sequence[Scored], label_names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Arm -> texts whose answer is the label that the file gives, and texts with such a label.
+
+    Empty where the file gives none of the model's labels.
+    """
+    known = {name.lower(): name for name in label_names}
+    counts: dict[str, tuple[int, int]] = {}
+    for row in scored:
+        true = known.get((row.item.label or "").strip().lower())
+        if true is not None:
+            for answer in row.answers:
+                right, n = counts.get(answer.arm, (0, 0))
+                counts[answer.arm] = (right + (answer.label == true), n + 1)
+    return counts
+
+
 def results_csv(scored: Sequence[Scored], arms: Sequence[str], label_names: Sequence[str]) -> bytes:
     """One line a text: what each arm says, calibrated or raw as the columns' names tell."""
     given = [answer for row in scored for answer in row.answers]
     kind = "raw" if any(answer.calibration is None for answer in given) else "calibrated"
-    columns = ["row", "text", "problem", "arms_differ"]
+    labelled = any(row.item.label is not None for row in scored)
+    columns = ["row", "text", *["label"] * labelled, "problem", "truncated", "arms_differ"]
     for arm in arms:
         columns += [f"{arm}_label", f"{arm}_set_90"]
         columns += [f"{arm}_{name}_{kind}" for name in label_names]
-    lines: list[list[str | float | int]] = []
+    lines: list[list[Cell]] = []
     for row in scored:
         differ = ("yes" if row.differ else "no") if row.answers else ""
-        line: list[str | float | int] = [
+        line: list[Cell] = [
             row.item.number,
             row.item.text,
+            *[row.item.label or ""] * labelled,
             row.item.problem or "",
+            ("yes" if row.truncated else "no") if row.answers else "",
             differ,
         ]
         if not row.answers:

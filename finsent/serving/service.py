@@ -99,6 +99,12 @@ def _ask_many(
     return {arm: comparer.predict_proba(texts, arm) for arm in arms if only in (None, arm)}
 
 
+def _ask_batch(
+    comparer: Comparer, arms: Sequence[str], texts: Sequence[str]
+) -> tuple[dict[str, NDArray[np.float64]], list[bool]]:
+    return _ask_many(comparer, arms, (texts, None)), comparer.truncated(texts)
+
+
 def _ask_times(
     comparer: Comparer, arms: Sequence[str], benchmark: Benchmark
 ) -> dict[tuple[str, str], list[float]]:
@@ -117,7 +123,7 @@ def _ask_times(
     )
 
 
-GPU_SECONDS = {_ask_one: 5, _ask_many: 10, _ask_times: 20}
+GPU_SECONDS = {_ask_one: 5, _ask_many: 10, _ask_batch: 10, _ask_times: 20}
 """What a question may take on a GPU that is lent for it: the less is asked for, the sooner it comes
 and the longer a visitor's share of the day lasts."""
 
@@ -320,6 +326,13 @@ class ModelService:
         Give few texts at a time: other visitors wait meanwhile. Errors as `compare`.
         """
         found, device, _ = self._ask(selection, _ask_many, (texts, arm))
+        return found, device
+
+    def batch(
+        self, texts: Sequence[str], selection: Selection
+    ) -> tuple[tuple[dict[str, NDArray[np.float64]], list[bool]], str]:
+        """As `scores` of every arm, with whether each text was cut to what the model reads."""
+        found, device, _ = self._ask(selection, _ask_batch, texts)
         return found, device
 
     def measure(

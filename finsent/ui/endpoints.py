@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
+from finsent.models.tokenization import InputError
 from finsent.results.catalog import Selection
 from finsent.serving.answers import answers
-from finsent.serving.comparer import InputError
 from finsent.serving.service import ModelService, ServiceError
 from finsent.ui.parts.cards import result_dict
 from finsent.ui.parts.headline import text_problem

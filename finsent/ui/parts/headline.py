@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finsent.serving.comparer import half_character
+from finsent.models.tokenization import half_character
 
 MAX_CHARACTERS = 2000
 

@@ -17,23 +17,32 @@ from finsent.plots.live import distribution_figure
 from finsent.plots.style import ARM_STYLES
 from finsent.results.catalog import Catalog, Selection
 from finsent.serving.many_texts import (
+    MAX_BYTES,
+    MAX_ROWS,
     Item,
     Scored,
+    agreement,
     label_counts,
     pasted,
+    read_upload,
     results_csv,
     score,
-    text_column,
 )
 from finsent.serving.many_texts import uploaded as uploaded_items
 from finsent.serving.service import ModelService, ServiceError
-from finsent.serving.spreadsheet import MAX_BYTES, MAX_ROWS, TableError, read_csv
+from finsent.serving.tables.reading import SUFFIXES, text_column
+from finsent.serving.tables.rows import Reading, TableError
 from finsent.ui.parts.headline import MAX_CHARACTERS, text_problem
 from finsent.ui.parts.markup import label_mark, notice, percent
 from finsent.ui.parts.selectors import QUICK, RunSelectors, add_matched_box, add_run_selectors
 
 LONG_QUEUE = "long"
 """Batches and benchmarks wait for each other; other visitors' headlines do not wait for them."""
+ENCODINGS = (
+    ("UTF-8, UTF-16 or UTF-32, as found", ""),
+    ("Windows-1252", "cp1252"),
+    ("Latin-1", "latin-1"),
+)
 SHOWN_CHARACTERS = 160
 """Of a text in the results table; the download has all of it."""
 
@@ -54,6 +63,15 @@ def summary_html(scored: Sequence[Scored], device: str) -> str:
         text += f" The arms differ on {differ:,} of them ({percent(differ / len(good))})."
     if good and good[0].answers[0].calibration is None:
         text += " Probabilities are raw: these runs kept no validation predictions."
+    cut = sum(row.truncated for row in good)
+    if cut:
+        text += f" {cut:,} were cut to what the models read (“… cut” in the table)."
+    names = good[0].answers[0].label_names if good else ()
+    for arm, (right, n) in agreement(scored, names).items():
+        text += (
+            f" {ARM_STYLES[arm].title}: {percent(right / n)} of {n:,} answers are the label in the "
+            "file."
+        )
     html = f'<p class="fs-batch-says" role="status">{escape(text)}</p>'
     if bad:
         listed = "; ".join(f"row {item.number}: {item.problem}" for item in bad[:5])
@@ -67,10 +85,8 @@ def result_rows(scored: Sequence[Scored], arms: Sequence[str]) -> list[list[str]
     rows = []
     for row in scored:
         text = row.item.text
-        cells = [
-            str(row.item.number),
-            text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …",
-        ]
+        shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+        cells = [str(row.item.number), f"{shown} … cut" if row.truncated else shown]
         if not row.answers:
             cells += ["not scored", str(row.item.problem)] + [""] * (len(arms) * 2 - 1)
         else:
@@ -112,6 +128,8 @@ class _Parts:
     lines: gr.Textbox
     file: gr.File
     column: gr.Dropdown
+    header: gr.Checkbox
+    encoding: gr.Dropdown
     selectors: RunSelectors
     matched: gr.Checkbox
     start: gr.Button
@@ -142,7 +160,8 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
 def _draw(catalog: Catalog) -> _Parts:
     first = catalog.select(catalog.backbones()[0])
     gr.HTML(
-        f'<p class="fs-lead">Paste one text per line, or upload a CSV file (UTF-8, with a header). '
+        '<p class="fs-lead">Paste one text per line, or upload a file: CSV or TSV, JSON Lines, '
+        "Excel (.xlsx) or Parquet. "
         f"At most {MAX_ROWS:,} rows, {MAX_BYTES / 1e6:.0f} MB and {MAX_CHARACTERS:,} characters a "
         "text. Nothing is stored.</p>"
     )
@@ -152,8 +171,8 @@ def _draw(catalog: Catalog) -> _Parts:
         )
         with gr.Column(min_width=240):
             file = gr.File(
-                label="or a CSV file",
-                file_types=[".csv", ".tsv", ".txt"],
+                label="or a file",
+                file_types=list(SUFFIXES),
                 elem_id="batch-file",
                 height=132,
             )
@@ -161,6 +180,21 @@ def _draw(catalog: Catalog) -> _Parts:
                 choices=[],
                 label="Column with the texts",
                 elem_id="batch-column",
+                filterable=False,
+                interactive=True,
+                visible=False,
+            )
+            header = gr.Checkbox(
+                label="Row 1 names the columns",
+                elem_id="batch-header",
+                interactive=True,
+                visible=False,
+            )
+            encoding = gr.Dropdown(
+                choices=list(ENCODINGS),
+                value="",
+                label="Encoding",
+                elem_id="batch-encoding",
                 filterable=False,
                 interactive=True,
                 visible=False,
@@ -190,7 +224,19 @@ def _draw(catalog: Catalog) -> _Parts:
         buttons=[],
     )
     return _Parts(
-        lines, file, column, selectors, matched, start, stop, download, status, chart, results
+        lines,
+        file,
+        column,
+        header,
+        encoding,
+        selectors,
+        matched,
+        start,
+        stop,
+        download,
+        status,
+        chart,
+        results,
     )
 
 
@@ -199,6 +245,8 @@ def _connect(parts: _Parts, catalog: Catalog, service: ModelService) -> None:
         text: str,
         path: str | None,
         name: str | None,
+        header: bool,
+        encoding: str | None,
         backbone: str,
         dataset: str,
         seed: int,
@@ -206,15 +254,32 @@ def _connect(parts: _Parts, catalog: Catalog, service: ModelService) -> None:
     ) -> Iterator[list[Any]]:
         wanted = catalog.select(backbone, dataset, seed, matched=with_matched)
         try:
-            items = _items(text, path, name)
+            items = _items(text, path, name, _reading(header, encoding))
         except TableError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            # gradio takes the message for HTML, and names of columns are in it.
+            raise gr.Error(escape(str(error)), print_exception=False) from error
         yield from _scoring(items, wanted, catalog, service)
 
-    parts.file.change(_columns, inputs=parts.file, outputs=[parts.column, parts.status], **QUICK)
+    about_file = [parts.column, parts.header, parts.encoding, parts.status]
+    parts.file.change(_columns, inputs=parts.file, outputs=about_file, **QUICK)
+    for choice in (parts.header, parts.encoding):
+        choice.input(
+            _columns,
+            inputs=[parts.file, parts.header, parts.encoding],
+            outputs=about_file,
+            **QUICK,
+        )
     running = parts.start.click(
         run,
-        inputs=[parts.lines, parts.file, parts.column, *parts.selectors.components, parts.matched],
+        inputs=[
+            parts.lines,
+            parts.file,
+            parts.column,
+            parts.header,
+            parts.encoding,
+            *parts.selectors.components,
+            parts.matched,
+        ],
         outputs=[parts.status, parts.chart, parts.results, parts.download, parts.start, parts.stop],
         concurrency_id=LONG_QUEUE,
         concurrency_limit=1,
@@ -239,27 +304,44 @@ def _connect(parts: _Parts, catalog: Catalog, service: ModelService) -> None:
     )
 
 
-def _columns(path: str | None) -> tuple[Any, str]:
-    """What the list of columns offers for a file, and what the status line says of it."""
+def _columns(
+    path: str | None, header: bool | None = None, encoding: str | None = None
+) -> tuple[Any, Any, Any, str]:
+    """What is offered for a file: its columns, whether row 1 names them, and its encoding; and what
+    the status line says of it. header: None where nobody has chosen, and the file tells."""
     if path is None:
-        return gr.update(choices=[], value=None, visible=False), ""
+        hidden = gr.update(visible=False)
+        return gr.update(choices=[], value=None, visible=False), hidden, hidden, ""
+    named = gr.update(value=encoding or "", visible=True)
     try:
-        table = read_csv(Path(path))
+        upload = read_upload(Path(path), _reading(header, encoding))
     except TableError as error:
-        return (
-            gr.update(choices=[], value=None, visible=False),
-            notice("This file cannot be read.", str(error), tone="warning"),
-        )
+        said = notice("This file cannot be read.", str(error), tone="warning")
+        return gr.update(choices=[], value=None, visible=False), gr.skip(), named, said
+    table, n = upload.table, len(upload.rows)
+    columns = "column" if len(table.names) == 1 else "columns"
+    said = f"{n:,} {'row' if n == 1 else 'rows'}, {len(table.names)} {columns}. {table.found}."
+    if header is None and not table.has_header:
+        said += " Row 1 looks like a row of texts, so it is scored too; tick the box if it is not."
+    html = f'<p class="fs-batch-says">{escape(said)}</p>'
+    if table.warnings:
+        html += notice("This looks wrong.", "; ".join(table.warnings), tone="warning")
     return (
-        gr.update(choices=list(table.columns), value=text_column(table), visible=True),
-        f'<p class="fs-batch-says">{len(table.rows):,} rows, {len(table.columns)} columns.</p>',
+        gr.update(choices=list(table.names), value=text_column(table, upload.rows), visible=True),
+        gr.update(value=table.has_header, visible=True),
+        named,
+        html,
     )
 
 
-def _items(text: str, path: str | None, name: str | None) -> list[Item]:
+def _reading(header: bool | None, encoding: str | None) -> Reading:
+    return Reading(encoding=encoding or None, header=header)
+
+
+def _items(text: str, path: str | None, name: str | None, reading: Reading) -> list[Item]:
     """The texts of the file, else those pasted. Raises TableError."""
     if path is not None:
-        return uploaded_items(Path(path), name, row_problem)
+        return uploaded_items(read_upload(Path(path), reading), name, row_problem)
     return pasted(text, row_problem)
 
 
@@ -304,9 +386,9 @@ def _chunks(
     """Scored chunks with the device that scored them."""
     device = ""
 
-    def scorer(texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    def scorer(texts: Sequence[str]) -> tuple[dict[str, NDArray[np.float64]], list[bool]]:
         nonlocal device
-        found, device = service.scores(texts, wanted)
+        found, device = service.batch(texts, wanted)
         return found
 
     service.start()
