@@ -309,7 +309,7 @@ def test_a_csv_file_is_read_by_the_column_picked(watched: Watched, tmp_path: Pat
     [
         (b"id,text\n1,a\n2,b,c\n", "row 3: 3 cells, the header has 2"),
         (b"id,text\n1,G\xe4vle\n", "line 2: byte 0xe4 is not UTF-8"),
-        (b"text\n", "row 1 is the only one"),
+        (b"text\n", "the header is the only row"),
     ],
 )
 def test_a_malformed_file_gives_row_and_reason(

@@ -3,6 +3,7 @@ page, the published endpoints and the trainer."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import random
@@ -151,7 +152,7 @@ def test_a_batch_counts_the_classes(
     )
     (scored,) = many_texts.score(
         items,
-        lambda texts: service.scores(texts, selection)[0],
+        lambda texts: service.batch(texts, selection)[0],
         names,
         service.catalog.calibrations(selection),
     )
@@ -272,8 +273,8 @@ def test_the_command_writes_a_column_for_each_class(
     source.write_text("text\nratea wagec\n")
     arguments = ["score", str(source), "--column", "text", "--out", str(target)]
     assert main([*arguments, "--runs", str(trained), "--arm", "baseline"]) == 0
-    header, row = (line.split(",") for line in target.read_text().splitlines())
-    assert header == ["text", "label", *NAMES[trained.name]]
+    header, row = csv.reader(target.read_text().splitlines())
+    assert header == ["text", "label", *NAMES[trained.name], "truncated"]
     assert row[1] in NAMES[trained.name]
 
 

@@ -53,7 +53,7 @@ def test_rows_before_a_bad_one_can_be_read(tmp_path: Path) -> None:
     path = saved(tmp_path, "x.csv", b"headline\n" + b"up\n" * 9000 + b"f\xfcr\n")
     rows = open_table(path).rows()
     assert sum(1 for _ in zip(range(9000), rows, strict=False)) == 9000
-    with pytest.raises(TableError, match="line 9002: byte 0xfc is not utf-8"):
+    with pytest.raises(TableError, match="line 9002: byte 0xfc is not UTF-8"):
         next(rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -171,7 +172,10 @@ def test_two_workers_go_on_with_a_file_that_one_began_and_end_in_its_bytes(
     assert cli.main([*common, "--out", str(one)]) == 0
     # Cut in the row after a block, where one that was killed may have stopped.
     whole = one.read_bytes().splitlines(keepends=True)
-    two.write_bytes(b"".join(whole[: 1 + 512]) + whole[513][:9])
+    (tmp_path / "two.csv.part").write_bytes(b"".join(whole[: 1 + 512]) + whole[513][:9])
+    head, *steps = (tmp_path / "one.csv.finsent.jsonl").read_text().splitlines(keepends=True)
+    begun = [step for step in steps if json.loads(step)["rows"] <= 512]
+    (tmp_path / "two.csv.finsent.jsonl").write_text("".join([head, *begun]))
     assert cli.main([*common, "--out", str(two), *spread]) == 0
     assert two.read_bytes() == one.read_bytes()
     assert "2,100 rows, 512 of them by an earlier run" in capsys.readouterr().out

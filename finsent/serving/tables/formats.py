@@ -158,7 +158,7 @@ class JsonSource(TextSource):
             names.update(dict.fromkeys(fields))
         self.warnings.clear()
         self.names = tuple(names)
-        self.found = f"{self.encoding}, one JSON object a line"
+        self.found = f"{self.title}, one JSON object a line"
 
     def rows(self) -> Iterator[Row]:
         """A row for each object; a field that it lacks is an empty cell."""

@@ -100,11 +100,16 @@ class TextSource:
         self.dialect = find_dialect(text, whole, reading.delimiter, reading.quoting)
         names = {sign: name for name, sign in DELIMITERS.items()}
         cells = names.get(self.dialect.delimiter, repr(self.dialect.delimiter))
-        self.found = f"{self.encoding}, " + (
+        self.found = f"{self.title}, " + (
             "one cell a line"
             if cells == "none"
             else f"cells separated by {cells}, quotation marks {self.dialect.quoting}"
         )
+
+    @property
+    def title(self) -> str:
+        """The encoding for people."""
+        return self.encoding.upper() if self.encoding.startswith("utf") else self.encoding
 
     def rows(self) -> Iterator[Row]:
         """Every record, an empty line among them as a row without cells."""
@@ -168,8 +173,8 @@ class TextSource:
             return
         byte = ord(marked[0]) - 0xDC00
         if not 0 <= byte <= 0xFF:
-            raise TableError(f"line {number}: half a character, which {self.encoding} cannot hold")
-        said = f"line {number}: byte 0x{byte:02x} is not {self.encoding}"
+            raise TableError(f"line {number}: half a character, which {self.title} cannot hold")
+        said = f"line {number}: byte 0x{byte:02x} is not {self.title}"
         if self.encoding != "utf-8":
             raise TableError(f"{said}; the file is in another encoding")
         preview = self._preview(number)
@@ -196,7 +201,7 @@ class TextSource:
         found = _C1.search(line)
         assert found is not None
         said = (
-            f"line {number}: {self.encoding} gives the control character U+{ord(found[0]):04X}, "
+            f"line {number}: {self.title} gives the control character U+{ord(found[0]):04X}, "
             "which texts do not hold"
         )
         try:
