@@ -39,7 +39,7 @@ from finsent.models.backbones import (
 )
 from finsent.models.encoder_families import FAMILIES
 from finsent.models.encoder_weights import EncoderSource, Wheel, ensure_encoder
-from finsent.models.encoders import EncoderClassifier, encode, final_states, real_tokens
+from finsent.models.encoders import final_states
 from finsent.models.presets import BackboneError
 from finsent.models.weights import WeightsError, tensors_sha256
 from finsent.results import runs
@@ -99,19 +99,6 @@ def test_padding_changes_nothing_and_our_forward_is_the_librarys(
     changed = torch.tensor([[*ids[0][:-2], 9, ids[0][-1]]])
     moved = final_states(backbone.decoder, changed, torch.tensor([len(ids[0]) - 1]))
     assert not torch.allclose(moved[0, 0], alone[0, 0], atol=1e-4)
-
-
-def test_one_module_from_ids_and_mask_to_scores(folders: dict[str, Path]) -> None:
-    backbone = load_backbone(str(folders["mpnet"]), "fp32", CPU)
-    ids = backbone.tokenize(TEXTS, 64)
-    padded, last = entering_hidden_states(backbone, ids, 0).batch(torch.arange(2), 30)
-    head = torch.nn.Linear(32, 3, bias=False)
-    mask = real_tokens(last, 30)
-    states = encode(backbone.decoder, padded, mask)
-    for pooling in ("mean", "last"):
-        module = EncoderClassifier(backbone.decoder, head, pooling)
-        expected = head(pool(states, last, pooling))
-        torch.testing.assert_close(module(padded, mask.long()), expected)
 
 
 def test_what_an_encoder_cannot_do_is_refused(folders: dict[str, Path]) -> None:

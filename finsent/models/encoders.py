@@ -121,32 +121,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5 + bias.to(q.dtype)
         return scores.softmax(dim=-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-
-
-class EncoderClassifier(nn.Module):
-    """An encoder with its adapters and a head as one module, to be traced or converted.
-
-    `input_ids` (B, L) and `attention_mask` (B, L), 1 for tokens and 0 behind them, to class scores
-    (B, classes). `pooling` is "mean" over the tokens, [CLS] and [SEP] among them, or "last".
-    """
-
-    def __init__(self, model: Any, head: nn.Module, pooling: str) -> None:
-        super().__init__()
-        if pooling not in ("last", "mean"):
-            raise ValueError(f"pooling must be 'last' or 'mean', got {pooling!r}")
-        self.model = model
-        self.head = head
-        self.pooling = pooling
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Class scores (B, classes)."""
-        real = attention_mask > 0
-        states = encode(self.model, input_ids, real)
-        count = real.sum(dim=1, keepdim=True)
-        read = real
-        if self.pooling == "last":
-            place = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
-            read, count = place == count - 1, torch.ones_like(count)
-        kept = torch.where(read[:, :, None], states.float(), 0.0).sum(dim=1)
-        scores: Tensor = self.head(kept / count)
-        return scores
