@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from finsent.config import STUDY_ARMS
 from finsent.reports.replication import FIGURE, effects_of, write_page
 from finsent.study.cycles.depths import depth_points, saving_sentence, savings
+from finsent.study.cycles.findings import findings
 from finsent.study.rows import RESULTS, StudyError, StudyRun, append_runs
 
 
@@ -104,3 +106,32 @@ def test_the_page_says_how_much_is_the_extra_epoch_and_how_much_the_dendrites(
     assert len(effects_of(rows)) == 6
     with pytest.raises(StudyError, match="no two folds of two arms"):
         write_page(tmp_path / "empty", "minilm-l6")
+
+
+def test_the_sentences_of_a_study_are_made_from_its_rows(tmp_path: Path) -> None:
+    rows = [
+        replace(row(regime, arm, fold, level + 0.001 * (fold % 3)), backbone=backbone)
+        for regime, arm, level, backbone in (
+            ("minilm-l6-full", "dendritic", 0.95, "minilm-l6"),
+            ("mpnet-base-full", "baseline", 0.98, "mpnet-base"),
+        )
+        for fold in range(10)
+    ]
+    append_runs(tmp_path / "authors" / RESULTS, rows)
+    (sentence,) = findings("authors", tmp_path / "authors")
+    assert "scores -3.00 points" in sentence
+    assert sentence.endswith("it does not reach it.")
+    taught = [
+        replace(
+            row("minilm-l6", "baseline", fold, level + 0.001 * (fold % 2), recipe=recipe),
+            dataset="50agree",
+        )
+        for recipe, level in (("hard", 0.97), ("soft", 0.985), ("teacher", 0.99))
+        for fold in range(10)
+    ]
+    append_runs(tmp_path / "committee" / RESULTS, taught)
+    (sentence,) = findings("committee", tmp_path / "committee")
+    assert "scores 98.55 %, +1.50 points" in sentence
+    assert "Wanted were 98 %, reached." in sentence
+    assert findings("lora", tmp_path) == []
+    assert findings("shrink", tmp_path / "shrink") == []

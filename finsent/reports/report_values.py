@@ -8,6 +8,9 @@ from typing import Any
 
 from finsent.config import latest_growth
 from finsent.reports.evidence import Evidence
+from finsent.study.cycles.findings import findings
+from finsent.study.cycles.plans import CycleStudy
+from finsent.study.plans import STUDIES
 from finsent.study.rows import ENSEMBLE
 from finsent.study.selection import (
     CHOSEN,
@@ -43,6 +46,9 @@ def study_values(name: str, evidence: Evidence) -> dict[str, Any]:
         "title": study_title(name),
         "runs": summary["runs"],
         "answer": answer(summary["comparisons"]),
+        "findings": findings(name, folder),
+        "cycles": isinstance(STUDIES.get(name), CycleStudy),
+        "fully": any(row["regime"].endswith("-full") for row in rows),
         "chosen": chosen(rows),
         "survivors": summary["survivors"],
         "places": [_place(name, evidence, place) for place in places(summary)],

@@ -1,0 +1,98 @@
+"""Sentences about studies of cycles that the comparison of arms within a regime does not give.
+
+Each is made from the study's rows. Free of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from finsent.config import BACKBONE_TITLES
+from finsent.results.metrics import SIGNIFICANCE
+from finsent.results.text import percent, points
+from finsent.study.comparisons import overlap_ratio
+from finsent.study.cycles.depths import depth_points, saving_sentence, savings
+from finsent.study.fold_tests import PairedDifference, corrected_paired_test
+from finsent.study.rows import RESULTS, StudyRun, mean, read_runs
+
+SMALL, LARGE = "minilm-l6", "mpnet-base"
+WANTED = MappingProxyType({"50agree": 0.86, "allagree": 0.98})
+"""Accuracy that a single student was to reach, by data set tested on; fixed beforehand (LOG.md)."""
+
+
+def findings(study: str, folder: Path) -> list[str]:
+    """What a study says besides; nothing for one without such sentences or without runs."""
+    make = _MAKERS.get(study)
+    return [] if make is None else list(make(read_runs(folder / RESULTS)))
+
+
+def paired(a: Iterable[StudyRun], b: Iterable[StudyRun]) -> PairedDifference | None:
+    """b's accuracy minus a's on the folds that both have; None where they share fewer than two."""
+    of_a, of_b = ({(run.seed, run.fold): run for run in runs} for runs in (a, b))
+    both = sorted(of_a.keys() & of_b.keys())
+    if len(both) < 2:
+        return None
+    return corrected_paired_test(
+        [of_b[key].accuracy - of_a[key].accuracy for key in both],
+        test_share_over_train_share=overlap_ratio(of_b[key] for key in both),
+    )
+
+
+def said(difference: PairedDifference) -> str:
+    """Points with their interval and p, which is of this comparison alone."""
+    low, high = points(difference.low), points(difference.high)
+    return (
+        f"{points(difference.mean)} points (95 % CI {low} to {high}; p = "
+        f"{difference.p_value:.2g}; n = {difference.n} folds)"
+    )
+
+
+def _authors(runs: Sequence[StudyRun]) -> Iterable[str]:
+    """A small network with dendrites against a large one."""
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        here = [run for run in runs if run.dataset == dataset]
+        small = [run for run in here if (run.regime, run.arm) == (f"{SMALL}-full", "dendritic")]
+        large = [run for run in here if (run.regime, run.arm) == (f"{LARGE}-full", "baseline")]
+        difference = paired(large, small)
+        if difference is not None:
+            verdict = "it is ahead of it" if difference.mean > 0 else "it does not reach it"
+            if difference.p_value >= SIGNIFICANCE:
+                verdict = "no difference is shown"
+            yield (
+                f"{dataset}: {BACKBONE_TITLES[SMALL]} with dendrites on its linear layers, trained "
+                f"fully, scores {said(difference)} against {BACKBONE_TITLES[LARGE]} trained fully "
+                f"without dendrites: {verdict}."
+            )
+
+
+def _shrink(runs: Sequence[StudyRun]) -> Iterable[str]:
+    return map(saving_sentence, savings(depth_points(runs)))
+
+
+def _committee(runs: Sequence[StudyRun]) -> Iterable[str]:
+    """A student of teachers and labels against one of labels alone."""
+    for tested in dict.fromkeys(run.test_dataset for run in runs):
+        of = {
+            recipe: [r for r in runs if (r.recipe, r.test_dataset) == (recipe, tested)]
+            for recipe in ("hard", "soft", "teacher")
+        }
+        difference = paired(of["hard"], of["soft"])
+        if difference is None:
+            continue
+        reached = mean(of["soft"], "accuracy")
+        wanted = ""
+        if tested in WANTED:
+            verdict = "reached" if reached >= WANTED[tested] else "not reached"
+            wanted = f" Wanted were {percent(WANTED[tested], 0)} %, {verdict}."
+        yield (
+            f"tested on {tested}: one MiniLM that also learns what MPNet says scores "
+            f"{percent(reached)} %, {said(difference)} against labels alone; the teachers together "
+            f"score {percent(mean(of['teacher'], 'accuracy'))} %.{wanted}"
+        )
+
+
+_MAKERS: Mapping[str, Callable[[Sequence[StudyRun]], Iterable[str]]] = MappingProxyType(
+    {"authors": _authors, "shrink": _shrink, "committee": _committee}
+)
