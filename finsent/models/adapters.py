@@ -1,6 +1,6 @@
 """LoRA adapters and score heads: attach for training (peft), save, attach for serving.
 
-peft takes ten seconds to import, so only `attach_lora` imports it; serving uses `AdaptedLinear`,
+peft takes ten seconds to import, so only what needs it imports it; serving uses `AdaptedLinear`,
 which computes the same sum.
 """
 
@@ -150,6 +150,25 @@ def attach_lora(
             maps[_PEFT_NAME] = DendriticLinear(cast(nn.Parameter, linear.weight), None, "relu")
         pairs[name] = pair
     return pairs
+
+
+def with_peft_folder(model: Any, folder: Path) -> Any:
+    """A transformers model with the adapter that peft saved to a folder, merged into its weights.
+
+    Raises:
+        AdapterError: The adapter does not fit the model.
+    """
+    import peft
+
+    try:
+        joined = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AdapterError(
+            f"{folder}: the adapter does not fit its base ({reason}); name the base that it was "
+            "trained on"
+        ) from error
+    return joined.merge_and_unload()
 
 
 class FullLinear(nn.Linear):

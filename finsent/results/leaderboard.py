@@ -18,6 +18,8 @@ from typing import Any
 
 from finsent.data.agreement import BANDS, agreement_levels
 from finsent.results.comparison import Comparison, compare, paired_p_value
+from finsent.results.external.rows import against_ours, honesty
+from finsent.results.external.runs import find_external, fold_means, read_folds
 from finsent.results.metrics import (
     RELIABILITY_BINS,
     SIGNIFICANCE,
@@ -100,6 +102,12 @@ METHOD = {
     "reliability": f"top probability in {RELIABILITY_BINS} equal-width bins, seeds pooled",
     "by_agreement": "scores of the test sentences of one agreement band, mean over seeds; bands as "
     "in finsent/data/agreement.csv, each sentence in its strictest one",
+    "against": "an entrant against the arm of each backbone that answers on the page, on the test "
+    "sentences of the seeds that both have; the same tests as between arms",
+    "folds": "mean over ten grouped folds of all sentences, for entrants that were tested so",
+    "trained_on_data": "whether the model was trained on sentences of this data set: yes, no or "
+    "unknown; may_have_seen_test: on those of the test part",
+    "tested": "here: by this project's commands; self-reported: predictions that somebody sent",
     "references": "measured under the protocol stated; not comparable across protocols",
 }
 
@@ -112,7 +120,9 @@ def build(root: Path | str) -> dict[str, Any]:
     """The leaderboard of the runs below root.
 
     Returns rows (one a run), arms (aggregated over seeds, ranked within backbone and data set),
-    comparisons (pairs of arms on their common seeds), references and method.
+    comparisons (pairs of arms on their common seeds), against (models that were not trained here,
+    each compared with ours), references and method. Such a model is a row and an arm like any
+    other, with its name as the backbone.
 
     Raises ArtifactError for a damaged run, EvaluationError for arms that do not pair up.
     """
@@ -121,8 +131,9 @@ def build(root: Path | str) -> dict[str, Any]:
     arms: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
     answers: dict[Model, dict[int, Predictions]] = {}
+    found: list[list[Run]] = []
     for (backbone, dataset), members in groupby(
-        find_runs(root), key=lambda run: (run.backbone, run.dataset)
+        [*find_runs(root), *find_external(root)], key=lambda run: (run.backbone, run.dataset)
     ):
         runs = sorted(members, key=lambda run: (_arm_position(run.arm), run.arm, run.seed))
         rows += [_row(run, root, baseline_of(run, runs)) for run in runs]
@@ -133,6 +144,7 @@ def build(root: Path | str) -> dict[str, Any]:
         pairs = _compare_all(runs, predicted)
         comparisons += [{**place, **pair.to_dict()} for pair in pairs]
         by_arm = [list(same) for _, same in groupby(runs, key=lambda run: run.arm)]
+        found += by_arm
         arms += _ranked(
             [{**place, **_arm(same, runs, predicted)} for same in by_arm],
             partial(_told_apart, pairs),
@@ -146,6 +158,7 @@ def build(root: Path | str) -> dict[str, Any]:
             "comparisons": [
                 {**pair, "p_holm": corrected[number]} for number, pair in enumerate(comparisons)
             ],
+            "against": against_ours(found),
             "references": [reference.to_dict() for reference in references()],
             "method": METHOD,
         }
@@ -219,10 +232,12 @@ def _row(run: Run, root: Path, baseline: Run | None) -> dict[str, Any]:
         "folder": run.folder.relative_to(root).as_posix(),
         **{name: run.metrics[name] for name in ROW_METRICS},
         **{name: run.metrics[name] for name in (PER_SOURCE,) if name in run.metrics},
-        "precision": run.config["config"].get("precision"),
+        "precision": run.config.get("config", {}).get("precision"),
         "device": run.config["device"],
         "finished_at": run.config["finished_at"],
         "growth": growth(run, baseline),
+        "folds": fold_means(read_folds(run.folder)),
+        **honesty(run),
     }
 
 
@@ -252,6 +267,8 @@ def _arm(runs: Sequence[Run], beside: Sequence[Run], predicted: Predicted) -> di
         "growth_paid_on_validation": sum(facts["paid_on_validation"] is True for facts in grown)
         if grown
         else None,
+        "folds": fold_means(read_folds(runs[0].folder)),
+        **honesty(runs[-1]),
     }
 
 
@@ -408,9 +425,10 @@ def _ranked(
     return ranked
 
 
+HONESTY = ("tested", "trained_on_data", "may_have_seen_test", "licence", "revision", "date")
 _IDENTITY = (
     "backbone", "dataset", "protocol", "arm", "seeds", "rank", "tie_group", "standing",
-    "standing_group", "n_test",
+    "standing_group", "n_test", *HONESTY,
 )  # fmt: skip
 
 

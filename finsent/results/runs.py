@@ -6,6 +6,8 @@ the results without a deep-learning stack. Layout below an artifacts root:
     <backbone>/<dataset>/<arm>/seed-<n>/{config.json, metrics.json, history.jsonl,
                                          predictions.csv, validation.csv, adapter.safetensors}
     leaderboard.json   figures/*.png   studies/...   SHA256SUMS
+
+Models that were not trained here are below external/ (finsent.results.external.runs).
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ WORK_FOLDER = ".work"
 """Below an artifacts root: runs under way, in the same layout. Never part of the artifacts."""
 LEADERBOARD = "leaderboard.json"
 """Below an artifacts root: what the runs say together."""
-RESERVED_FOLDERS = ("behaviour", "figures", "studies")
+EXTERNAL = "external"
+"""The folder of models that were not trained here, and the arm that they stand under."""
+RESERVED_FOLDERS = ("behaviour", EXTERNAL, "figures", "studies")
 """Folders below an artifacts root that are no backbone."""
 
 SIGNIFICANT_DIGITS = 9
@@ -151,6 +155,7 @@ class Run:
     """config.json; the TrainConfig is under the key `config`."""
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
+    predictions_file: str = "predictions.csv"
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -158,8 +163,8 @@ class Run:
         return tuple(self.config["label_names"])
 
     def read_predictions(self) -> Predictions:
-        """predictions.csv of this run. Raises ArtifactError when it is missing or damaged."""
-        return read_predictions(self.folder / "predictions.csv", self.label_names)
+        """Predictions of this run. Raises ArtifactError when they are missing or damaged."""
+        return read_predictions(self.folder / self.predictions_file, self.label_names)
 
     def read_validation(self) -> Predictions | None:
         """validation.csv of this run, None where the run kept none. ArtifactError when damaged."""

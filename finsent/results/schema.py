@@ -5,8 +5,10 @@ Errors name the file, the value and the mend. Standard library only.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,57 @@ TRAIN_CONFIG_KEYS: Mapping[str, tuple[type, ...]] = {
 """What this module needs from the TrainConfig stored under config.json's key `config`."""
 
 
+KNOWLEDGE = ("yes", "no", "unknown")
+"""What there is to say about whether a model was trained on a data set."""
+
+HERE, REPORTED = "here", "self-reported"
+"""Who made a run's predictions: this project's commands, or whoever sent them."""
+
+EXTERNAL_CONFIG_KEYS: Mapping[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "name": (str,),
+    "form": (str,),
+    "source": (str,),
+    "revision": (str, type(None)),
+    "licence": (str,),
+    "url": (str, type(None)),
+    "dataset": (str,),
+    "seed": (int,),
+    "trained_on_data": (str,),
+    "may_have_seen_test": (bool,),
+    "tested": (str,),
+    "settings": (dict,),
+    "label_names": (list,),
+    "dataset_sha256": (str,),
+    "split_sha256": (str,),
+    "command": (str,),
+    "versions": (dict,),
+    "device": (str, type(None)),
+    "git_commit": (str, type(None)),
+    "finished_at": (str,),
+}
+"""Keys of the config.json of a model that was not trained here. `form`: what kind of model it is;
+`settings`: how it was asked (label names, prompt); `tested`: HERE or REPORTED."""
+
+_OPTIONAL_NUMBER = (*_NUMBER, type(None))
+_OPTIONAL_COUNT = (int, type(None))
+_SCORES = ("accuracy", "macro_f1", "weighted_f1", "nll", "ece", "n_test", "per_class", "confusion")
+
+EXTERNAL_METRIC_KEYS: Mapping[str, tuple[type, ...]] = {
+    **{name: METRIC_KEYS[name] for name in (*_SCORES, "ci", "dendrites", "dendrites_requested")},
+    "trainable_params": _OPTIONAL_COUNT,
+    "optimizer_steps": _OPTIONAL_COUNT,
+    "epochs": _OPTIONAL_COUNT,
+    "train_seconds": _OPTIONAL_NUMBER,
+    "peak_memory_mb": _OPTIONAL_NUMBER,
+    "latency_ms_p50": _OPTIONAL_NUMBER,
+    "latency_ms_p95": _OPTIONAL_NUMBER,
+    "latency_protocol": (str,),
+    "best_epoch": _OPTIONAL_COUNT,
+}
+"""Keys of its metrics.json, once what nobody here measured is filled in."""
+
+
 class ArtifactError(ValueError):
     """A file of a run is missing, damaged or not what the schema says."""
 
@@ -128,12 +181,16 @@ RESTORE = "restore the file from version control or train the run again"
 
 
 def read_text(path: Path) -> str:
-    """Content of a UTF-8 file. Raises ArtifactError when it is missing or cannot be read."""
+    """Content of a UTF-8 file, unpacked where its name ends in .gz.
+
+    Raises ArtifactError when it is missing or cannot be read.
+    """
     try:
-        return path.read_bytes().decode()
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: missing; {RESTORE}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}); {RESTORE}") from error
 
 
@@ -231,6 +288,25 @@ def _check_label_names(names: Sequence[Any], path: Path) -> None:
         )
 
 
+def check_external_config(config: Any, path: Path) -> None:
+    """The same for the config.json of a model that was not trained here."""
+    _check_keys(config, EXTERNAL_CONFIG_KEYS, str(path))
+    _check_label_names(config["label_names"], path)
+    for key, allowed in (("trained_on_data", KNOWLEDGE), ("tested", (HERE, REPORTED))):
+        if config[key] not in allowed:
+            raise ArtifactError(f"{path}: {key!r} is {config[key]!r}, expected one of {allowed}")
+    for key in ("name", "source", "licence"):
+        if not config[key].strip():
+            raise ArtifactError(f"{path}: {key!r} is empty; say what it is, or `unknown`")
+
+
+def check_external_metrics(metrics: Any, path: Path, label_names: Sequence[str]) -> None:
+    """The same for its metrics.json, with what nobody here measured filled in."""
+    _check_keys(metrics, EXTERNAL_METRIC_KEYS, str(path))
+    _check_scores(metrics, path, label_names)
+    _check_sources(metrics, path)
+
+
 def check_metrics(metrics: Any, path: Path, label_names: Sequence[str]) -> None:
     """Raises ArtifactError unless `metrics`, read from `path`, has the keys of a metrics.json.
 
@@ -239,15 +315,19 @@ def check_metrics(metrics: Any, path: Path, label_names: Sequence[str]) -> None:
     _check_keys(metrics, METRIC_KEYS, str(path))
     _check_scores(metrics, path, label_names)
     _check_keys(metrics["validation"], VALIDATION_KEYS, f"{path}, validation")
+    _check_sources(metrics, path)
+    if metrics["best_before_growth"] is not None:
+        _check_keys(
+            metrics["best_before_growth"], BEFORE_GROWTH_KEYS, f"{path}, best_before_growth"
+        )
+
+
+def _check_sources(metrics: Any, path: Path) -> None:
     if PER_SOURCE in metrics:
         where = f"{path}, {PER_SOURCE}"
         _check_keys(metrics, {PER_SOURCE: (dict,)}, str(path))
         for source, scores in metrics[PER_SOURCE].items():
             _check_keys(scores, SOURCE_KEYS, f"{where}.{source}")
-    if metrics["best_before_growth"] is not None:
-        _check_keys(
-            metrics["best_before_growth"], BEFORE_GROWTH_KEYS, f"{path}, best_before_growth"
-        )
 
 
 def _check_scores(metrics: Mapping[str, Any], path: Path, label_names: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from finsent.config import ConfigError, TrainConfig
 from finsent.data.records import DataError
 from finsent.models.adapter_files import AdapterError, load_adapter
 from finsent.results import leaderboard
+from finsent.results.external.runs import FILES, FOLDS, entrant_folder, external_folders
 from finsent.results.manifest import (
     ADAPTER_FILE,
     MANIFEST,
@@ -30,6 +31,7 @@ from finsent.results.manifest import (
 )
 from finsent.results.metrics import EvaluationError, confidence_intervals, score, source_scores
 from finsent.results.runs import (
+    EXTERNAL,
     LEADERBOARD,
     RESERVED_FOLDERS,
     RUN_FILES,
@@ -37,12 +39,14 @@ from finsent.results.runs import (
     WORK_FOLDER,
     Run,
     canonical_json,
+    find_runs,
     read_run,
 )
 from finsent.results.schema import PER_SOURCE, ArtifactError
 from finsent.results.unseen.files import PREDICTIONS, TRANSFERS
 from finsent.study.rows import RESULTS, SUMMARY, StudyError, read_runs
 from finsent.study.summary import summarize
+from finsent.verification.entrants import entrant_problems
 from finsent.verification.left_out import left_out_problems
 
 RELATIVE_TOLERANCE = 1e-9
@@ -64,7 +68,8 @@ LAYOUT = tuple(
             r"behaviour/[^/]+\.json",
             rf"[^/]+/[^/]+/(?:{re.escape(PREDICTIONS)}|{re.escape(TRANSFERS)})",
             r"studies/[^/]+/[^/]+\.(?:csv|json)",
-            r"[^/]+/[^/]+/[^/]+/seed-\d+/(?:PAI\.png|"
+            rf"{EXTERNAL}/[^/]+/[^/]+/seed-\d+/(?:{'|'.join(map(re.escape, (*FILES, FOLDS)))})",
+            rf"(?!{EXTERNAL}/)[^/]+/[^/]+/[^/]+/seed-\d+/(?:PAI\.png|"
             + "|".join(map(re.escape, (*RUN_FILES, VALIDATION_FILE)))
             + ")",
         ),
@@ -92,11 +97,30 @@ def verify(root: Path | str) -> list[str]:
     for run in runs:
         for check in RUN_CHECKS:
             problems += _guarded(run.folder, partial(check, run))
+    for folder in external_folders(root):
+        problems += _guarded(folder, partial(entrant_problems, folder, runs, _metric_problems))
     problems += _guarded(root, lambda: _fairness_problems(runs))
     problems += _guarded(root / LEADERBOARD, lambda: _leaderboard_problems(root))
     problems += _guarded(root / "studies", lambda: _study_problems(root))
     problems += _guarded(root, lambda: left_out_problems(root, runs))
     return problems
+
+
+def verify_entrant(root: Path | str, name: str) -> list[str]:
+    """Problems of one model that was not trained here, as for a pull request that adds it.
+
+    Nothing else below root is checked but what its runs are compared with.
+    """
+    folder = entrant_folder(root, name)
+    folders = [path for path in external_folders(root) if folder in path.parents]
+    if not folders:
+        return [f"{folder}: no runs of an entrant of that name"]
+    ours = find_runs(root)
+    return [
+        problem
+        for path in folders
+        for problem in _guarded(path, partial(entrant_problems, path, ours, _metric_problems))
+    ]
 
 
 def _read_into(runs: list[Run], folder: Path) -> Iterator[str]:
@@ -177,13 +201,13 @@ def _metric_problems(run: Run) -> Iterator[str]:
         computed["ci"] = confidence_intervals(labels, probabilities)
         by_source = source_scores(run.dataset, predictions)
     except (ArtifactError, DataError, EvaluationError) as error:
-        yield f"{run.folder / 'predictions.csv'}: {error}"
+        yield f"{run.folder / run.predictions_file}: {error}"
         return
     if by_source is not None or PER_SOURCE in run.metrics:
         computed[PER_SOURCE] = by_source
     for name, value in computed.items():
         for where, stored, fresh in _differences(name, run.metrics.get(name), value):
-            yield f"{path}: {where} is {stored!r}, predictions.csv gives {fresh!r}"
+            yield f"{path}: {where} is {stored!r}, {run.predictions_file} gives {fresh!r}"
 
 
 def _validation_problems(run: Run) -> Iterator[str]:

@@ -18,7 +18,9 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 from tqdm import tqdm
 
+from finsent.config import Precision
 from finsent.data.folds import FOLDS, Fold, grouped_folds, smaller
+from finsent.data.records import LABELS
 from finsent.data.registry import Dataset, load_dataset
 from finsent.results.metrics import score
 from finsent.study.heads.features import frozen_features
@@ -28,7 +30,6 @@ from finsent.study.rows import (
     CLASSICAL,
     RESULTS,
     RunKey,
-    StudyError,
     StudyRun,
     append_runs,
     read_runs,
@@ -37,6 +38,8 @@ from finsent.study.rows import (
 NAME = CLASSICAL
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation of the logistic regressions; chosen by validation NLL in every run."""
+VADER_NEUTRAL = 0.05
+"""Compound scores nearer to zero are neutral, as its authors recommend."""
 FEATURES = ("mean-16", "last-28")
 """What the logistic regression on frozen features may read; chosen like the strength."""
 
@@ -73,22 +76,38 @@ def majority(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
 
 
 def lexicon(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
-    """More positive or more negative words of Loughran and McDonald's financial list (2011).
+    """More positive or more negative words of Loughran and McDonald's financial list (2011)."""
+    return _by_rule(task, fold, _lexicon_labels(tuple(task.texts)))
 
-    The rule alone names the class. Its probability is how often the rule is right on the training
-    part; the other classes share the rest.
+
+def vader(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
+    """VADER's compound score (Hutto and Gilbert 2014), neutral where its authors say so: within
+    0.05 of zero."""
+    return _by_rule(task, fold, _vader_labels(tuple(task.texts)))
+
+
+def _by_rule(task: Task, fold: Fold, named: NDArray[np.int64]) -> Fitted:
+    """What a rule that names a sentiment says, with probabilities from the training part.
+
+    Of sentiments the rule alone names the class. Its probability is how often the rule is right on
+    the training part; the other classes share the rest. To other labels the rule's three answers
+    are evidence: each gets the shares that the labels have where the rule gave it in training.
+
+    named: 0, 1 or 2 of every sentence, (n,): negative, neutral, positive.
     """
-    if task.dataset.label_names != ("negative", "neutral", "positive"):
-        raise StudyError(f"the lexicon knows no {task.dataset.label_names}")
-    named = _lexicon_labels(tuple(task.texts))
-    right = max(0.34, float((named[fold.train] == task.labels[fold.train]).mean()))
-
-    def answers(rows: np.ndarray) -> Probabilities:
-        found = np.full((len(rows), 3), (1 - right) / 2)
-        found[np.arange(len(rows)), named[rows]] = right
-        return found
-
-    return Fitted(answers(fold.validation), answers(fold.test), 0)
+    k = len(task.dataset.label_names)
+    train = fold.train
+    if task.dataset.label_names == LABELS:
+        right = max(0.34, float((named[train] == task.labels[train]).mean()))
+        table = np.full((3, 3), (1 - right) / 2)
+        np.fill_diagonal(table, right)
+        parameters = 0
+    else:
+        counts = np.ones((3, k))
+        np.add.at(counts, (named[train], task.labels[train]), 1)
+        table = counts / counts.sum(axis=1, keepdims=True)
+        parameters = 3 * (k - 1)
+    return Fitted(table[named[fold.validation]], table[named[fold.test]], parameters)
 
 
 @lru_cache(maxsize=4)
@@ -101,6 +120,15 @@ def _lexicon_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
         counts = words.get_score(words.tokenize(text))
         found.append(1 + int(np.sign(counts["Positive"] - counts["Negative"])))
     return np.array(found)
+
+
+@lru_cache(maxsize=4)
+def _vader_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+    scores = np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
+    return 1 + (scores >= VADER_NEUTRAL).astype(np.int64) - (scores <= -VADER_NEUTRAL)
 
 
 def tfidf_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
@@ -171,6 +199,7 @@ def _nll(task: Task, fold: Fold, probabilities: Probabilities) -> float:
 CLASSIFIERS: dict[str, Callable[[Task, Fold, int | None], Fitted]] = {
     "majority": majority,
     "lexicon": lexicon,
+    "vader": vader,
     "tfidf-logistic": tfidf_logistic,
     "frozen-logistic": frozen_logistic,
 }
@@ -188,6 +217,7 @@ class ClassicalPlan:
     datasets: tuple[str, ...] = ("allagree", "50agree")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     folds: int = FOLDS
+    classifiers: tuple[str, ...] = ("majority", "lexicon", "tfidf-logistic", "frozen-logistic")
 
 
 PLAN = ClassicalPlan()
@@ -205,13 +235,13 @@ def run_classical(
     done = {run.key for run in read_runs(path)}
     backbone = plan.backbone
     for name in plan.datasets:
-        task = _task(load_dataset(name, data_dir), backbone, backbone_dir)
+        task = make_task(load_dataset(name, data_dir), backbone, backbone_dir)
         for seed in plan.seeds:
             todo = [
                 (regime, recipe, smaller(fold, task.dataset, regime.fraction))
                 for fold in grouped_folds(task.dataset, seed, plan.folds)
                 for regime in plan.regimes
-                for recipe in _classifiers_for(regime)
+                for recipe in _classifiers_for(plan, regime)
                 if RunKey(backbone, name, regime.name, recipe, CLASSICAL, fold.number, seed, name)
                 not in done
             ]
@@ -220,20 +250,30 @@ def run_classical(
     return path
 
 
-def _classifiers_for(regime: Regime) -> tuple[str, ...]:
+def _classifiers_for(plan: ClassicalPlan, regime: Regime) -> tuple[str, ...]:
     """Those that the regime makes a difference to: only one of them sees frozen features."""
     if regime.dimensions is not None:
         return ("frozen-logistic",)
-    return tuple(CLASSIFIERS) if regime.fraction == 1.0 else ("tfidf-logistic", "frozen-logistic")
+    return plan.classifiers if regime.fraction == 1.0 else ("tfidf-logistic", "frozen-logistic")
 
 
-def _task(dataset: Dataset, backbone: str, backbone_dir: Path | None) -> Task:
-    features = frozen_features(backbone, dataset, folder=backbone_dir)
+def make_task(
+    dataset: Dataset,
+    backbone: str | None,
+    backbone_dir: Path | None = None,
+    precision: Precision = "fp32",
+) -> Task:
+    """The data set with the frozen features of a backbone; None: without, for the classifiers that
+    read words only."""
+    features = {}
+    if backbone is not None:
+        made = frozen_features(backbone, dataset, folder=backbone_dir, precision=precision)
+        features = made.values
     return Task(
         dataset,
         np.array([example.text for example in dataset.examples], dtype=object),
         np.array([example.label for example in dataset.examples]),
-        features.values,
+        features,
     )
 
 

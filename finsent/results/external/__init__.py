@@ -1,0 +1,1 @@
+"""Runs of models that were not trained here: their files, and what the leaderboard says of them."""
