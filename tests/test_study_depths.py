@@ -11,7 +11,8 @@ import pytest
 from finsent.config import STUDY_ARMS
 from finsent.reports.replication import FIGURE, effects_of, write_page
 from finsent.study.cycles.depths import depth_points, saving_sentence, savings
-from finsent.study.cycles.findings import findings
+from finsent.study.cycles.findings import findings, progress
+from finsent.study.cycles.plans import AUTHORS
 from finsent.study.rows import RESULTS, StudyError, StudyRun, append_runs
 
 
@@ -76,6 +77,10 @@ def test_few_folds_say_nothing() -> None:
     (saving,) = savings(depth_points(one))
     assert saving.blocks is None
     assert "too few runs" in saving_sentence(saving)
+    cut_off = [run for run in shrunk({}) if run.fold < 4 or not run.regime.endswith("-2")]
+    (saving,) = savings(depth_points(cut_off))
+    assert saving.blocks is None
+    assert "depths so far: 6 (10 folds), 4 (10 folds), 2 (4 folds)" in saving_sentence(saving)
 
 
 def test_the_page_says_how_much_is_the_extra_epoch_and_how_much_the_dendrites(
@@ -118,7 +123,12 @@ def test_the_sentences_of_a_study_are_made_from_its_rows(tmp_path: Path) -> None
         for fold in range(10)
     ]
     append_runs(tmp_path / "authors" / RESULTS, rows)
-    (sentence,) = findings("authors", tmp_path / "authors")
+    kept, sentence = findings("authors", tmp_path / "authors")
+    assert "`minilm-l6-full`, `sigmoid-1`: 10 of 10 runs kept a dendrite" in kept
+    parts = {(p.regime, p.dataset): p for p in progress(AUTHORS, tmp_path / "authors")}
+    assert parts["minilm-l6-full", "allagree"].made == 10
+    assert parts["minilm-l6-full", "allagree"].planned == 20
+    assert parts["minilm-l6-swept", "50agree"].made == 0
     assert "scores -3.00 points" in sentence
     assert sentence.endswith("it does not reach it.")
     taught = [

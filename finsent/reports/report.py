@@ -21,7 +21,7 @@ from finsent.plots.png_figures import FigureError
 from finsent.plots.png_style import STYLE, png
 from finsent.reports import report_figures
 from finsent.reports.evidence import Evidence, link_to
-from finsent.reports.report_values import board_values, forest_name, study_values
+from finsent.reports.report_values import board_values, forest_name, study_values, unfinished
 from finsent.reports.submission import submission_markdown
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.schema import ArtifactError
@@ -55,6 +55,7 @@ def report_markdown(evidence: Evidence, out: Path) -> str:
         arm_rules=ARM_RULES,
         board=board_values(evidence.board),
         studies=[study_values(name, evidence) for name in study_names(evidence.summaries)],
+        unfinished=unfinished(evidence),
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from finsent.config import latest_growth
 from finsent.reports.evidence import Evidence
-from finsent.study.cycles.findings import findings
-from finsent.study.cycles.plans import CycleStudy
+from finsent.study.cycles.findings import findings, progress
+from finsent.study.cycles.plans import CYCLE_STUDIES, CycleStudy
 from finsent.study.plans import STUDIES
 from finsent.study.rows import ENSEMBLE
 from finsent.study.selection import (
@@ -64,6 +64,23 @@ def study_values(name: str, evidence: Evidence) -> dict[str, Any]:
         "options": _options(folder),
         "ways": _ways(folder),
     }
+
+
+def unfinished(evidence: Evidence) -> list[dict[str, Any]]:
+    """What of the studies of cycles was registered and has not run, study by study."""
+    found = []
+    for study in CYCLE_STUDIES:
+        parts = progress(study, evidence.study(study.name))
+        if any(part.made < part.planned for part in parts):
+            found.append(
+                {
+                    "name": study.name,
+                    "made": sum(part.made for part in parts),
+                    "planned": sum(part.planned for part in parts),
+                    "begun": [part for part in parts if part.made],
+                }
+            )
+    return found
 
 
 def forest_name(study: str, place: tuple[str, str]) -> str:

@@ -207,7 +207,10 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     if removed is not None:
         share = [f"{abs(removed):.1f} % {'fewer' if removed >= 0 else 'more'} errors"]
         if comparison["outcome"] == "tied":
-            share[0] += f", 95 % bound: {errors_bound(interval[1])}"
+            bound = "none, every run differs alike"
+            if interval is not None:
+                bound = errors_bound(interval[1])
+            share[0] += f", 95 % bound: {bound}"
     found = verdict_sentence(
         comparison["outcome"],
         (comparison["a"], "dendritic"),

@@ -68,6 +68,9 @@ def errors_removed_interval_pct(
     accuracy_a: Sequence[float], difference: PairedDifference
 ) -> tuple[float, float] | None:
     """The interval of b's accuracy minus a's, as shares of a's errors in percent: what the test
-    excludes lies outside. a's error rate counts as known. None when a makes no error."""
+    excludes lies outside. a's error rate counts as known. None when a makes no error, and when all
+    differences are equal, as where no dendrite was kept: what varies nowhere excludes nothing."""
     error = 1 - sum(accuracy_a) / len(accuracy_a)
+    if difference.low == difference.high:
+        return None
     return (100 * difference.low / error, 100 * difference.high / error) if error > 0 else None

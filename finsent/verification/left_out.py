@@ -34,7 +34,7 @@ def _strangers(path: Path, runs: Sequence[Run]) -> Iterator[str]:
     """Runs that were trained in another way than those that left a source out."""
     stored = read_json(path)
     for run in runs:
-        own, other = settings(run.config["config"]), stored["settings"]
+        own, other = settings(run.config["config"]), settings(stored["settings"])
         different = sorted(key for key in {*own, *other} if own.get(key) != other.get(key))
         if run.arm in stored["arms"] and different:
             yield (

@@ -10,12 +10,12 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finsent.config import ConfigError, TrainConfig
+from finsent.config import ConfigError, LoraConfig, TrainConfig
 from finsent.data.records import DataError
 from finsent.models.adapter_files import AdapterError, load_adapter
 from finsent.results import leaderboard
@@ -282,11 +282,13 @@ def _selection_problems(run: Run) -> Iterator[str]:
         for other in history
         if bool(other["dendrites"]) == bool(metrics["dendrites"]) and other["epoch"] >= first
     ]
-    lowest = min(alike, key=lambda other: other["val_loss"], default=line)
-    if lowest["val_loss"] < line["val_loss"]:
+    by_accuracy = run.config["config"].get("scored_by") == "accuracy"
+    name, sign = ("accuracy", -1) if by_accuracy else ("loss", 1)
+    best = min(alike, key=lambda other: sign * other[f"val_{name}"], default=line)
+    if sign * best[f"val_{name}"] < sign * line[f"val_{name}"]:
         yield (
-            f"{path}: best_epoch {metrics['best_epoch']} has validation loss {line['val_loss']}, "
-            f"but epoch {lowest['epoch']} has {lowest['val_loss']}"
+            f"{path}: best_epoch {metrics['best_epoch']} has validation {name} "
+            f"{line[f'val_{name}']}, but epoch {best['epoch']} has {best[f'val_{name}']}"
         )
     for name, stored, fresh in (
         ("validation.nll", metrics["validation"]["nll"], line["val_loss"]),
@@ -332,11 +334,16 @@ _DEFAULTS = {
 }
 
 
+def _setting(held: Mapping[str, Any], key: str) -> Any:
+    value = held.get(key, _DEFAULTS.get(key))
+    return {**asdict(LoraConfig()), **value} if key == "lora" and value is not None else value
+
+
 def _unfair(first: Run, other: Run) -> Iterator[str]:
     settings, others = first.config["config"], other.config["config"]
     for key in sorted((set(settings) | set(others)) - {"treatment"}):
         # A run that is older than a setting was trained with what is now its default.
-        one, two = (held.get(key, _DEFAULTS.get(key)) for held in (settings, others))
+        one, two = (_setting(held, key) for held in (settings, others))
         if one != two:
             yield f"{other.folder / 'config.json'}: {key} is {two!r}, {first.arm} has {one!r}"
     for file, keys, mine, theirs in (

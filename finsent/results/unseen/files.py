@@ -42,16 +42,23 @@ TRANSFERS = "left-out.json"
 
 PER_RUN = ("dataset", "seed", "treatment")
 """What of a configuration may differ between the runs; the rest has to be the same."""
+_BEFORE = {"scored_by": "nll"}
+"""What runs were trained with that are older than a setting which is never empty."""
 PROVENANCE = ("command", "device", "finished_at", "git_commit", "versions")
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a TrainConfig decides how sure a run is, but for its arm.
 
-    What is zero, empty or not set is left out, so that a run made before a setting existed compares
-    with one made after.
+    What is zero, empty, not set or as it was before it could be set is left out, so that a run made
+    before a setting existed compares with one made after.
     """
-    return {key: value for key, value in config.items() if key not in PER_RUN and value}
+    lora = {key: value for key, value in config.get("lora", {}).items() if value}
+    return {
+        key: value
+        for key, value in {**config, "lora": lora}.items()
+        if key not in PER_RUN and value and value != _BEFORE.get(key)
+    }
 
 
 def collect(runs: Path, artifacts: Path, backbone: str, dataset: str, arms: Sequence[str]) -> Path:

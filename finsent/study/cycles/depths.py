@@ -49,13 +49,20 @@ class Saving:
     dataset: str
     full: int
     least: Mapping[str, int | None]
+    runs: Mapping[int, int]
+    """Runs of an arm at every depth, the fewest of all arms."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are two depths or more, each with as many folds as the full one."""
+        most = self.runs[self.full]
+        return len(self.runs) > 1 and most > 1 and all(n == most for n in self.runs.values())
 
     @property
     def blocks(self) -> int | None:
-        """Blocks that dendrites save over the best arm without; None where either was not run on
-        enough folds."""
+        """Blocks that dendrites save over the best arm without; None where folds are missing."""
         others = [depth for arm, depth in self.least.items() if arm != GROWN and depth is not None]
-        if GROWN not in self.least or not others:
+        if GROWN not in self.least or not others or not self.finished:
             return None
         grown = self.least[GROWN]
         return 0 if grown is None else max(0, min(others) - grown)
@@ -107,23 +114,28 @@ def savings(points: Sequence[DepthPoint]) -> list[Saving]:
             arm: min((p.depth for p in here if p.arm == arm and p.good_enough), default=None)
             for arm in dict.fromkeys(p.arm for p in here)
         }
-        found.append(Saving(backbone, dataset, max(p.depth for p in here), least))
+        depths = dict.fromkeys(p.depth for p in here)
+        counts = {depth: min(p.n for p in here if p.depth == depth) for depth in depths}
+        found.append(Saving(backbone, dataset, max(depths), least, counts))
     return found
 
 
 def saving_sentence(saving: Saving) -> str:
     """What it says, for people."""
     title = BACKBONE_TITLES.get(saving.backbone, saving.backbone)
+    if saving.blocks is None:
+        made = ", ".join(f"{depth} ({n} folds)" for depth, n in saving.runs.items())
+        return (
+            f"There are too few runs to say how many blocks dendrites save of {title} on "
+            f"{saving.dataset}; depths so far: {made}."
+        )
     needs = ", ".join(
         f"{arm} {'more than ' + str(saving.full) if depth is None else depth}"
         for arm, depth in saving.least.items()
     )
     blocks = saving.blocks
-    if blocks is None:
-        answer = "There are too few runs to say how many blocks dendrites save"
-    elif blocks == 0:
-        answer = "Dendrites save no block"
-    else:
+    answer = "Dendrites save no block"
+    if blocks:
         answer = f"Dendrites save {blocks} of {saving.full} blocks"
     return (
         f"{answer} of {title} on {saving.dataset}: the least depth whose accuracy is at most "

@@ -5,7 +5,9 @@ Each is made from the study's rows. Free of torch.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +15,8 @@ from finsent.config import BACKBONE_TITLES
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.text import percent, points
 from finsent.study.comparisons import overlap_ratio
-from finsent.study.cycles.depths import depth_points, saving_sentence, savings
+from finsent.study.cycles.depths import GROWN, depth_points, saving_sentence, savings
+from finsent.study.cycles.plans import CycleStudy
 from finsent.study.fold_tests import PairedDifference, corrected_paired_test
 from finsent.study.rows import RESULTS, StudyRun, mean, read_runs
 
@@ -26,6 +29,31 @@ def findings(study: str, folder: Path) -> list[str]:
     """What a study says besides; nothing for one without such sentences or without runs."""
     make = _MAKERS.get(study)
     return [] if make is None else list(make(read_runs(folder / RESULTS)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of what was registered of a regime on a data set is there."""
+
+    regime: str
+    dataset: str
+    made: int
+    """Folds, of all repetitions."""
+    planned: int
+
+
+def progress(study: CycleStudy, folder: Path) -> list[Progress]:
+    """Every regime and data set of a study, in the order of the plan."""
+    runs = read_runs(folder / RESULTS)
+    made: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
+    for run in runs:
+        made[run.regime, run.dataset].add((run.seed, run.fold))
+    planned = len(study.splits) * len(study.seeds)
+    return [
+        Progress(regime.name, dataset, len(made[regime.name, dataset]), planned)
+        for regime in study.regimes
+        for dataset in study.datasets
+    ]
 
 
 def paired(a: Iterable[StudyRun], b: Iterable[StudyRun]) -> PairedDifference | None:
@@ -49,11 +77,32 @@ def said(difference: PairedDifference) -> str:
     )
 
 
+def _kept(runs: Sequence[StudyRun]) -> Iterable[str]:
+    """How often the best validation score was that of a state with dendrites."""
+    for regime, dataset in dict.fromkeys((run.regime, run.dataset) for run in runs):
+        for recipe in dict.fromkeys(run.recipe for run in runs if run.regime == regime):
+            here = [
+                run.dendrites
+                for run in runs
+                if (run.regime, run.dataset, run.recipe) == (regime, dataset, recipe)
+                and run.arm == GROWN
+            ]
+            kept = sum(number > 0 for number in here)
+            if not here:
+                continue
+            others = "; the others validated best before it grew, and are the baseline then"
+            yield (
+                f"{dataset}, `{regime}`, `{recipe}`: {kept} of {len(here)} runs kept a dendrite"
+                f"{others if kept < len(here) else ''}."
+            )
+
+
 def _authors(runs: Sequence[StudyRun]) -> Iterable[str]:
-    """A small network with dendrites against a large one."""
+    """What was kept, and a small network with dendrites against a large one."""
+    yield from _kept(runs)
     for dataset in dict.fromkeys(run.dataset for run in runs):
         here = [run for run in runs if run.dataset == dataset]
-        small = [run for run in here if (run.regime, run.arm) == (f"{SMALL}-full", "dendritic")]
+        small = [run for run in here if (run.regime, run.arm) == (f"{SMALL}-full", GROWN)]
         large = [run for run in here if (run.regime, run.arm) == (f"{LARGE}-full", "baseline")]
         difference = paired(large, small)
         if difference is not None:
@@ -68,7 +117,9 @@ def _authors(runs: Sequence[StudyRun]) -> Iterable[str]:
 
 
 def _shrink(runs: Sequence[StudyRun]) -> Iterable[str]:
-    return map(saving_sentence, savings(depth_points(runs)))
+    """What dendrites save, and what was kept."""
+    yield from map(saving_sentence, savings(depth_points(runs)))
+    yield from _kept(runs)
 
 
 def _committee(runs: Sequence[StudyRun]) -> Iterable[str]:
