@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from finsent.commands.options import KEPT, add_artifacts, rebuild_index
+from finsent.commands.options import KEPT, add_artifacts, add_data, rebuild_index
 from finsent.machine.places import artifacts_to_read
 
 Run = Callable[[argparse.Namespace], int]
+
+ROWS = 16
+"""Of every run that `verify --predictions` computes again where no number is given."""
 
 
 def _adder(run: Run) -> Callable[[argparse.ArgumentParser], None]:
@@ -20,6 +23,32 @@ def _adder(run: Run) -> Callable[[argparse.ArgumentParser], None]:
         add_artifacts(parser)
 
     return add_options
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """The folder of runs, one entrant of it, and whether to compute predictions again."""
+    _adder(_verify)(parser)
+    parser.add_argument(
+        "--entrant",
+        metavar="NAME",
+        help="check the runs of one model from elsewhere only, as for a pull request",
+    )
+    parser.add_argument(
+        "--predictions",
+        type=_rows,
+        nargs="?",
+        const=ROWS,
+        metavar="N",
+        help=f"also compute N rows of every run again from its weights, drawn anew each time "
+        f"({ROWS}); takes seconds a run, the sentences and the weights of the backbones",
+    )
+    add_data(parser)
+
+
+def _rows(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of rows of at least 1, not {text!r}")
+    return int(text)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -43,6 +72,36 @@ def _verify(options: argparse.Namespace) -> int:
     count, others = len(find_runs(artifacts)), len(find_external(artifacts))
     more = f", {others} of models from elsewhere" if others else ""
     print(f"{count} runs{more} verified in {artifacts}")
+    return 0 if options.predictions is None else _recompute(artifacts, options)
+
+
+def _recompute(artifacts: Path, options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from finsent.verification.recompute import recompute
+
+    with tqdm(bar_format="{elapsed} {desc}") as bar:
+        found = recompute(
+            artifacts,
+            options.predictions,
+            data_dir=options.data_dir,
+            backbone_dir=options.backbone_dir,
+            report=bar.set_description_str,
+        )
+    for line in found.skipped:
+        print(f"not computed again: {line}")
+    for problem in found.problems:
+        print(problem, file=sys.stderr)
+    if found.problems:
+        print(f"{len(found.problems)} problems in {artifacts}", file=sys.stderr)
+        return 1
+    if not found.rows:
+        print("error: no row could be computed again", file=sys.stderr)
+        return 1
+    print(
+        f"{found.rows} rows of {found.runs} runs computed again from the weights: probabilities "
+        f"differ by at most {found.largest:.1g}"
+    )
     return 0
 
 
@@ -114,16 +173,6 @@ def _calibrate(options: argparse.Namespace) -> int:
     print(f"wrote {collected}\nwrote {write_transfers(collected.parent)}")
     manifest.write_manifest(artifacts)
     return 0
-
-
-def add_verify(parser: argparse.ArgumentParser) -> None:
-    """The folder of runs, and one entrant of it."""
-    _adder(_verify)(parser)
-    parser.add_argument(
-        "--entrant",
-        metavar="NAME",
-        help="check the runs of one model from elsewhere only, as for a pull request",
-    )
 
 
 add_latency = _adder(_latency)
