@@ -18,7 +18,9 @@ from finsent.machine.extras import missing
 from finsent.results.catalog import Catalog, Damage
 from finsent.serving.lifecycle.states import Choice, Status
 from finsent.serving.service import ComparerFactory, ModelService, ServiceError
+from finsent.serving.spreadsheet import MAX_BYTES
 from finsent.ui.endpoints import add_endpoints
+from finsent.ui.guard import RequestGuard, hosts_from_environment, is_local
 from finsent.ui.parts.markup import notice
 from finsent.ui.parts.places import TABS, Bars
 from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors, run_updates
@@ -402,7 +404,16 @@ def launch(
         ssr_mode=False,
         mcp_server=mcp_wanted(mcp),
         state_session_capacity=SESSIONS,
-        app_kwargs={"middleware": [(RenewalMiddleware, (), {"renew": page.renew})]},
+        max_file_size=MAX_BYTES,
+        app_kwargs={
+            # The first is the outermost.
+            "middleware": [
+                (RequestGuard, (), {"hosts": hosts_from_environment(), "local": is_local(host)}),
+                (RenewalMiddleware, (), {"renew": page.renew}),
+            ],
+            # A second description of what the page's own "API" link describes, private routes too.
+            "openapi_url": None,
+        },
         footer_links=["api"],
         theme=make_theme(),
         css_paths=CSS_FILES,

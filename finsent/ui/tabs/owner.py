@@ -6,7 +6,9 @@ account that the Space belongs to. Every action asks again; what the page shows 
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,7 @@ from finsent.serving.owner_training import (
     Recipe,
     TrainingState,
 )
+from finsent.ui.guard import Guesses
 from finsent.ui.parts.markup import notice
 
 SHORTEST_TOKEN = 16
@@ -71,11 +74,16 @@ class Owner:
 
     def is_owner(self, token: str | None, username: str | None) -> bool:
         """Whether the secret or the login is right. The secret is compared in constant time."""
-        if self.token is not None and hmac.compare_digest(
-            (token or "").encode(), self.token.encode()
-        ):
+        if self.token is not None and hmac.compare_digest(_digest(token), _digest(self.token)):
             return True
         return self.username is not None and username == self.username
+
+
+def _digest(secret: object) -> bytes:
+    """Of equal length for all, so that not even a length shows in the time that comparing takes."""
+    # A program may send any JSON, and halves of characters.
+    said = secret if isinstance(secret, str) else ""
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
 
 
 def owner_from_environment(
@@ -221,16 +229,21 @@ class _Actions:
 
     def __init__(self, owner: Owner) -> None:
         self._owner, self._training = owner, owner.training
+        self._guesses = Guesses()
         self._folder = tempfile.TemporaryDirectory(prefix="finsent-zip-")
 
-    def show(self, given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+    def show(
+        self, given: str, is_packed: bool, profile: gr.OAuthProfile | None, request: gr.Request
+    ) -> list[Any]:
         """Where the training stands."""
-        self._require(given, profile)
+        self._require(given, profile, request)
         return self._view(is_packed)
 
-    def begin(self, given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+    def begin(
+        self, given: str, is_packed: bool, profile: gr.OAuthProfile | None, request: gr.Request
+    ) -> list[Any]:
         """Starts it."""
-        self._require(given, profile)
+        self._require(given, profile, request)
         obstacle = self._owner.obstacle()
         if obstacle is not None:
             raise gr.Error(f"Cannot train: {obstacle}.", print_exception=False)
@@ -240,17 +253,25 @@ class _Actions:
             raise gr.Error(str(error), print_exception=False) from error
         return self._view(is_packed)
 
-    def end(self, given: str, is_packed: bool, profile: gr.OAuthProfile | None) -> list[Any]:
+    def end(
+        self, given: str, is_packed: bool, profile: gr.OAuthProfile | None, request: gr.Request
+    ) -> list[Any]:
         """Cancels it."""
-        self._require(given, profile)
+        self._require(given, profile, request)
         self._training.cancel()
         return self._view(is_packed)
 
     def send(
-        self, given: str, name: str, kind: str, access: str, profile: gr.OAuthProfile | None
+        self,
+        given: str,
+        name: str,
+        kind: str,
+        access: str,
+        profile: gr.OAuthProfile | None,
+        request: gr.Request,
     ) -> str:
         """Pushes what was trained."""
-        self._require(given, profile)
+        self._require(given, profile, request)
         if not access.strip():
             raise gr.Error("Give an access token that may write.", print_exception=False)
         try:
@@ -259,8 +280,20 @@ class _Actions:
         except OwnerTrainingError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def _require(self, given: str, profile: gr.OAuthProfile | None) -> None:
-        if not self._owner.is_owner(given, None if profile is None else profile.username):
+    def _require(self, given: str, profile: gr.OAuthProfile | None, request: gr.Request) -> None:
+        username = None if profile is None else profile.username
+        if self._owner.is_owner(None, username):
+            return
+        is_owner, wait = False, 0.0
+        if given:
+            address = getattr(request.client, "host", "")
+            is_owner, wait = self._guesses.look(address, lambda: self._owner.is_owner(given, None))
+        if wait > 0:
+            raise gr.Error(
+                f"Too many wrong secrets: the next one is looked at in {math.ceil(wait)} seconds.",
+                print_exception=False,
+            )
+        if not is_owner:
             raise gr.Error("This is for the owner of the page only.", print_exception=False)
 
     def _view(self, is_packed: bool) -> list[Any]:
