@@ -5,7 +5,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: app train test quick check figures leaderboard verify screenshots readme report clean
+.PHONY: app train test quick check figures leaderboard verify screenshots readme report audit clean
 
 # Stamps: an environment is made again when what it should hold has changed.
 $(VENV)/app.stamp: requirements.txt constraints.txt
@@ -51,6 +51,12 @@ test: check
 # What can be waited for after every change: no browsers, clusters or trainers of their own.
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --durations=20
+
+# The pinned versions against published advisories. Needs the network, so `make test` leaves it out.
+audit: $(VENV)/dev.stamp
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # Every tab of the app, light and dark, at 1440 and 390 pixels, into screenshots/.
 screenshots: $(VENV)/dev.stamp

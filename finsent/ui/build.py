@@ -54,6 +54,8 @@ SHOW_RUNS_JS = """
   if (here && !document.querySelector('#tab-owner')?.offsetHeight) { window.location.reload(); }
 }
 """
+KEPT_SECONDS = (600, 3600)
+"""How often files that visitors sent or made are looked at, and how old they get."""
 QUEUE_SIZE = 256
 SESSIONS = 256
 """gradio keeps about 0.4 MB for each of so many visitors, of whom any program's call is one; its
@@ -158,7 +160,7 @@ def _draw(
     problem: str,
 ) -> gr.Blocks:
     # Unset would mean "on": gradio reports usage and looks for updates elsewhere.
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT_SECONDS) as demo:
         gr.HTML(_MASTHEAD)
         toggle = gr.Button("Light / dark", size="sm", elem_id="theme-toggle")
         toggle.click(None, js=THEME_TOGGLE_JS, api_visibility="private")
@@ -398,6 +400,8 @@ def launch(
         server_port=port,
         inbrowser=False,
         share=False,
+        # Else it gives up where its own first request takes 3 s, as on a machine that is busy.
+        _frontend=False,
         show_error=True,
         run_history=False,
         enable_monitoring=False,

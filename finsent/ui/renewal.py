@@ -96,6 +96,9 @@ def exchange(served: gr.Blocks, fresh: gr.Blocks) -> None:
     served.children = fresh.children
     served.default_config = fresh.default_config
     served.default_config.root_block = served
+    # What visitors upload and download goes when it is old, whichever page it was made by.
+    known = {id(files) for files in served.temp_file_sets}
+    served.temp_file_sets += [s for s in fresh.temp_file_sets if id(s) not in known]
     served.config = served.get_config_file()
 
 
