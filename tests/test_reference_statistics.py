@@ -18,7 +18,8 @@ from statsmodels.stats.weightstats import DescrStatsW
 from finsent.results import metrics
 from finsent.results.calibration import COVERAGE, conformal_threshold, fit_temperature, scale
 from finsent.results.comparison import mcnemar_p_value, sign_flip_p_value
-from finsent.study.fold_tests import corrected_paired_test, holm
+from finsent.results.metrics import holm
+from finsent.study.fold_tests import corrected_paired_test
 
 DRAWS = 2000
 POINT = 0.01

@@ -17,8 +17,8 @@ from finsent.machine.devices import cuda_available
 from finsent.machine.extras import missing
 from finsent.results.catalog import Catalog, Damage
 from finsent.serving.lifecycle.states import Choice, Status
+from finsent.serving.many_texts import MAX_BYTES
 from finsent.serving.service import ComparerFactory, ModelService, ServiceError
-from finsent.serving.spreadsheet import MAX_BYTES
 from finsent.ui.endpoints import add_endpoints
 from finsent.ui.guard import RequestGuard, hosts_from_environment, is_local
 from finsent.ui.parts.markup import notice

@@ -16,8 +16,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-
 Scope = MutableMapping[str, Any]
 AsgiApp = Callable[[Scope, Any, Any], Awaitable[None]]
 
@@ -56,7 +54,9 @@ class RequestGuard:
                 await self._app(scope, receive, send)
             # There is no other kind: the page opens no websocket.
             return
-        headers = Headers(scope=scope)
+        headers: dict[str, str] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
         claimed = _name(headers.get("x-forwarded-host", "").split(",")[0].strip())
         if claimed not in self._hosts:
             scope = {
@@ -69,7 +69,7 @@ class RequestGuard:
             return
         await self._app(scope, _bounded(receive), send)
 
-    def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
+    def _refusal(self, method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
         known = {*self._hosts, *(LOOPBACK if self._local else ())}
         if self._local and _name(host) not in known:

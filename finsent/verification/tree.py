@@ -10,12 +10,11 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finsent.config import ConfigError, LoraConfig, TrainConfig
+from finsent.config import ConfigError, TrainConfig
 from finsent.data.records import DataError
 from finsent.models.adapter_files import AdapterError, load_adapter
 from finsent.results import leaderboard
@@ -329,21 +328,13 @@ def _fairness_problems(runs: list[Run]) -> Iterator[str]:
             yield from _unmatched(arms["matched"], arms["dendritic"])
 
 
-_DEFAULTS = {
-    field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING
-}
-
-
-def _setting(held: Mapping[str, Any], key: str) -> Any:
-    value = held.get(key, _DEFAULTS.get(key))
-    return {**asdict(LoraConfig()), **value} if key == "lora" and value is not None else value
-
-
 def _unfair(first: Run, other: Run) -> Iterator[str]:
-    settings, others = first.config["config"], other.config["config"]
-    for key in sorted((set(settings) | set(others)) - {"treatment"}):
-        # A run that is older than a setting was trained with what is now its default.
-        one, two = (_setting(held, key) for held in (settings, others))
+    # A run that is older than a setting was trained with what is now its default.
+    settings, others = (
+        TrainConfig.from_dict(run.config["config"]).to_dict() for run in (first, other)
+    )
+    for key in sorted(set(settings) - {"treatment"}):
+        one, two = settings[key], others[key]
         if one != two:
             yield f"{other.folder / 'config.json'}: {key} is {two!r}, {first.arm} has {one!r}"
     for file, keys, mine, theirs in (
