@@ -94,6 +94,7 @@ def test_every_tab_shows_two_arms_of_two_classes(chromium: Browser, two_arms_url
     expect(page.locator("#verdicts")).not_to_contain_text("matched")
     expect(page.locator("#board-table tbody tr")).to_have_count(2)
     open_tab(page, "Where they differ")
+    page.locator("#differ-scores .label-wrap").click()
     expect(page.locator(panel_of("Where they differ"))).to_contain_text(
         "does not say how far its annotators agreed"
     )

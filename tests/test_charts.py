@@ -111,7 +111,8 @@ def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> N
         # Run 1 kept no dendrite and its history has no event.
         assert list(star.x) == [GROWTH_EPOCH + 1]
         assert list(star.y) == [mean.y[GROWTH_EPOCH]]
-        assert star.text[0].startswith("run 0")
+        assert [place for place, said in enumerate(mean.text) if said] == [GROWTH_EPOCH]
+        assert "run 0 grew dendrite 1" in mean.text[GROWTH_EPOCH]
     assert not [t for t in figure.data if t.name in ("Baseline, growth", "Matched, growth")]
 
 

@@ -246,7 +246,7 @@ def selective_figure(curves: Mapping[tuple[str, str], Sequence[float]]) -> go.Fi
             marker={"symbol": style.symbol, "size": 6, "color": style.colour},
             hovertemplate=f"{name}: answers %{{x:.0%}}, right in %{{y:.1%}}<extra></extra>",
         )
-    style_figure(figure, height=430)
+    style_figure(figure, height=360 + 22 * len(curves))
     figure.update_layout(
         hovermode="closest",
         margin={"l": 60, "t": 30 + 22 * len(curves)},

@@ -6,7 +6,7 @@ all of them at once. No torch, no gradio: a notebook can use them as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
@@ -253,32 +253,18 @@ def _add_series(
             **shared,
         )
     means = [fmean(at) for at in columns]
+    notes = _growth_notes(series, len(x))
     figure.add_scatter(
         x=x,
         y=means,
         mode="lines+markers",
         name=series.title,
+        text=[f" ({notes[n]})" if n in notes else "" for n in range(1, len(x) + 1)],
         line={"color": style.colour, "width": style.width, "dash": series.dash, "shape": shape},
         marker={"symbol": style.symbol, "size": 5 + style.width / 2, "color": style.colour},
-        hovertemplate=_hover(f"{series.title}, {panel.title.lower()}", panel, view),
+        hovertemplate=_hover(f"{series.title}, {panel.title.lower()}", panel, view, "%{text}"),
         **{**shared, "showlegend": axis == "y"},
     )
-    _add_growth(figure, series, x, means, shared)
-
-
-def _add_growth(
-    figure: go.Figure,
-    series: _Series,
-    x: Sequence[float],
-    means: Sequence[float],
-    shared: Mapping[str, Any],
-) -> None:
-    """A star on the mean line for every epoch after which a run grew a dendrite."""
-    notes: dict[int, list[str]] = {}
-    for run in series.runs:
-        for epoch, event in growth_events(run):
-            if epoch <= len(x):
-                notes.setdefault(epoch, []).append(f"run {run.seed}: {event}")
     if notes:
         figure.add_scatter(
             x=[x[epoch - 1] for epoch in notes],
@@ -288,18 +274,28 @@ def _add_growth(
             marker={
                 "symbol": GROWTH_SYMBOL,
                 "size": 12,
-                "color": series.style.colour,
+                "color": style.colour,
                 "line": {"color": "rgba(255,255,255,0.85)", "width": 0.8},
             },
-            text=["; ".join(found) for found in notes.values()],
-            hovertemplate="%{text}<extra></extra>",
+            hoverinfo="skip",
             **shared,
         )
 
 
-def _hover(name: str, panel: Panel, view: CurveView) -> str:
-    sign = "+" if view.show == DIFFERENCE else ""
-    return f"{name} %{{y:{sign}{panel.number_format}}}<extra></extra>"
+def _growth_notes(series: _Series, epochs: int) -> dict[int, str]:
+    """Epochs from 1 after which a run grew a dendrite -> which did."""
+    notes: dict[int, list[str]] = {}
+    for run in series.runs:
+        for epoch, event in growth_events(run):
+            if epoch <= epochs:
+                notes.setdefault(epoch, []).append(f"run {run.seed} {event}")
+    return {epoch: "; ".join(found) for epoch, found in notes.items()}
+
+
+def _hover(name: str, panel: Panel, view: CurveView, behind: str = "") -> str:
+    # "0>" changes nothing but that Plotly leaves the format alone, which it would spoil.
+    sign = "0>+" if view.show == DIFFERENCE else ""
+    return f"{name} %{{y:{sign}{panel.number_format}}}{behind}<extra></extra>"
 
 
 def _style_panel(
@@ -358,6 +354,8 @@ def _style_figure(figure: go.Figure, view: CurveView, panels: int) -> None:
         hovermode="x unified",
         # A value in one chart is looked at beside those of the same epoch in the others.
         hoversubplots="axis",
+        # The nearest epoch answers, however far apart epochs are.
+        hoverdistance=-1,
         dragmode="zoom",
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 0.995, "yanchor": "top", "yref": "container"},
