@@ -139,6 +139,18 @@ def test_an_accuracy_bought_with_a_higher_loss_is_not_called_best(board: dict[st
     assert not matrix.best({**first, "standing_group": 2}, [first, *rest])
 
 
+def test_who_may_have_seen_the_test_is_not_best_and_keeps_nobody_from_it(
+    board: dict[str, Any],
+) -> None:
+    first, *rest = (arm for arm in board["arms"] if arm["dataset"] == "allagree")
+    seen = {**first, "standing_group": 1, "may_have_seen_test": True}
+    told = {**first, "standing_group": 1, "tested": "self-reported"}
+    fair = [{**arm, "standing_group": 2} for arm in rest]
+    assert not matrix.best(seen, [seen, told, *fair])
+    assert not matrix.best(told, [seen, told, *fair])
+    assert any(matrix.best(arm, [seen, told, *fair]) for arm in fair)
+
+
 def test_a_gain_carries_what_weakens_it(board: dict[str, Any]) -> None:
     pairs = [dict(pair) for pair in board["comparisons"] if pair["dataset"] == "allagree"]
     for pair in pairs:
@@ -187,7 +199,16 @@ def test_models_of_others_stand_in_the_tables(board: dict[str, Any]) -> None:
     """Ten models on seven data sets, some of which only others were tested on."""
     first = next(arm for arm in board["arms"] if arm["arm"] == "baseline")
     others = [
-        {**first, "backbone": f"someone/model-{n}", "arm": "external", "dataset": dataset}
+        {
+            **first,
+            "backbone": f"someone/model-{n}",
+            "arm": "external",
+            "dataset": dataset,
+            "form": "zero-shot",
+            "may_have_seen_test": n == 1,
+            "tested": "self-reported" if n == 2 else "here",
+            "mean": {**first["mean"], "trainable_params": None, "latency_ms_p50": None},
+        }
         for n in range(10)
         for dataset in ("allagree", "50agree", "fiqa", "twitter", "news", "fomc", "numclaim")
     ]
@@ -195,6 +216,9 @@ def test_models_of_others_stand_in_the_tables(board: dict[str, Any]) -> None:
     html = matrix.matrix_html(wide)
     assert html.count("<tr") == 1 + 3 + 10
     assert "someone/model-9" in html
+    assert "may have seen these sentences" in html
+    assert "self-reported" in html
+    assert "zero-shot" in html
     shown = board_table.board_html(wide, Filters("news", arms=tuple(board_table.arms_on(wide))))
     assert shown.count("someone/model-") == 10
 

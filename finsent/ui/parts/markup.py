@@ -12,6 +12,7 @@ from finsent.data.registry import DATASETS
 from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
 from finsent.results import text
 from finsent.results.catalog import Damage
+from finsent.results.runs import EXTERNAL
 
 _LABEL_MARKS = {
     label: mark
@@ -48,6 +49,8 @@ def html(template: str, **values: Any) -> str:
 
 def arm_title(arm: str) -> str:
     """An arm's name for people; one that has no style goes by its own."""
+    if arm == EXTERNAL:
+        return "From elsewhere"
     return ARM_STYLES[arm].title if arm in ARM_STYLES else arm
 
 

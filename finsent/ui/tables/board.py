@@ -10,7 +10,7 @@ from typing import Any
 from finsent.config import ARMS, STUDY_ARMS
 from finsent.plots.style import ARM_STYLES
 from finsent.results.catalog import backbone_title, dataset_title
-from finsent.results.text import count
+from finsent.results.text import NONE, count
 from finsent.ui.parts.markup import (
     arm_title,
     milliseconds,
@@ -63,6 +63,19 @@ def _scored(key: str) -> Callable[[Entry, tuple[float, float]], str]:
             f'<b>{percent(value, 2)}</b> <span class="fs-ci">{percent_interval(interval)}</span>'
             + _strip(arm["arm"], value, interval, scale)
         )
+
+    return cell
+
+
+def _said(key: str) -> Callable[[Entry], str | None]:
+    return lambda arm: arm.get(key)
+
+
+def _told(key: str) -> Callable[[Entry, tuple[float, float]], str]:
+    def cell(arm: Entry, scale: tuple[float, float]) -> str:
+        value = arm.get(key)
+        # A revision is a hash or a tag: its start tells it.
+        return NONE if value is None else escape(str(value)[:24])
 
     return cell
 
@@ -132,6 +145,16 @@ COLUMNS = (
         _mean("train_seconds"),
         _shown("train_seconds", _seconds),
     ),
+    *(
+        Column(key, title, _said(key), _told(key), numeric=False)
+        for key, title in (
+            ("trained_on_data", "Trained on this data"),
+            ("tested", "Tested"),
+            ("licence", "Licence"),
+            ("revision", "Revision"),
+            ("date", "Date"),
+        )
+    ),
     Column(
         "n_test", "Test answers", lambda arm: arm["n_test"], lambda arm, _: count(arm["n_test"])
     ),
@@ -179,10 +202,14 @@ def run_entry(row: Entry) -> dict[str, Any]:
         "dendrites_max": row["dendrites"],
         "seeds_without_dendrites": [row["seed"]] if empty else [],
         "latency_protocol": [row["latency_protocol"]],
+        **{key: row.get(key) for key in (*_HONESTY, "form")},
     }
 
 
-_ROW_METRICS = tuple(column.key for column in COLUMNS if column.key not in ("dendrites", "n_test"))
+_HONESTY = ("trained_on_data", "tested", "licence", "revision", "date")
+_ROW_METRICS = tuple(
+    column.key for column in COLUMNS if column.key not in ("dendrites", "n_test", *_HONESTY)
+)
 
 
 def arms_on(board: Board) -> list[str]:

@@ -18,6 +18,7 @@ from finsent.results.catalog import (
 )
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.references import PUBLISHED_GAIN_PCT
+from finsent.results.schema import HERE
 from finsent.ui.parts.markup import html, sentence
 from finsent.ui.tables.filters import ALL, Board, Entry
 
@@ -38,13 +39,37 @@ def higher_loss(entry: Entry, other: Entry) -> bool:
     return bool(entry["mean"]["nll"] > other["ci"]["nll"][1])
 
 
+def honest(entry: Entry) -> bool:
+    """Whether a score says what the model does on sentences it cannot have seen, tested here."""
+    return not entry.get("may_have_seen_test", False) and entry.get("tested", HERE) == HERE
+
+
 def best(entry: Entry, beside: Sequence[Entry]) -> bool:
     """Whether no test tells an arm from the most accurate of its data set, nor its loss is higher.
 
-    beside: all arms of the data set. An accuracy bought with a clearly higher loss is not marked.
+    beside: all arms of the data set. Not marked: an accuracy bought with a clearly higher loss, and
+    one that is not `honest`, which also keeps nobody else from being best.
     """
-    leaders = [other for other in beside if other["standing_group"] == 1]
-    return entry["standing_group"] == 1 and not any(higher_loss(entry, other) for other in leaders)
+    fair = [other for other in beside if honest(other)]
+    first = min((other["standing_group"] for other in fair), default=0)
+    leaders = [other for other in fair if other["standing_group"] == first]
+    return (
+        honest(entry)
+        and entry["standing_group"] == first
+        and not any(higher_loss(entry, other) for other in leaders)
+    )
+
+
+def doubts(entry: Entry) -> list[str]:
+    """What a reader has to know before comparing a model that was not trained here."""
+    found = []
+    if entry.get("may_have_seen_test", False):
+        found.append("may have seen these sentences")
+    if entry.get("tested", HERE) != HERE:
+        found.append(str(entry["tested"]))
+    if entry.get("trained_on_data") == "unknown":
+        found.append("training data unknown")
+    return found
 
 
 def matrix_html(board: Board, sort: str = ALL) -> str:
@@ -79,6 +104,7 @@ def matrix_html(board: Board, sort: str = ALL) -> str:
             {
                 "model": backbone_title(model[0]),
                 "arm": model[1],
+                "form": next(arm for key, arm in cells.items() if key[:2] == model).get("form"),
                 "cells": [_cell(board, cells.get((*model, name)), of[name]) for name in datasets],
             }
             for model in models
@@ -96,6 +122,7 @@ def _cell(board: Board, entry: Entry | None, beside: Sequence[Entry]) -> dict[st
         "rank": f"{entry['standing']}{'=' if tied else ''}",
         "best": best(entry, beside),
         "shared": tied,
+        "doubts": doubts(entry),
         "badge": None if pair is None or pair["outcome"] == "tied" else badge(board, pair),
     }
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from finsent.results.catalog import backbone_title
 from finsent.results.text import count
 from finsent.ui.parts.markup import sentence, signed
-from finsent.ui.tables.filters import Board, Entry, Filters
+from finsent.ui.tables.filters import ALL, Board, Entry, Filters
 
 OUTCOMES = {"better": "Better", "worse": "Worse", "tied": "Tied"}
 
 WHAT_P_IS = (
     "p: exact paired test of accuracy on the same sentences. If the arms were alike, their answers "
-    "to a sentence could be swapped; a sentence is swapped in all seeds at once (sign-flip test, "
-    "clustered by sentence). With one seed this is McNemar&rsquo;s test. Tied: p is 0.05 or more, "
+    "to a sentence could be swapped; a sentence is swapped in all runs at once (sign-flip test, "
+    "clustered by sentence). With one run this is McNemar&rsquo;s test. Tied: p is 0.05 or more, "
     "which does not show that the arms are equal."
 )
 
@@ -26,10 +27,23 @@ def verdicts_html(board: Board, filters: Filters) -> str:
         key=lambda pair: (pair["a"], pair["b"]) != ("baseline", "dendritic"),
     )
     several = len({pair["backbone"] for pair in pairs}) > 1
+    against = [
+        pair
+        for pair in board.get("against", ())
+        if pair["dataset"] == filters.dataset and filters.backbone in (ALL, pair["backbone"])
+    ]
+    return _folded("Every pair of variants: tests and intervals", pairs, several) + _folded(
+        "Models from elsewhere against those trained here", against, False
+    )
+
+
+def _folded(title: str, pairs: Sequence[Entry], with_backbone: bool) -> str:
+    if not pairs:
+        return ""
+    items = "".join(_verdict(pair, with_backbone) for pair in pairs)
     return (
-        f'<ol class="fs-verdicts">{"".join(_verdict(p, several) for p in pairs)}</ol>'
-        if pairs
-        else ""
+        f'<details class="fs-more-below"><summary>{title}</summary>'
+        f'<ol class="fs-verdicts">{items}</ol><p class="fs-quiet">{WHAT_P_IS}</p></details>'
     )
 
 
@@ -60,13 +74,13 @@ def _errors(pair: Entry) -> str:
 
 def _mcnemar(pair: Entry) -> str:
     lines = "".join(
-        f"<li>seed {test['seed']}: only {escape(pair['a'])} right {test['only_a_right']}, only "
+        f"<li>run {test['seed']}: only {escape(pair['a'])} right {test['only_a_right']}, only "
         f"{escape(pair['b'])} right {test['only_b_right']}, p = {test['p_value']:.2f}</li>"
         for test in pair["mcnemar"]
     )
     f1_low, f1_high = pair["macro_f1_ci_points"]
     return (
-        f"<details><summary>Macro-F1 and McNemar by seed</summary><ul><li>macro-F1 "
+        f"<details><summary>Macro-F1, and McNemar’s test by run</summary><ul><li>macro-F1 "
         f"{signed(pair['macro_f1_delta_points'])} points, 95&#8239;% CI {signed(f1_low)} to "
         f"{signed(f1_high)}</li>{lines}</ul></details>"
     )
