@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from finsent.data.registry import DATASETS
-from finsent.serving.comparer import ArmPrediction, ComparisonResult
+from finsent.serving.comparer import ArmPrediction, ComparisonResult, Window
 
 ROOT = Path(__file__).resolve().parents[1]
 LABEL_NAMES = ("negative", "neutral", "positive")
@@ -76,6 +76,15 @@ class FakeComparer:
 
     def truncated(self, texts: Sequence[str], /) -> list[bool]:
         return [len(text.split()) > 128 for text in texts]
+
+    def windows(self, text: str, /) -> tuple[Window, ...]:
+        words = text.split()
+        parts = [" ".join(words[i : i + 100]) for i in range(0, len(words), 100)]
+        return tuple(Window(part, text.index(part), len(part.split())) for part in parts)
+
+    def predict_document_proba(self, texts: Sequence[str], arm: str, /) -> np.ndarray:
+        parts = [[window.text for window in self.windows(text)] for text in texts]
+        return np.array([self.predict_proba(found, arm).mean(axis=0) for found in parts])
 
     def _predict(self, text: str, arm: str) -> ArmPrediction:
         digest = hashlib.sha256(f"{text}|{self.seed}".encode()).digest()

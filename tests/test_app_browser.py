@@ -34,7 +34,7 @@ CUT_OFF = """
   .filter(e => !e.closest('.visually-hidden') && e.getBoundingClientRect().right > innerWidth + 1)
   .map(e => e.outerHTML.slice(0, 120))
 """
-ANSWER = ".fs-answer:not([data-label=none])"
+ANSWER = "#answer .fs-result:is([data-agree=true], [data-agree=false])"
 
 
 STILL = """
@@ -99,8 +99,14 @@ class Watched:
         self.page.locator("#headline textarea").fill(text)
         self.page.locator("#headline textarea").press("Enter")
 
-    def answered(self, arms: int = 2) -> None:
-        expect(self.page.locator(ANSWER)).to_have_count(arms)
+    def answered(self, arms: int = 2, text: str | None = None) -> None:
+        """Waits for the answer to what was asked last, or to a text."""
+        self.page.wait_for_function(
+            "text => document.querySelector('#answer blockquote')?.innerText.trim() === text",
+            arg=text or self.page.locator("#headline textarea").input_value().strip(),
+        )
+        expect(self.page.locator("#answer .fs-legend li")).to_have_count(arms)
+        expect(self.page.locator("#answer")).not_to_have_attribute("data-busy", "")
 
 
 @pytest.fixture
@@ -111,41 +117,101 @@ def watched(chromium: Browser, app_url: str) -> Iterator[Watched]:
     assert watched.problems == []
 
 
+def test_the_page_opens_with_an_answer_and_says_what_it_stands_for(watched: Watched) -> None:
+    page = watched.page
+    watched.answered(text=HEADLINES[0].text)
+    expect(page.locator("#headline textarea")).to_have_value(HEADLINES[0].text)
+    expect(page.locator("#head")).to_contain_text("Short answer:")
+    expect(page.locator("#head .fs-forest li")).to_have_count(2)
+    expect(page.locator("#answer")).to_contain_text(re.compile(r"agree on \d+\.\d.% of 340"))
+    expect(page.locator("#answer")).to_contain_text("Across 340 test texts × 3 runs")
+    expect(page.locator("#status")).to_contain_text("SmolLM2-135M on CPU, 2 threads, fp32")
+
+
 def test_typed_headline_shows_both_predictions(watched: Watched) -> None:
     watched.ask("Operating profit rose to a record")
     watched.answered()
-    page = watched.page
-    for arm in ("Baseline", "Dendritic"):
-        card = page.get_by_role("region", name=arm, exact=True)
-        expect(card).to_contain_text(re.compile(r"positive\s*\d+\.\d", re.I))
-        expect(card).to_contain_text(re.compile(r"\d\sms model time"))
-        expect(card).to_contain_text("over 1 call on CPU, 2 threads, fp32")
-        label = card.locator(ANSWER).get_attribute("data-label")
-        expect(card.locator(".fs-bar[data-top=true] dt")).to_have_text(str(label))
-    expect(page.locator("#banner")).to_contain_text("Both say")
-    expect(page.locator("#status")).to_contain_text("SmolLM2-135M on CPU, 2 threads, fp32")
-    expect(page.locator("#status")).to_contain_text("the embedded default")
+    answer = watched.page.locator("#answer")
+    label = answer.locator(".fs-says").get_attribute("data-label")
+    expect(answer.locator(".fs-says")).to_contain_text(re.compile(f"Both models say . {label}"))
+    for arm in ("baseline", "dendritic"):
+        expect(answer.locator(f".fs-bar[data-arm={arm}]")).to_have_count(3)
+        expect(answer.locator(f".fs-bar[data-arm={arm}][data-top=true]")).to_have_attribute(
+            "data-label", str(label)
+        )
+    expect(answer).to_contain_text("Same answer; confidence differs by")
+    answer.locator("summary", has_text="Details").click()
+    expect(answer.get_by_label("Details of the answer")).to_contain_text("Temperature")
+    # What a visitor opened stays open with the next answer.
+    watched.ask("Operating profit rose once more")
+    watched.answered()
+    expect(answer.get_by_label("Details of the answer")).to_be_visible()
 
 
 def test_disagreement_is_said(watched: Watched) -> None:
     watched.ask("Analysts are split")
-    expect(watched.page.locator("#banner")).to_contain_text("They differ: baseline says")
+    expect(watched.page.locator("#answer .fs-says")).to_contain_text("They disagree: baseline says")
+
+
+def test_who_guesses_first_sees_the_answer_after_the_guess(watched: Watched) -> None:
+    page = watched.page
+    page.get_by_label("Guess first").check()
+    watched.ask("profit rose in the north")
+    page.wait_for_function("document.querySelector('#answer .fs-guess button')")
+    expect(page.locator("#answer .fs-merged")).to_be_hidden()
+    page.locator("#answer [data-guess=negative]").click()
+    expect(page.locator("#answer")).to_contain_text("You say negative; the models do not.")
+    expect(page.locator("#answer .fs-merged")).to_be_visible()
+
+
+def test_an_article_is_answered_as_a_whole_and_by_passage(watched: Watched) -> None:
+    watched.ask("Profit rose in all of the regions again. " * 60)
+    watched.answered(text=("Profit rose in all of the regions again. " * 60).strip())
+    expect(watched.page.locator("#answer")).to_contain_text("read in 5 passages")
+    expect(watched.page.locator("#answer .fs-passages tbody tr")).to_have_count(5)
+
+
+def test_the_old_answer_is_dimmed_and_never_comes_back(watched: Watched) -> None:
+    page = watched.page
+    watched.answered(text=HEADLINES[0].text)
+    page.evaluate(
+        """() => {
+          window.seen = [];
+          const note = () => {
+            const answer = document.getElementById('answer');
+            window.seen.push([answer.hasAttribute('data-busy'),
+              answer.querySelector('blockquote')?.innerText.trim()]);
+            requestAnimationFrame(note);
+          };
+          note();
+        }"""
+    )
+    for text in ("First of several", "Second of several", "Third of several"):
+        watched.ask(text)
+    watched.answered(text="Third of several")
+    seen = page.evaluate("window.seen")
+    texts = [text for _, text in seen]
+    order = list(dict.fromkeys(texts))
+    assert order[0] == HEADLINES[0].text
+    assert order[-1] == "Third of several"
+    assert [texts.index(text) for text in order] == sorted(texts.index(text) for text in order)
+    assert all(texts[texts.index(text) :].count(text) for text in order)
+    assert [True, HEADLINES[0].text] in seen, "the old answer was not dimmed"
 
 
 def test_examples_and_the_button_answer(watched: Watched) -> None:
     page = watched.page
     page.get_by_role("button", name=HEADLINES[1].kind).click()
     expect(page.locator("#headline textarea")).to_have_value(HEADLINES[1].text)
-    watched.answered()
-    expect(page.locator("#banner blockquote")).to_have_text(HEADLINES[1].text)
+    watched.answered(text=HEADLINES[1].text)
     page.locator("#headline textarea").fill("Another one")
     page.locator("#compare").click()
-    expect(page.locator("#banner blockquote")).to_have_text("Another one")
+    watched.answered(text="Another one")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "type a headline"), ("   ", "type a headline"), ("x" * 10_000, "at most 2,000")],
+    [("", "type a headline"), ("   ", "type a headline"), ("x" * 30_000, "at most 20,000")],
 )
 def test_unusable_text_gets_a_message(watched: Watched, text: str, message: str) -> None:
     watched.ask(text)
@@ -160,23 +226,23 @@ def test_markup_emoji_and_other_scripts_are_shown_as_text(watched: Watched) -> N
     text = "<img src=x onerror=alert(1)><b>bold</b> 🚀 прибыль & more"
     watched.ask(text)
     watched.answered()
-    expect(watched.page.locator("#banner blockquote")).to_have_text(text)
-    assert watched.page.locator("#banner img, #banner b").count() == 0
+    expect(watched.page.locator("#answer blockquote")).to_have_text(text)
+    assert watched.page.locator("#answer blockquote *, #answer img").count() == 0
 
 
 def test_other_runs_answer_the_same_headline(watched: Watched) -> None:
     page = watched.page
     watched.ask("Margins held")
     watched.answered()
-    page.get_by_label("Also run the matched control").check()
+    page.get_by_label("Include a same-size model without dendrites").check()
     watched.answered(arms=3)
     page.locator("#compare-seed input").click()
     page.get_by_role("option", name=str(WITHOUT_DENDRITES)).click()
-    expect(page.locator("#cards")).to_contain_text("No dendrite in the dendritic run.")
+    expect(page.locator("#answer")).to_contain_text("No dendrite in the dendritic run.")
     watched.answered(arms=3)
     page.locator("#compare-dataset input").click()
     page.get_by_role("option", name="50Agree").click()
-    expect(page.locator("#verdict")).to_contain_text("50Agree")
+    expect(page.locator("#answer")).to_contain_text("runs (50Agree)")
     watched.answered(arms=3)
 
 
@@ -212,7 +278,7 @@ def test_headline_asked_while_loading_waits_and_is_answered(
         watched = Watched(chromium, url)
         expect(watched.page.locator("#status")).to_contain_text("Downloading weights")
         watched.ask("Asked too early")
-        expect(watched.page.locator("#banner")).to_contain_text("waits for the model")
+        expect(watched.page.locator("#answer")).to_contain_text("as soon as the model is loaded")
         loaded.touch()
         watched.answered()
         expect(watched.page.locator("#status")).to_contain_text("Ready")

@@ -229,7 +229,7 @@ def test_rerun_live_asks_the_same_runs(watched: Watched) -> None:
         text = texts[shown[index][0]]
         expect(page.locator("#headline textarea")).to_have_value(text)
         expect(page.locator("#tab-compare")).to_be_visible()
-        expect(page.locator("#banner blockquote")).to_have_text(text)
+        expect(page.locator("#answer blockquote")).to_have_text(text)
         expect(page.locator("#compare-dataset input")).to_have_value("Sample")
         expect(page.locator("#compare-seed input")).to_have_value(str(seed))
 

@@ -6,18 +6,20 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from finsent.machine.timing import LatencyStats
+from finsent.machine.timing import PairedWindow
 from finsent.models.weights import ReportProgress
 from finsent.results import catalog as state
 from finsent.results.schema import ArtifactError
 from finsent.serving import service as service_module
 from finsent.serving.answers import Answer, agreement
 from finsent.serving.comparer import ArmPrediction, ComparisonResult
+from finsent.serving.notices import Notice
 from finsent.ui.build import status_html
-from finsent.ui.parts import cards, markup
+from finsent.ui.parts import answer, cards, markup
 from finsent.ui.tabs import compare
 from tests.app_fixtures import LABEL_NAMES, WITHOUT_DENDRITES, FakeComparer
 from tests.app_fixtures import app_artifacts as app_artifacts
@@ -92,15 +94,16 @@ def test_service_answers_after_loading_and_keeps_times(catalog: state.Catalog) -
     selection = service.default_selection()
     while service.status.fraction is None:
         service.wait(0.01)
-    assert "Downloading weights, 43\u202f%" in status_html(service.status, service.choice)
+    assert "Downloading weights, 43\u202f%" in status_html(service.status)
     assert not service.settled
     release.set()
-    for expected_n in (1, 2, 3):
-        outcome = service.compare("profit rose", selection)
-        assert {rolling.n for rolling in outcome.rolling.values()} == {expected_n}
+    # A time is told only when there are enough for an interval.
+    told = [service.compare(f"profit rose {n}", selection).times for n in range(7)]
+    assert told[:5] == [None] * 5
+    assert [times.n for times in told[5:] if times is not None] == [6, 7]
     # Another seed is another model: its times are its own.
     other = service.compare("profit rose", catalog.select("smollm2-135m", "50agree", 1))
-    assert {rolling.n for rolling in other.rolling.values()} == {1}
+    assert other.times is None
     assert service.status.message == "SmolLM2-135M on CPU, 2 threads, fp32"
 
 
@@ -230,28 +233,76 @@ def test_texts_that_can(text: str) -> None:
     assert compare.text_problem(text) is None
 
 
-def test_html_of_an_answer_is_escaped_and_says_when_it_was_cut(catalog: state.Catalog) -> None:
+def outcome_of(
+    selection: state.Selection, text: str, rows: Sequence[tuple[float, ...]], **facts: Any
+) -> service_module.Outcome:
+    predictions = tuple(
+        ArmPrediction(arm, row, 5.0) for arm, row in zip(selection.arms, rows, strict=True)
+    )
+    result = ComparisonResult(text, 12, False, predictions, LABEL_NAMES)
+    given = tuple(Answer(p.arm, LABEL_NAMES, p.probabilities, None) for p in predictions)
+    about = {"times": None, "device_name": "<cpu>", "queue_ms": 12.5, **facts}
+    return service_module.Outcome(selection, result, given, **about)
+
+
+def test_html_of_an_answer_is_escaped(catalog: state.Catalog) -> None:
     text = '<img src=x onerror="alert(1)"> & more'
     selection = catalog.select("smollm2-135m")
-    predictions = tuple(ArmPrediction(arm, (0.2, 0.3, 0.5), 5.0) for arm in selection.arms)
-    rolling = {arm: LatencyStats(1, 5.0, 5.0, 5.0) for arm in selection.arms}
-    result = ComparisonResult(text, 128, True, predictions, LABEL_NAMES)
-    given = tuple(Answer(p.arm, LABEL_NAMES, p.probabilities, None) for p in predictions)
-    outcome = service_module.Outcome(selection, result, given, rolling, "<cpu>", queue_ms=12.5)
-    html = cards.banner_html(outcome) + cards.cards_html(catalog, selection, outcome)
-    assert "waited 12.5" in html
-    assert "<img" not in html
-    assert "<cpu>" not in html
-    assert "&lt;img src=x" in html
-    assert "the first 128 tokens" in html
-    assert "score --long windows” reads long texts whole" in html
+    window = PairedWindow()
+    for _ in range(8):
+        window.add({"baseline": 5.0, "dendritic": 6.0})
+    outcome = outcome_of(
+        selection,
+        text,
+        [(0.2, 0.3, 0.5)] * 2,
+        times=window.summary(),
+        notices=(Notice("language", "The text seems to be <German>."),),
+        passages=(service_module.Passage(text, ()),),
+    )
+    for guess in (False, True):
+        html = answer.answered_html(catalog, outcome, guess=guess)
+        assert "<img" not in html
+        assert "<cpu>" not in html
+        assert "&lt;img src=x" in html
+        assert "&lt;German&gt;" in html
+    # A wait that nobody notices is not mentioned, one that somebody does is.
+    assert "waited" not in html
+    late = outcome_of(selection, text, [(0.2, 0.3, 0.5)] * 2, queue_ms=1234.0)
+    assert "waited 1.2 s" in answer.answered_html(catalog, late)
+    assert "dendritic takes 1.20 times as long as baseline" in html
+
+
+@pytest.mark.parametrize(
+    ("guess", "said"),
+    [
+        ("positive", "You say positive; baseline too, the other not."),
+        ("negative", "You say negative; the models do not."),
+    ],
+)
+def test_a_guess_is_answered(catalog: state.Catalog, guess: str, said: str) -> None:
+    selection = catalog.select("smollm2-135m")
+    outcome = outcome_of(selection, "A text", [(0.1, 0.2, 0.7), (0.1, 0.7, 0.2)])
+    html = answer.answered_html(catalog, outcome, guess=True)
+    assert f'data-for="{guess}" hidden>{said}</p>' in html
+    assert '<div class="fs-reveal" hidden>' in html
+
+
+def test_what_is_not_there_yet_is_said_beside_the_default_s_answer(catalog: state.Catalog) -> None:
+    selection = catalog.select("smollm2-135m")
+    outcome = outcome_of(selection, "A text", [(0.1, 0.2, 0.7)] * 2)
+    coming = answer.answered_html(catalog, outcome, coming="mpnet-base")
+    assert 'data-waits-for="mpnet-base"' in coming
+    assert "SmolLM2-135M answers meanwhile" in coming
+    failed = answer.answered_html(catalog, outcome, coming="mpnet-base", problem="no network.")
+    assert "data-waits-for" not in failed
+    assert "could not be loaded" in failed
 
 
 def test_run_without_dendrites_is_announced(catalog: state.Catalog) -> None:
     loud = "No dendrite in the dendritic run."
     with_none = catalog.select("smollm2-135m", "allagree", WITHOUT_DENDRITES)
-    assert loud in cards.cards_html(catalog, with_none)
-    assert loud not in cards.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
+    assert loud in cards.no_dendrite_notice(catalog, with_none)
+    assert cards.no_dendrite_notice(catalog, catalog.select("smollm2-135m", "allagree", 0)) == ""
 
 
 def test_missing_arm_is_announced(app_artifacts: Path, tmp_path: Path) -> None:
@@ -259,7 +310,7 @@ def test_missing_arm_is_announced(app_artifacts: Path, tmp_path: Path) -> None:
     shutil.copytree(app_artifacts, root)
     shutil.rmtree(root / "smollm2-135m" / "allagree" / "dendritic" / "seed-0")
     catalog = state.Catalog.read(root)
-    html = cards.cards_html(catalog, catalog.select("smollm2-135m", "allagree", 0))
+    html = cards.missing_arm_notice(catalog.select("smollm2-135m", "allagree", 0))
     assert "Half a comparison." in html
     assert "dendritic run of seed 0" in html
 

@@ -119,7 +119,8 @@ def test_the_download_says_what_was_shown(calibration: Calibration | None) -> No
 def test_labels_of_the_file_are_kept_and_compared_with(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("text,label\ntext 0,negative\ntext 1,Positive\ntext 7,mixed\n,neutral\n")
-    items = many_texts.uploaded(many_texts.read_upload(path, Reading()), None, text_problem)
+    upload = many_texts.read_upload(path, Reading())
+    items = many_texts.uploaded(upload, None, text_problem, many_texts.find_labels(upload.table))
     (scored,) = many_texts.score(items, scorer, LABELS, dict.fromkeys(("baseline", "dendritic")))
     assert many_texts.agreement(scored, LABELS) == {"baseline": (1, 2), "dendritic": (1, 2)}
     content = many_texts.results_csv(scored, ("baseline", "dendritic"), LABELS).decode("utf-8-sig")

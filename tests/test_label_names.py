@@ -38,13 +38,14 @@ from finsent.serving import many_texts
 from finsent.serving import service as service_module
 from finsent.training import child_main
 from finsent.training import run as run_module
-from finsent.ui.parts.cards import banner_html, cards_html, result_dict
+from finsent.ui.parts.answer import answered_html
+from finsent.ui.parts.cards import result_dict
 from finsent.ui.parts.markup import label_mark
 from finsent.ui.parts.words import explain_words, words_html
 from finsent.ui.tables import board, published
 from finsent.ui.tables.filters import Filters
+from finsent.ui.tables.scored import ALL, WRONG, Results, rows_html
 from finsent.ui.tabs import about, differ
-from finsent.ui.tabs import batch as batch_tab
 from finsent.ui.tabs.compare import CHIPS, _chips
 from finsent.verification import verify
 from tests.app_fixtures import FakeComparer, running_app
@@ -120,16 +121,15 @@ def test_the_cards_name_the_classes(
 ) -> None:
     catalog, names = service.catalog, NAMES[selection.dataset]
     outcome = service.compare(TEXT, selection)
-    html = banner_html(outcome) + cards_html(catalog, selection, outcome)
+    html = answered_html(catalog, outcome)
     for name in names:
-        assert html.count(f"<dt>{name}</dt>") == 2
+        assert html.count(f"<dt>{name}</dt>") == 1
     answers = result_dict(outcome)["predictions"]
     assert answers["baseline"]["label"] != answers["dendritic"]["label"]
     for answer in answers.values():
         assert tuple(answer["probabilities"]) == tuple(answer["raw_probabilities"]) == names
         mark = label_mark(answer["label"])
-        label = answer["label"][0].upper() + answer["label"][1:]
-        assert f'<span aria-hidden="true">{mark}</span> {label}</p>' in html
+        assert f"{mark} {answer['label']}</b>" in html
         assert set(answer["label_set"]) <= set(names)
 
 
@@ -147,9 +147,8 @@ def test_a_batch_counts_the_classes(
     service: service_module.ModelService, selection: state.Selection
 ) -> None:
     names = NAMES[selection.dataset]
-    items = many_texts.pasted(
-        "\n".join(f"text {i} split" for i in range(20)), batch_tab.row_problem
-    )
+    truth = [names[i % len(names)] for i in range(20)]
+    items = [many_texts.Item(i, f"text {i} split", None, truth[i].upper()) for i in range(20)]
     (scored,) = many_texts.score(
         items,
         lambda texts: service.batch(texts, selection)[0],
@@ -159,9 +158,22 @@ def test_a_batch_counts_the_classes(
     counts = many_texts.label_counts(scored)
     assert all(tuple(by_label) == names for by_label in counts.values())
     assert [tuple(bar.x) for bar in distribution_figure(counts).data] == [names, names]
-    for row, cells in zip(scored, batch_tab.result_rows(scored, selection.arms), strict=True):
+    results = Results(tuple(scored), names)
+    html = rows_html(results, ALL, 0)
+    for row in scored:
         label = row.answers[0].label
-        assert cells[3].startswith(f"{label_mark(label)} {label} ")
+        assert f"{label_mark(label)} {label} " in html
+    wrong = results.select(WRONG)
+    assert wrong == [
+        place
+        for place, row in enumerate(scored)
+        if any(answer.label != truth[place] for answer in row.answers)
+    ]
+    for found in results.confusions():
+        cells = np.array(found["confusion"])
+        assert cells.sum() == len(scored)
+        right = sum(row.answers[0].label == truth[i] for i, row in enumerate(scored))
+        assert found["arm"] != "baseline" or cells.trace() == right
     header = many_texts.results_csv(scored, selection.arms, names).decode().splitlines()[0]
     assert f"baseline_{names[0]}_" in header
 
@@ -333,17 +345,17 @@ def test_another_data_set_brings_its_examples_and_classes(url: str) -> None:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
         page = browser.new_page()
         page.goto(url)
-        expect(page.locator("#cards dt", has_text="hawkish")).to_have_count(2)
+        expect(page.locator("#answer dt", has_text="hawkish")).to_have_count(1)
         expect(page.get_by_role("button", name=STANCES[0].kind)).to_be_visible()
         page.get_by_label("Data set").first.click()
         page.get_by_role("option", name="Numerical claims").click()
-        expect(page.locator("#cards dt", has_text="out-of-claim")).to_have_count(2)
+        expect(page.locator("#answer dt", has_text="out-of-claim")).to_have_count(1)
         expect(page.get_by_role("button", name=STANCES[0].kind)).to_have_count(0)
         page.get_by_role("button", name=CLAIMS[1].kind, exact=True).click()
-        expect(page.locator("#banner blockquote")).to_have_text(CLAIMS[1].text)
-        expect(page.locator("#cards .fs-answer").first).to_contain_text("claim")
+        expect(page.locator("#answer blockquote")).to_have_text(CLAIMS[1].text)
+        expect(page.locator("#answer .fs-says")).to_contain_text("claim")
         # A class's name may not run into its bar.
-        name, track = (page.locator(f"#cards .fs-bar {part}").first for part in ("dt", "dd"))
+        name, track = (page.locator(f"#answer .fs-merged {part}").first for part in ("dt", "dd"))
         assert name.evaluate("e => e.scrollWidth <= e.clientWidth")
         assert track.bounding_box()["x"] > name.bounding_box()["x"]  # type: ignore[index]
         browser.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -10,7 +11,8 @@ import pytest
 
 from finsent.machine.timing import (
     LatencyStats,
-    RollingWindow,
+    PairedWindow,
+    median_with_interval,
     paired_ratio,
     summarize,
     time_interleaved,
@@ -87,41 +89,64 @@ def test_percentiles_agree_with_numpy() -> None:
         summarize([])
 
 
-def test_window_forgets_the_oldest() -> None:
-    window = RollingWindow(size=2)
-    assert window.stats() is None
-    for ms in (100.0, 1.0, 3.0):
-        window.add(ms)
-    stats = window.stats()
-    assert stats is not None
-    assert (stats.n, stats.p50_ms, stats.mean_ms) == (2, 2.0, 2.0)
-    assert stats.p95_ms == pytest.approx(2.9)
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    assert median_with_interval([1.0] * 5) is None
+    for n in (6, 9, 40, 200):
+        hits = 0
+        for _ in range(400):
+            found = median_with_interval(generator.exponential(size=n).tolist())
+            assert found is not None
+            hits += found.low <= math.log(2) <= found.high
+        assert hits >= 0.93 * 400, n
+
+
+def test_calls_are_compared_in_pairs() -> None:
+    window = PairedWindow(size=8)
+    for number in range(5):
+        window.add({"a": 10.0 + number, "b": 11.0 + 1.1 * number})
+    assert window.summary() is None
+    # Times that wander together by far more than the arms differ hide nothing.
+    for number in range(10):
+        window.add({"a": 10.0 * (number + 1), "b": 11.0 * (number + 1), "c": 10.0 + number % 2})
+    found = window.summary()
+    assert found is not None
+    assert found.n == 8
+    assert found.medians["a"].value == pytest.approx(65)
+    assert found.ratios["b"].value == pytest.approx(1.1)
+    assert found.differs("b")
+    same = PairedWindow()
+    for number in range(12):
+        same.add({"a": 10.0, "b": 10.5 if number % 2 else 9.5})
+    level = same.summary()
+    assert level is not None
+    assert not level.differs("b")
 
 
 def test_window_between_threads() -> None:
-    window = RollingWindow(size=5000)
+    window = PairedWindow(size=5000)
 
     def work() -> None:
         for _ in range(50):
-            window.add(1.0)
-            window.stats()
+            window.add({"a": 1.0})
+            window.summary()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    stats = window.stats()
-    assert stats is not None
-    assert stats.n == 200
+    found = window.summary()
+    assert found is not None
+    assert found.n == 200
 
 
-@pytest.mark.parametrize("ms", [-1.0, float("nan")])
-def test_window_refuses(ms: float) -> None:
-    with pytest.raises(ValueError, match="times are >= 0"):
-        RollingWindow().add(ms)
+@pytest.mark.parametrize("times", [{"a": -1.0}, {"a": float("nan")}, {"a": 0.0}, {}])
+def test_window_refuses(times: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="times in ms are > 0"):
+        PairedWindow().add(times)
     with pytest.raises(ValueError, match="at least 1"):
-        RollingWindow(size=0)
+        PairedWindow(size=0)
 
 
 def test_a_ratio_is_the_median_of_rounds_within_order_statistics() -> None:

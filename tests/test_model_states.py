@@ -222,6 +222,12 @@ def test_opening_a_page_never_waits_for_a_model_that_is_loaded(
     visitor = threading.Thread(target=service.compare, args=("profit rose", asked), daemon=True)
     visitor.start()
     assert Slow.entered.wait(10)
+    # Who asks the default does not wait for it either.
+    assert not service.holds(asked)
+    assert service.second_status is not None
+    assert service.second_status.phase == "loading"
+    default = service.default_selection()
+    assert service.compare("profit rose", default).selection.backbone == "smollm2-135m"
 
     def open_page() -> None:
         shutil.rmtree(root / "smollm2-135m" / "allagree" / "matched" / "seed-0")
@@ -237,7 +243,9 @@ def test_opening_a_page_never_waits_for_a_model_that_is_loaded(
     Slow.may.set()
     visitor.join(10)
     assert not visitor.is_alive()
-    assert "Phi-2" in service.status.message
+    assert service.holds(asked)
+    assert service.second_status is None
+    assert "SmolLM2" in service.status.message
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -88,7 +88,7 @@ def follow(chromium: Browser, url: str, root: Path, app_artifacts: Path) -> None
     # Who had the page open before goes on with what it shows.
     before.ask("profit rose")
     before.answered()
-    before.page.get_by_label("Also run the matched control").check()
+    before.page.get_by_label("Include a same-size model without dendrites").check()
     before.answered(arms=3)
     assert offered(before.page) == [*map(str, SEEDS)]
     # A run that is damaged is left out, and the page says so.
@@ -122,7 +122,7 @@ def follow(chromium: Browser, url: str, root: Path, app_artifacts: Path) -> None
     large.answered()
     assert client.predict("profit rose", api_name="/compare")["backbone"] == "phi-2"
     before.ask("profit fell")
-    expect(before.page.locator("#banner blockquote")).to_have_text("profit fell")
+    expect(before.page.locator("#answer blockquote")).to_have_text("profit fell")
     assert chosen_backbone(before.page) == "SmolLM2-135M"
     for visitor in (before, after, damaged, mended, large):
         visitor.page.close()

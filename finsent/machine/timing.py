@@ -125,14 +125,8 @@ def paired_ratio(
 
     Raises ValueError when the two are not of the same rounds.
     """
-    ratios = sorted(a / b for a, b in zip(times_ms, reference_ms, strict=True))
-    n, outside, below = len(ratios), 0, 0.0
-    # The interval leaves out as many rounds at each end as a fair coin shows so seldom.
-    while (below := below + math.comb(n, outside) / 2**n) <= TAIL:
-        outside += 1
-    if not outside:
-        return None
-    return statistics.median(ratios), ratios[outside - 1], ratios[n - outside]
+    found = median_with_interval([a / b for a, b in zip(times_ms, reference_ms, strict=True)])
+    return None if found is None else (found.value, found.low, found.high)
 
 
 def load_per_core() -> float | None:
@@ -155,34 +149,85 @@ def timed(
     return result, (time.perf_counter_ns() - start) / 1e6
 
 
-class RollingWindow:
-    """The latest calls of a running app; safe to share between threads."""
+@dataclass(frozen=True)
+class Median:
+    """A median with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def median_with_interval(values: Sequence[float]) -> Median | None:
+    """Median and 95 % interval from order statistics, which suppose nothing about the values.
+
+    None for fewer than six values: not even their extremes hold the median that surely.
+    """
+    ordered, n = sorted(values), len(values)
+    tail, rank = 0.0, 0
+    # The interval from rank k to n + 1 - k misses when fewer than k values are on either side.
+    while (tail := tail + math.comb(n, rank) / 2**n) <= TAIL and rank < n:
+        rank += 1
+    if rank == 0:
+        return None
+    return Median(statistics.median(ordered), ordered[rank - 1], ordered[n - rank])
+
+
+@dataclass(frozen=True)
+class PairedTimes:
+    """What the latest calls say of how long each name takes, asked about the same thing."""
+
+    n: int
+    medians: Mapping[str, Median]
+    """Milliseconds, by name."""
+    ratios: Mapping[str, Median]
+    """Time of every other name as a multiple of the first one's, call by call."""
+
+    def differs(self, name: str) -> bool:
+        """Whether a difference from the first name can be told from noise."""
+        ratio = self.ratios[name]
+        return not ratio.low <= 1 <= ratio.high
+
+
+class PairedWindow:
+    """The latest calls that timed the same names together. Safe to share between threads."""
 
     def __init__(self, size: int = 200) -> None:
         """size: how many calls to remember. Raises ValueError below 1."""
         if size < 1:
             raise ValueError(f"window size must be at least 1, got {size}")
-        self._times_ms: deque[float] = deque(maxlen=size)
+        self._calls: deque[Mapping[str, float]] = deque(maxlen=size)
         self._lock = threading.Lock()
 
-    def add(self, ms: float) -> LatencyStats:
-        """Records one call of `ms` milliseconds; returns the statistics with it.
+    def add(self, times_ms: Mapping[str, float]) -> None:
+        """Records one call: name -> milliseconds.
 
         Raises:
-            ValueError: The time is negative or undefined.
+            ValueError: There is no time, or one is not positive or undefined.
         """
-        if not ms >= 0:
-            raise ValueError(f"a call took {ms} ms; times are >= 0")
+        wrong = [ms for ms in times_ms.values() if not ms > 0]
+        if wrong or not times_ms:
+            raise ValueError(f"a call took {wrong or 'no time'}; times in ms are > 0")
         with self._lock:
-            self._times_ms.append(ms)
-            times_ms = list(self._times_ms)
-        return summarize(times_ms)
+            self._calls.append(dict(times_ms))
 
-    def stats(self) -> LatencyStats | None:
-        """Statistics of the calls remembered; None before the first."""
+    def summary(self) -> PairedTimes | None:
+        """Statistics of the calls remembered; None while they are too few for an interval."""
         with self._lock:
-            times_ms = list(self._times_ms)
-        return summarize(times_ms) if times_ms else None
+            calls = list(self._calls)
+        names = list(calls[0]) if calls else []
+        medians = {name: median_with_interval([call[name] for call in calls]) for name in names}
+        ratios = {
+            name: median_with_interval([call[name] / call[names[0]] for call in calls])
+            for name in names[1:]
+        }
+        if not names or None in medians.values():
+            return None
+        return PairedTimes(
+            len(calls),
+            {name: found for name, found in medians.items() if found is not None},
+            {name: found for name, found in ratios.items() if found is not None},
+        )
 
 
 def _percentile(ordered: Sequence[float], fraction: float) -> float:

@@ -71,6 +71,7 @@ class Catalog:
     _calibrations: dict[tuple[Path, bool], Calibration | None] = field(
         default_factory=dict, compare=False
     )
+    _agreements: dict[Selection, tuple[float, int]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(
@@ -188,6 +189,24 @@ class Catalog:
                 self._calibrations[key] = calibration_of(run, transfers.get(arm))
             found[arm] = self._calibrations[key]
         return found if all(found.values()) else dict.fromkeys(found)
+
+    def agreement(self, selection: Selection) -> tuple[float, int] | None:
+        """Share of the test examples that all arms give the same label, and how many examples.
+
+        None for a single arm. Raises ArtifactError when predictions are damaged.
+        """
+        if len(selection.arms) < 2:
+            return None
+        if selection not in self._agreements:
+            answers: dict[str, set[int]] = {}
+            for arm in selection.arms:
+                run = self.run(selection.backbone, selection.dataset, arm, selection.seed)
+                predictions = run.read_predictions()
+                for name, row in zip(predictions.ids, predictions.probabilities, strict=True):
+                    answers.setdefault(name, set()).add(row.index(max(row)))
+            same = sum(len(labels) == 1 for labels in answers.values())
+            self._agreements[selection] = (same / len(answers), len(answers))
+        return self._agreements[selection]
 
     def label_names(self, selection: Selection) -> tuple[str, ...]:
         """Classes of a selection, in the order of every row of probabilities."""

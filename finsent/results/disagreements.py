@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from finsent.data.agreement import agreement_levels
-from finsent.results.runs import Run
+from finsent.results.manifest import sha256_file
+from finsent.results.runs import Run, read_json
 from finsent.results.schema import ArtifactError
 
 CONFIDENT = 0.9
@@ -127,3 +129,45 @@ def choose(
         return sorted(found, key=lambda case: (-case.disagreement, case.id, case.seed))
     found = [case for case in wanted if case.wrong_confidence >= CONFIDENT]
     return sorted(found, key=lambda case: (-case.wrong_confidence, case.id, case.seed))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Made-up sentences that baseline and dendritic of one seed answer differently."""
+
+    searched: int
+    """Sentences that both were asked."""
+    differ: int
+    """Of these, how many they answered differently."""
+    texts: tuple[str, ...]
+    """Those that both are sure of, the clearest first."""
+
+
+def found_file(root: Path, backbone: str, dataset: str) -> Path:
+    """Where `bench/disagreements.py` writes what it found for one base model and data set."""
+    return root / "disagreements" / f"{backbone}-{dataset}.json"
+
+
+def read_found(root: Path, backbone: str, dataset: str, seed: int) -> Found | None:
+    """What was found for one seed; None where nobody searched or the runs have changed since.
+
+    Raises ArtifactError when the file is damaged.
+    """
+    path = found_file(root, backbone, dataset)
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    try:
+        run = content["runs"].get(str(seed))
+        if run is None:
+            return None
+        for arm, digest in run["adapters"].items():
+            adapter = root / backbone / dataset / arm / f"seed-{seed}" / "adapter.safetensors"
+            if not adapter.is_file() or sha256_file(adapter) != digest:
+                return None
+        texts = tuple(entry["text"] for entry in run["sentences"])
+        return Found(content["searched"], run["differ"], texts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path}: not what bench/disagreements.py writes ({error!r})"
+        ) from error

@@ -21,6 +21,8 @@ CHUNK = 32
 MAX_BYTES = 2_000_000
 MAX_UNPACKED_BYTES = 50_000_000
 MAX_ROWS = 2_000
+LABEL_COLUMNS = (LABEL_COLUMN, "labels", "sentiment", "true_label", "class")
+"""Column names taken for that of true labels, best first."""
 
 Scorer = Callable[[Sequence[str]], tuple[Mapping[str, NDArray[np.float64]], Sequence[bool]]]
 """Texts -> arm -> (n, classes), and whether each text was cut to what the model reads."""
@@ -36,7 +38,7 @@ class Item:
     problem: str | None
     """Why it cannot be scored, or None."""
     label: str | None = None
-    """What a column named `label` says of it; None where there is no such column."""
+    """What the file says of it; None where it has no column of labels."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,19 @@ def read_upload(path: Path, reading: Reading) -> Upload:
 
 
 def uploaded(
-    upload: Upload, column: str | None, problem_of: Callable[[str], str | None]
+    upload: Upload,
+    column: str | None,
+    problem_of: Callable[[str], str | None],
+    label_column: str | None = None,
 ) -> list[Item]:
     """The texts of one column, of the likeliest where none is named. Empty cells stay, with their
-    reason. Raises TableError when there is no such column."""
+    reason.
+
+    label_column: where the true labels are. Raises TableError when there is no such column.
+    """
     table = upload.table
     place = table.place(text_column(table, upload.rows) if column is None else column)
-    labels = table.names.index(LABEL_COLUMN) if LABEL_COLUMN in table.names else None
+    labels = None if label_column is None else table.place(label_column)
     return [
         Item(
             row.number,
@@ -111,6 +119,18 @@ def uploaded(
         )
         for row in upload.rows
     ]
+
+
+def find_labels(table: Table) -> str | None:
+    """The column that by its name holds true labels, if there is one."""
+    by_name = {name.lower(): name for name in reversed(table.names)}
+    return next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
+
+
+def true_label(item: Item, label_names: Sequence[str]) -> str | None:
+    """The label that the file gives a text, as the model names it; None where that is none."""
+    known = {name.lower(): name for name in label_names}
+    return known.get((item.label or "").strip().lower())
 
 
 def score(
@@ -152,10 +172,9 @@ def agreement(scored: Sequence[Scored], label_names: Sequence[str]) -> dict[str,
 
     Empty where the file gives none of the model's labels.
     """
-    known = {name.lower(): name for name in label_names}
     counts: dict[str, tuple[int, int]] = {}
     for row in scored:
-        true = known.get((row.item.label or "").strip().lower())
+        true = true_label(row.item, label_names)
         if true is not None:
             for answer in row.answers:
                 right, n = counts.get(answer.arm, (0, 0))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsent.machine.devices import cuda_available, on_gpu, zero_gpu
-from finsent.machine.timing import LatencyStats, RollingWindow, interleaved_times
+from finsent.machine.timing import PairedTimes, PairedWindow, interleaved_times
 from finsent.results.catalog import (
     EMBEDDED_BACKBONES,
     LARGE_BACKBONE,
@@ -25,12 +25,14 @@ from finsent.results.catalog import (
 )
 from finsent.serving.answers import Answer, answers
 from finsent.serving.batching import BusyError, ClosedError
+from finsent.serving.lifecycle.second import SecondModel
 from finsent.serving.lifecycle.states import Choice, Current, Phase, Status
 from finsent.serving.lifecycle.turns import Turns
+from finsent.serving.notices import Notice, notices
 
 if TYPE_CHECKING:
     from finsent.models.weights import ReportProgress
-    from finsent.serving.comparer import ArmPrediction, Comparer, ComparisonResult
+    from finsent.serving.comparer import Comparer, ComparisonResult
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +68,14 @@ def choose_backbone(available: Sequence[str], cuda: bool) -> Choice:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A part of a long text and what every arm says of it."""
+
+    text: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One answered text: what every arm says of it, with the recent timing of each."""
 
@@ -73,10 +83,16 @@ class Outcome:
     result: ComparisonResult
     answers: tuple[Answer, ...]
     """In the order of the result's predictions, calibrated where the runs can be."""
-    rolling: Mapping[str, LatencyStats]
+    times: PairedTimes | None
+    """Recent times of these runs; None while they are too few to say anything."""
     device_name: str
     queue_ms: float
     """Time the text waited for its turn: for other visitors, other runs and the model's queue."""
+    notices: tuple[Notice, ...] = ()
+    """What the models were not made for in this text."""
+    passages: tuple[Passage, ...] = ()
+    """The parts of a text that is too long to be read in one piece, whose answers then are the
+    mean of theirs; empty for any other."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,15 @@ class Benchmark:
 
 def _ask_one(comparer: Comparer, arms: Sequence[str], text: str) -> ComparisonResult:
     return comparer.compare(text)
+
+
+def _ask_long(
+    comparer: Comparer, arms: Sequence[str], text: str
+) -> tuple[list[str], dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """The parts of a long text, and every arm's answers to the whole and to each part."""
+    parts = [window.text for window in comparer.windows(text)]
+    whole = {arm: comparer.predict_document_proba([text], arm)[0] for arm in arms}
+    return parts, whole, {arm: comparer.predict_proba(parts, arm) for arm in arms}
 
 
 def _ask_many(
@@ -123,7 +148,7 @@ def _ask_times(
     )
 
 
-GPU_SECONDS = {_ask_one: 5, _ask_many: 10, _ask_batch: 10, _ask_times: 20}
+GPU_SECONDS = {_ask_one: 5, _ask_long: 20, _ask_many: 10, _ask_batch: 10, _ask_times: 20}
 """What a question may take on a GPU that is lent for it: the less is asked for, the sooner it comes
 and the longer a visitor's share of the day lasts."""
 
@@ -133,24 +158,20 @@ GPU_SECONDS_TO_LOAD = 15
 
 
 class _RecentTimes:
-    """The latest model times of every arm that was asked. Safe to share between threads."""
+    """The latest model times of the runs that were asked. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._windows: dict[tuple[str, str, int, str], RollingWindow] = {}
+        self._windows: dict[Selection, PairedWindow] = {}
 
-    def note(
-        self, selection: Selection, prediction: ArmPrediction, batch_size: int
-    ) -> LatencyStats:
-        """Takes note of a prediction's time; what is known of its arm's by now."""
-        key = (selection.backbone, selection.dataset, selection.seed, prediction.arm)
+    def note(self, selection: Selection, result: ComparisonResult) -> PairedTimes | None:
+        """Takes note of how long an answer took; what is known of its runs by now."""
         with self._lock:
-            recent = self._windows.setdefault(key, RollingWindow())
-            stats = recent.stats()
-            # The time of a batch is no sentence's latency; the first call has nothing else.
-            if batch_size == 1 or stats is None:
-                stats = recent.add(prediction.latency_ms)
-            return stats
+            window = self._windows.setdefault(selection, PairedWindow())
+        # The time of a batch is no sentence's time.
+        if result.batch_size == 1:
+            window.add({p.arm: p.latency_ms for p in result.predictions})
+        return window.summary()
 
 
 @dataclass
@@ -174,6 +195,7 @@ class ModelService:
     """Where a GPU is lent: the runs that this process holds."""
 
     def __post_init__(self) -> None:
+        self._second = SecondModel(self._load_second)
         self._run_question = on_gpu(self._answer, seconds=self._gpu_seconds)
 
     @property
@@ -225,6 +247,7 @@ class ModelService:
         before, self.catalog = self.catalog, catalog
         if any(run not in catalog.runs for run in before.runs):
             self._turns.forget()
+            self._second.turns.forget()
         if catalog.backbones() != before.backbones():
             self.start()
 
@@ -299,23 +322,68 @@ class ModelService:
         """Waits until loading has ended or the time (seconds) is over."""
         return self._current.wait_for(lambda state: state.settled, timeout).status
 
+    def holds(self, selection: Selection) -> bool:
+        """Whether the base model of a selection can be asked without being loaded first. The
+        default always can, as far as anything can."""
+        return self._is_default(selection) or self._second.holds(selection.backbone)
+
+    def bring(self, selection: Selection) -> None:
+        """Begins loading the base model of a selection beside the default, which goes on
+        answering."""
+        if not self._is_default(selection):
+            self._second.bring(selection, self.catalog.folder(selection))
+
+    @property
+    def second_status(self) -> Status | None:
+        """Where a base model beside the default stands, if there is anything to say."""
+        return self._second.status()
+
+    def second_problem(self, selection: Selection) -> str | None:
+        """Why the base model of a selection could not be loaded beside the default, the last time
+        that was tried."""
+        return None if self._is_default(selection) else self._second.problem(selection.backbone)
+
+    def _is_default(self, selection: Selection) -> bool:
+        # A GPU that is lent holds one model at a time.
+        choice = self.choice
+        return zero_gpu() or choice is None or selection.backbone == choice.backbone
+
+    def _load_second(self, selection: Selection, progress: ReportProgress) -> Comparer:
+        folder = self.catalog.folder(selection)
+        return self.factory(folder, selection.seed, selection.arms, progress)
+
     def compare(self, text: str, selection: Selection) -> Outcome:
-        """Both arms on one text. Waits for the model; switches adapters when asked for others.
+        """Every arm on one text. Waits for the model; switches adapters when asked for others. A
+        text that is too long to be read in one piece is answered by its passages too.
 
         Raises ServiceError when there is no model, ArtifactError when the runs have gone or cannot
         be calibrated for being damaged, and what Comparer.compare raises.
         """
         result, device, waited_ms = self._ask(selection, _ask_one, text)
-        rolling = {
-            p.arm: self._times.note(selection, p, result.batch_size) for p in result.predictions
-        }
-        given = answers(
-            {p.arm: p.probabilities for p in result.predictions},
-            result.label_names,
-            self.catalog.calibrations(selection),
-        )
         waited_ms += result.queue_ms
-        return Outcome(selection, result, tuple(given), rolling, device, waited_ms)
+        calibrations = self.catalog.calibrations(selection)
+        raw: dict[str, Sequence[float]] = {p.arm: p.probabilities for p in result.predictions}
+        passages: tuple[Passage, ...] = ()
+        if result.truncated:
+            (parts, whole, each), _, _ = self._ask(selection, _ask_long, text)
+            raw = {arm: values.tolist() for arm, values in whole.items()}
+            passages = tuple(
+                Passage(
+                    part,
+                    tuple(
+                        answers(
+                            {arm: values[place].tolist() for arm, values in each.items()},
+                            result.label_names,
+                            calibrations,
+                        )
+                    ),
+                )
+                for place, part in enumerate(parts)
+            )
+        given = tuple(answers(raw, result.label_names, calibrations))
+        times = self._times.note(selection, result)
+        said = tuple(notices(text))
+        return Outcome(selection, result, given, times, device, waited_ms, said, passages)
 
     def scores(
         self, texts: Sequence[str], selection: Selection, arm: str | None = None
@@ -350,9 +418,16 @@ class ModelService:
     ) -> tuple[Any, str, float]:
         """The answer, the device that gave it and the milliseconds before the model was asked."""
         state = self._current.wait_for(lambda state: state.settled)
-        comparer = self._comparer
-        if comparer is None:
+        if self._comparer is None:
             raise ServiceError(state.message)
+        comparer, turns = self._comparer, self._turns
+        title = backbone_title(selection.backbone)
+        default = self._is_default(selection)
+        if not default:
+            problem = self._second.wait_for(selection, self.catalog.folder(selection))
+            if problem is not None or self._second.comparer is None:
+                raise ServiceError(f"{title} could not be loaded: {problem}")
+            comparer, turns = self._second.comparer, self._second.turns
 
         def switch() -> None:
             # Where a GPU is lent, runs are loaded on it, by `_answer`.
@@ -361,13 +436,17 @@ class ModelService:
 
         started = time.perf_counter_ns()
         try:
-            with self._turns.take(selection, switch):
+            with turns.take(selection, switch):
                 waited_ms = (time.perf_counter_ns() - started) / 1e6
-                answer, device = self._run_question(selection, question, argument)
+                if default:
+                    answer, device = self._run_question(selection, question, argument)
+                else:
+                    answer = question(comparer, selection.arms, argument)
+                    device = comparer.device_name
         except (BusyError, ClosedError) as error:
             raise ServiceError(str(error)) from error
-        said = f"{backbone_title(selection.backbone)} on {device}"
-        self._current.apply(lambda state: state.answered(said))
+        if default:
+            self._current.apply(lambda state: state.answered(f"{title} on {device}"))
         return answer, device, waited_ms
 
     def _switch(self, comparer: Comparer, selection: Selection) -> None:

@@ -16,7 +16,7 @@ from finsent.machine import devices
 from finsent.machine.devices import cuda_available
 from finsent.machine.extras import missing
 from finsent.results.catalog import Catalog, Damage
-from finsent.serving.lifecycle.states import Choice, Status
+from finsent.serving.lifecycle.states import Status
 from finsent.serving.many_texts import MAX_BYTES
 from finsent.serving.service import ComparerFactory, ModelService, ServiceError
 from finsent.ui.endpoints import add_endpoints
@@ -25,7 +25,8 @@ from finsent.ui.parts.markup import notice
 from finsent.ui.parts.places import TABS, Bars
 from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors, run_updates
 from finsent.ui.parts.share import ASK_LINKED, KEEP_PLACE_JS, PAGE_OPENED_JS, read_link
-from finsent.ui.renewal import LivePage, RenewalMiddleware, fingerprint, read_catalog
+from finsent.ui.parts.short_answer import head_html
+from finsent.ui.renewal import First, LivePage, RenewalMiddleware, fingerprint, read_catalog
 from finsent.ui.tabs.about import add_about_tab
 from finsent.ui.tabs.batch import add_batch_tab
 from finsent.ui.tabs.behaviour import add_behaviour_tab
@@ -36,7 +37,7 @@ from finsent.ui.tabs.latency import add_latency_tab
 from finsent.ui.tabs.leaderboard import add_leaderboard_tab
 from finsent.ui.tabs.owner import Owner, add_owner_tab
 from finsent.ui.tabs.studies import add_studies_tab
-from finsent.ui.theme import CSS_FILES, PAGE_JS, THEME_TOGGLE_JS, make_theme
+from finsent.ui.theme import CSS_FILES, HEAD, PAGE_JS, THEME_TOGGLE_JS, make_theme
 
 if TYPE_CHECKING:
     from finsent.models.weights import ReportProgress
@@ -60,15 +61,6 @@ QUEUE_SIZE = 256
 SESSIONS = 256
 """gradio keeps about 0.4 MB for each of so many visitors, of whom any program's call is one; its
 own limit of 10,000 would let a CPU Space run out of memory."""
-
-_MASTHEAD = """
-<header class="fs-head">
-<div class="fs-mark">finsent</div>
-<h1>Do dendrites help a language model read financial news?</h1>
-<p>One frozen model, fine-tuned twice on the same sentences: with LoRA alone, and with LoRA plus
-gradient-descent dendrites, added early by PerforatedAI. Everything else is held equal.</p>
-</header>
-"""
 
 RUNS_HERE = notice("Runs are here now.", "Load this page again to see them.")
 
@@ -98,26 +90,24 @@ def load_comparer(
 
 
 def status_html(
-    status: Status, choice: Choice | None, problem: str = "", damaged: Sequence[Damage] = ()
+    status: Status,
+    second: Status | None = None,
+    problem: str = "",
+    damaged: Sequence[Damage] = (),
 ) -> str:
-    """The line below the masthead: where the model stands, which it is, and why.
+    """The line below the masthead: where the model stands, and one that is loaded beside it.
 
     problem: why the page does not show what is in the artifacts now, if it does not.
     damaged: what it does without.
     """
-    detail = status.message
-    bar = ""
-    if status.phase == "loading" and status.fraction is not None:
-        share = round(100 * status.fraction)
-        detail = f"{detail}, {share}\u202f%"
-        bar = f'<progress max="100" value="{share}" aria-label="Loading"></progress>'
-    why = ""
-    if choice is not None and status.phase != "failed":
-        why = f'<span class="fs-why">{escape(choice.reason)}</span>'
+    beside, coming = "", ""
+    if second is not None:
+        beside = f'<span class="fs-why">{_said(second)}</span>'
+        coming = ' data-coming="yes"' if second.phase == "loading" else ""
     return (
-        f'<div class="fs-status" data-phase="{escape(status.phase)}">'
+        f'<div class="fs-status" data-phase="{escape(status.phase)}"{coming}>'
         f'<span class="fs-dot" aria-hidden="true"></span><b>{_PHASES[status.phase]}</b>'
-        f"<span>{escape(detail)}</span>{bar}{why}</div>"
+        f"<span>{_said(status)}</span>{beside}</div>"
         + (notice("Not up to date.", problem, tone="warning") if problem else "")
         + (notice("Left out for damage:", _places(damaged), tone="warning") if damaged else "")
     )
@@ -127,6 +117,16 @@ def _places(damaged: Sequence[Damage]) -> str:
     shown = ", ".join(damage.place for damage in damaged[:NAMED])
     more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
     return f"{shown}{more}. The Results tab says why; what else is here is served."
+
+
+def _said(status: Status) -> str:
+    if status.phase != "loading" or status.fraction is None:
+        return escape(status.message)
+    share = round(100 * status.fraction)
+    return (
+        f"{escape(status.message)}, {share}\u202f% "
+        f'<progress max="100" value="{share}" aria-label="Loading"></progress>'
+    )
 
 
 def build_demo(
@@ -145,10 +145,10 @@ def build_demo(
     service = ModelService(read_catalog(artifacts_root), comparer_factory, probe_cuda)
     service.start()
 
-    def build(catalog: Catalog, problem: str) -> gr.Blocks:
-        demo = _draw(catalog, service, owner, problem)
+    def build(catalog: Catalog, problem: str) -> tuple[gr.Blocks, First]:
+        demo, first = _draw(catalog, service, owner, problem)
         service.renew(catalog)
-        return demo
+        return demo, first
 
     return LivePage(artifacts_root, build)
 
@@ -158,15 +158,15 @@ def _draw(
     service: ModelService,
     owner: Owner | None,
     problem: str,
-) -> gr.Blocks:
+) -> tuple[gr.Blocks, First]:
+    """The page, and what is filled into it anew for each visitor."""
     # Unset would mean "on": gradio reports usage and looks for updates elsewhere.
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT_SECONDS) as demo:
-        gr.HTML(_MASTHEAD)
-        toggle = gr.Button("Light / dark", size="sm", elem_id="theme-toggle")
+        gr.HTML(head_html(catalog.leaderboard), elem_id="head")
+        with gr.Row(elem_classes="fs-standing"):
+            status = gr.HTML(_status(service, catalog, problem), elem_id="status")
+            toggle = gr.Button("Light / dark", size="sm", elem_id="theme-toggle")
         toggle.click(None, js=THEME_TOGGLE_JS, api_visibility="private")
-        status = gr.HTML(
-            status_html(service.status, service.choice, problem, catalog.damaged), elem_id="status"
-        )
         with _tab_bar("try", "tabs") as outer:
             with _tab("try"), _sections("try") as trying:
                 with _section("try", "compare"):
@@ -198,13 +198,25 @@ def _draw(
         bars = Bars(outer, {"try": trying, "results": results, "evidence": evidence})
         add_endpoints(service)
         if catalog.runs:
-            _keep_status(service, status, problem, catalog.damaged)
+            _keep_status(catalog, service, status, compare, problem)
         else:
             _await_runs(catalog.root, status, service, problem)
         drop_downs = [s for s in (batch, chosen, latency) if s is not None]
         _open_page(catalog, service, demo, bars, compare, drop_downs)
         _rerun_live(demo, bars, differ)
-    return demo
+
+    def first() -> dict[str, str]:
+        found = {"status": _status(service, catalog, problem)}
+        if compare is not None:
+            compare.opening.prepare()
+            found["answer"] = compare.opening.html()
+        return found
+
+    return demo, first
+
+
+def _status(service: ModelService, catalog: Catalog, problem: str) -> str:
+    return status_html(service.status, service.second_status, problem, catalog.damaged)
 
 
 def _tab_bar(first: str, elem_id: str, *classes: str) -> gr.Tabs:
@@ -244,24 +256,40 @@ def _add_evidence_choice(catalog: Catalog) -> RunSelectors | None:
 
 
 def _keep_status(
-    service: ModelService, status: gr.HTML, problem: str, damaged: Sequence[Damage]
+    catalog: Catalog,
+    service: ModelService,
+    status: gr.HTML,
+    compare: CompareTab | None,
+    problem: str,
 ) -> None:
-    """Renews the status line until the model is there; a failed load may be tried again."""
+    """Renews the status line until no model is being loaded; a failed load may be tried again."""
     timer = gr.Timer(STATUS_SECONDS)
 
     def renew() -> tuple[str, gr.Timer]:
+        second = service.second_status
         return (
-            status_html(service.status, service.choice, problem, damaged),
+            _status(service, catalog, problem),
             gr.Timer(
-                active=service.choosing or service.status.phase in ("starting", "loading", "failed")
+                active=service.choosing
+                or service.status.phase in ("starting", "loading", "failed")
+                or (second is not None and second.phase == "loading")
             ),
         )
 
-    timer.tick(
-        renew,
-        outputs=[status, timer],
-        **QUICK,
+    ticked = timer.tick(renew, outputs=[status, timer], **QUICK)
+    ticked.then(
+        None, js=f"() => window.finsent.statusChanged('{ASK_LINKED}')", api_visibility="private"
     )
+    if compare is None:
+        return
+
+    def wake(backbone: str) -> gr.Timer:
+        if service.settled:
+            service.bring(catalog.select(backbone))
+        return gr.Timer(active=True)
+
+    backbone = compare.selectors.backbone
+    backbone.change(wake, inputs=backbone, outputs=timer, **QUICK)
 
 
 def _await_runs(root: Path, status: gr.HTML, service: ModelService, problem: str) -> None:
@@ -279,7 +307,7 @@ def _await_runs(root: Path, status: gr.HTML, service: ModelService, problem: str
         found = read_catalog(root)
         if found.runs:
             return RUNS_HERE, True, gr.Timer(active=False)
-        return status_html(service.status, None, problem, found.damaged), False, gr.skip()
+        return _status(service, found, problem), False, gr.skip()
 
     timer.tick(
         look,
@@ -422,4 +450,5 @@ def launch(
         theme=make_theme(),
         css_paths=CSS_FILES,
         js=PAGE_JS,
+        head=HEAD,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from finsent.results.schema import ArtifactError
 from finsent.study.rows import SUMMARY
 from finsent.study.summary import read_summaries
 
-Build = Callable[[Catalog, str], gr.Blocks]
+First = Callable[[], Mapping[str, str]]
+"""What a page shows first, by element id: it differs from visitor to visitor."""
+Build = Callable[[Catalog, str], tuple[gr.Blocks, First]]
 """The page over a catalog; the text is what to say in the status line, if anything."""
 Scope = MutableMapping[str, Any]
 AsgiApp = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -56,27 +58,33 @@ class LivePage:
         self._lock = threading.Lock()
         self._seen = fingerprint(self._root)
         self._catalog = read_catalog(self._root)
-        self.demo = build(self._catalog, "")
+        self.demo, self._first = build(self._catalog, "")
 
     def renew(self) -> None:
         """Shows what is in the folder now. Takes milliseconds when nothing has changed."""
         with self._lock:
-            # Taken before reading: what changes meanwhile is noticed the next time.
-            found = fingerprint(self._root)
-            if found == self._seen:
-                return
-            self._seen = found
-            try:
-                catalog = read_catalog(self._root)
-                fresh = self._build(catalog, "")
-            except Exception as error:
-                # Whatever is wrong with new files, the page stays up.
-                _log.exception("new files in %s cannot be shown", self._root)
-                said = f"New files cannot be shown, so this is what was there before: {error}"
-                fresh = self._build(self._catalog, said)
-            else:
-                self._catalog = catalog
-            exchange(self.demo, fresh)
+            self._follow()
+            fill(self.demo, self._first())
+
+    def _follow(self) -> None:
+        """Builds the page anew where files have changed."""
+        # Taken before reading: what changes meanwhile is noticed the next time.
+        found = fingerprint(self._root)
+        if found == self._seen:
+            return
+        self._seen = found
+        try:
+            catalog = read_catalog(self._root)
+            fresh, first = self._build(catalog, "")
+        except Exception as error:
+            # Whatever is wrong with new files, the page stays up.
+            _log.exception("new files in %s cannot be shown", self._root)
+            said = f"New files cannot be shown, so this is what was there before: {error}"
+            fresh, first = self._build(self._catalog, said)
+        else:
+            self._catalog = catalog
+        exchange(self.demo, fresh)
+        self._first = first
 
 
 class RenewalMiddleware:
@@ -89,6 +97,14 @@ class RenewalMiddleware:
         if scope["type"] == "http" and scope["path"].rstrip("/") in PAGE_PATHS:
             await asyncio.to_thread(self._renew)
         await self._app(scope, receive, send)
+
+
+def fill(served: gr.Blocks, values: Mapping[str, str]) -> None:
+    """What whoever opens the page next sees first in the components with these element ids."""
+    for component in served.config["components"]:
+        name = component["props"].get("elem_id")
+        if name in values:
+            component["props"]["value"] = values[name]
 
 
 def exchange(served: gr.Blocks, fresh: gr.Blocks) -> None:

@@ -1,13 +1,13 @@
-"""How the page looks: ink on paper, a serif for questions and quotations, colour for arms only.
-
-Fonts are the system's or files that gradio itself serves; nothing is asked of another host.
-"""
+"""How the page looks: ink on paper, colour for arms only, the system's own fonts."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gradio as gr
+
+from finsent.ui.parts.places import TABS
 
 CSS_FILES = [Path(__file__).with_name(name) for name in ("page.css", "evidence.css")]
 
@@ -26,26 +26,21 @@ THEME_TOGGLE_JS = """
 }
 """
 
-PAGE_JS = """
-() => {
-  // Read out what the models say and where loading stands; gradio has no setting for it.
-  for (const id of ['banner', 'status']) {
-    const region = document.getElementById(id);
-    if (region) { region.setAttribute('aria-live', 'polite'); }
-  }
-  document.documentElement.lang = 'en';
-  // A finger on a chart scrolls the page; a mouse zooms the chart.
-  document.addEventListener('touchstart', (event) => {
-    if (event.target.closest('.js-plotly-plot .draglayer')) { event.stopPropagation(); }
-  }, {capture: true, passive: true});
-  // Charts that were drawn while their tab was hidden learn their width when it is shown.
-  document.addEventListener('click', (event) => {
-    if (event.target.closest('[role=tab]')) {
-      requestAnimationFrame(() => window.dispatchEvent(new Event('resize')));
-    }
-  });
-}
-"""
+_PLACES = {section: name for name, tab in TABS.items() for section in tab.sections}
+PAGE_JS = (
+    Path(__file__)
+    .with_name("page.js")
+    .read_text(encoding="utf-8")
+    .replace("TABS_JSON", json.dumps(_PLACES))
+)
+"""Run once when the page is there; what events call is in `window.finsent`."""
+HEAD = f"""<script>
+(() => {{
+  const asked = new URL(location.href).searchParams.get('tab') ?? 'try';
+  document.documentElement.dataset.tab = ({json.dumps(_PLACES)})[asked] ?? asked;
+}})();
+</script>"""
+"""Says which tab opens before anything is drawn: off the first one the head is a single line."""
 
 
 _PAGE = {
@@ -174,15 +169,6 @@ def make_theme() -> gr.themes.Base:
         radius_size=gr.themes.sizes.radius_sm,
         spacing_size=gr.themes.sizes.spacing_md,
         text_size=gr.themes.sizes.text_md,
-        # Bold, not semi-bold: the semi-bold files that gradio 6.31 ships hold no Latin letters.
-        font=(
-            gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)),
-            "system-ui",
-            "sans-serif",
-        ),
-        font_mono=(
-            gr.themes.LocalFont("IBM Plex Mono", weights=(400,)),
-            "ui-monospace",
-            "monospace",
-        ),
+        font=("system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
     ).set(**_PAGE, **_BLOCKS, **_INPUTS, **_BUTTONS, **_TABLES)

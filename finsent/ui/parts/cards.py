@@ -1,4 +1,4 @@
-"""What the Compare tab says: the banner, a card per arm, the notices. HTML only, no events."""
+"""An answer as programs get it, and a run's card with what it says. HTML only, no events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from html import escape
 from typing import Any
 
 from finsent.plots.style import ARM_STYLES
-from finsent.results.calibration import NOT_CALIBRATED
 from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
 from finsent.results.runs import Run
 from finsent.results.text import count
@@ -15,18 +14,17 @@ from finsent.serving.answers import Answer, agreement
 from finsent.serving.service import Outcome
 from finsent.ui.parts.markup import (
     label_mark,
-    milliseconds,
     notice,
     percent,
     percent_interval,
-    sentence,
     swatch,
 )
 
-_ARM_NOTES = {
+ARM_NOTES = {
     "baseline": "LoRA only",
     "dendritic": "LoRA + dendrites",
     "matched": "LoRA, as many parameters as dendritic",
+    "restart": "LoRA, restarted when dendritic grew",
 }
 
 
@@ -45,6 +43,11 @@ def result_dict(outcome: Outcome) -> dict[str, Any]:
         "queue_ms": float(outcome.queue_ms),
         "agree": agree,
         "summary": summary,
+        "notices": [{"kind": n.kind, "message": n.message} for n in outcome.notices],
+        "passages": [
+            {"text": passage.text, "labels": {a.arm: a.label for a in passage.answers}}
+            for passage in outcome.passages
+        ],
         "predictions": {
             answer.arm: {**answer.to_dict(), "latency_ms": float(prediction.latency_ms)}
             for answer, prediction in zip(outcome.answers, result.predictions, strict=True)
@@ -52,111 +55,9 @@ def result_dict(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def banner_html(outcome: Outcome) -> str:
-    """The sentence above the cards, with the text it is about."""
-    result = outcome.result
-    agree, said = agreement(outcome.answers)
-    tokens = f"{result.n_tokens} tokens"
-    cut = (
-        notice(
-            "Cut.",
-            f"The models read the first {tokens} of this text; the rest did not count. Batch "
-            "takes it as one sentence a line; “python -m finsent score --long windows” reads long "
-            "texts whole.",
-            tone="warning",
-        )
-        if result.truncated
-        else ""
-    )
-    size = "" if result.truncated else f"{tokens}; "
-    waited = (
-        f"waited {milliseconds(outcome.queue_ms)} for its turn"
-        if outcome.queue_ms >= 1
-        else "answered at once, no queue"
-    )
-    return (
-        f'<div class="fs-banner" data-agree="{str(agree).lower()}">'
-        f'<span class="fs-banner-mark" aria-hidden="true">{"=" if agree else "≠"}</span>'
-        f"<div><p class='fs-banner-says'>{escape(said)}</p>"
-        f'<blockquote dir="auto">{escape(result.text.strip())}</blockquote>'
-        f'<span class="fs-quiet">{size}{waited}</span></div></div>{cut}'
-    )
-
-
-def waiting_html(message: str) -> str:
-    """Shown instead of an answer while the model loads."""
-    return (
-        '<div class="fs-banner" data-agree="waiting">'
-        '<span class="fs-banner-mark" aria-hidden="true">…</span>'
-        f'<div><p class="fs-banner-says">Your headline waits for the model.</p>'
-        f'<span class="fs-quiet">{escape(message)}</span></div></div>'
-    )
-
-
-def problem_html(problem: str) -> str:
-    """Shown instead of an answer: what is wrong with the text or the model."""
-    return (
-        '<div class="fs-banner" data-agree="problem" role="alert">'
-        '<span class="fs-banner-mark" aria-hidden="true">!</span>'
-        f'<div><p class="fs-banner-says">{escape(problem)}</p></div></div>'
-    )
-
-
-def idle_html() -> str:
-    """Shown before the first headline."""
-    return (
-        '<div class="fs-banner" data-agree="idle">'
-        '<span class="fs-banner-mark" aria-hidden="true">?</span>'
-        '<div><p class="fs-banner-says">Will they agree?</p>'
-        '<span class="fs-quiet">Type a headline above or pick an example. Each model reads it '
-        "once; time and probabilities are measured then and there.</span></div></div>"
-    )
-
-
-def cards_html(catalog: Catalog, selection: Selection, outcome: Outcome | None = None) -> str:
-    """A card per arm: what the run is, and, after a headline, what it says."""
-    given = {answer.arm: answer for answer in outcome.answers} if outcome else {}
-    cards = []
-    for arm in selection.arms:
-        run = catalog.run(selection.backbone, selection.dataset, arm, selection.seed)
-        if outcome is None:
-            said = _empty_answer(run.label_names)
-        else:
-            said = answer_html(given[arm]) + _time(outcome, arm)
-        cards.append(card_html(run, said))
-    return (
-        missing_arm_notice(selection)
-        + no_dendrite_notice(catalog, selection)
-        + cards_row(cards)
-        + _calibration_note(catalog, selection)
-    )
-
-
 def cards_row(cards: Sequence[str]) -> str:
     """Cards side by side."""
     return f'<div class="fs-cards" data-cards="{len(cards)}">{"".join(cards)}</div>'
-
-
-def _calibration_note(catalog: Catalog, selection: Selection) -> str:
-    found = list(catalog.calibrations(selection).values())
-    if all(found):
-        fitted = "on each run’s validation part"
-        if found[0] is not None and found[0].transfer is not None:
-            fitted += (
-                ", then corrected by what runs said of news sources that they had not learned. "
-                "Off familiar sources the models are right less often than they are sure, so "
-                "probabilities are lower here than a test on the same sources would allow"
-            )
-        return (
-            '<p class="fs-quiet">Bars show calibrated probabilities: temperature scaling, fitted '
-            f"{fitted}. The 90\u202f% set holds the likeliest label and every label as probable as "
-            "nine in ten of the true ones were there. How often such sets held the true label was "
-            "measured on test.</p>"
-        )
-    return (
-        f'<p class="fs-quiet">Bars show raw probabilities; {NOT_CALIBRATED}, so there is no '
-        "90\u202f% set either.</p>"
-    )
 
 
 def missing_arm_notice(selection: Selection) -> str:
@@ -188,26 +89,6 @@ def no_dendrite_notice(catalog: Catalog, selection: Selection) -> str:
     )
 
 
-def verdict_html(catalog: Catalog, selection: Selection) -> str:
-    """The test set's answer for this backbone and data set, beside the single headline's."""
-    for comparison in (catalog.leaderboard or {}).get("comparisons", []):
-        same = (comparison["backbone"], comparison["dataset"], comparison["a"], comparison["b"])
-        if same == (_name(catalog, selection), selection.dataset, "baseline", "dendritic"):
-            n_seeds = len(comparison["seeds"])
-            together = "every seed together" if n_seeds > 1 else "the whole test set"
-            return (
-                '<aside class="fs-verdict"><h2>One headline proves nothing. '
-                f"{escape(dataset_title(selection.dataset))}, {together}:</h2>"
-                f"<p>{escape(sentence(comparison['verdict']))}</p></aside>"
-            )
-    return ""
-
-
-def _name(catalog: Catalog, selection: Selection) -> str:
-    """The backbone as the configs spell it, which is how the leaderboard names it."""
-    return catalog.of(selection.backbone, selection.dataset)[0].backbone
-
-
 def card_html(run: Run, said: str) -> str:
     """A card of one run around what it says."""
     style = ARM_STYLES[run.arm]
@@ -215,7 +96,7 @@ def card_html(run: Run, said: str) -> str:
         f'<section class="fs-card" data-arm="{escape(run.arm)}" style="--arm:{style.colour}" '
         f'aria-label="{escape(style.title)}">'
         f"<header>{swatch(run.arm)}<h3>{escape(style.title)}</h3>"
-        f'<span class="fs-quiet">{escape(_ARM_NOTES[run.arm])}</span></header>'
+        f'<span class="fs-quiet">{escape(ARM_NOTES[run.arm])}</span></header>'
         f"{said}{_evidence(run)}</section>"
     )
 
@@ -263,27 +144,6 @@ def _raw(answer: Answer) -> str:
         f"{answer.calibration.n_validation} validation sentences; test NLL "
         f"{answer.calibration.nll_raw:.3f} raw, {answer.calibration.nll_calibrated:.3f} "
         "calibrated.</p></details>"
-    )
-
-
-def _time(outcome: Outcome, arm: str) -> str:
-    latency_ms = next(p.latency_ms for p in outcome.result.predictions if p.arm == arm)
-    recent = outcome.rolling[arm]
-    calls = "call" if recent.n == 1 else "calls"
-    return (
-        f'<p class="fs-time"><b>{milliseconds(latency_ms)}</b> model time'
-        f'<span class="fs-quiet">median {milliseconds(recent.p50_ms)}, '
-        f"p95 {milliseconds(recent.p95_ms)} over {recent.n} {calls} "
-        f"on {escape(outcome.device_name)}</span></p>"
-    )
-
-
-def _empty_answer(label_names: Sequence[str]) -> str:
-    return (
-        '<p class="fs-answer" data-label="none">no headline yet</p>'
-        f"{_bars(label_names, None, None)}"
-        '<p class="fs-time"><span class="fs-quiet">Model time is measured with each headline.'
-        "</span></p>"
     )
 
 

@@ -43,6 +43,22 @@ class RunSelectors:
         return [c for c in (self.backbone, self.dataset, self.seed) if c is not None]
 
 
+SIZES = {"minilm-l6": "Fast", "mpnet-base": "Accurate"}
+"""Base models that the one switch chooses from -> what it calls them."""
+
+
+def add_size_switch(catalog: Catalog, first: Selection) -> gr.Radio | None:
+    """Draws the switch between a fast and an accurate base model; None where not both are here."""
+    if not set(SIZES) <= set(catalog.backbones()):
+        return None
+    return gr.Radio(
+        [(f"{size} ({backbone_title(name)})", name) for name, size in SIZES.items()],
+        value=first.backbone if first.backbone in SIZES else None,
+        label="Size",
+        elem_id="size",
+    )
+
+
 def add_run_selectors(
     catalog: Catalog,
     first: Selection,
@@ -50,10 +66,12 @@ def add_run_selectors(
     with_seed: bool = True,
     all_runs: bool = False,
     prefix: str = "compare",
+    size: gr.Radio | None = None,
 ) -> RunSelectors:
     """Draws the drop-downs and links them. `prefix` starts their element ids.
 
-    all_runs: the seed may be ALL_RUNS, and is at first.
+    all_runs: the seed may be ALL_RUNS, and is at first. size: a switch that chooses the base model
+    as well.
     """
     every = [("All", ALL_RUNS)] if all_runs else []
     backbone = gr.Dropdown(
@@ -98,6 +116,11 @@ def add_run_selectors(
             updates[seed] = moved(found, chosen_seed, ALL_RUNS if kept else nearest.seed)
         return updates
 
+    if size is not None:
+        size.input(lambda name: name, inputs=size, outputs=backbone, **QUICK)
+        backbone.change(
+            lambda name: name if name in SIZES else None, inputs=backbone, outputs=size, **QUICK
+        )
     gr.on(
         [backbone.change, dataset.change],
         renew,

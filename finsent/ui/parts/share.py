@@ -34,28 +34,13 @@ async (text, backbone, dataset, seed, matched) => {{{_WRITE_ADDRESS}
   setTimeout(() => {{ button.innerText = before; }}, 2000);
 }}
 """
-KEEP_PLACE_JS = """
-() => requestAnimationFrame(() => {
-  // The page's own first tab counts as opened too, before the address has been read.
-  if (!window.finsentOpened) { return; }
-  const shown = [...document.querySelectorAll('[role=tabpanel]')].filter((p) => p.offsetHeight);
-  const address = new URL(window.location.href);
-  // A section comes after the tab that it is in.
-  address.searchParams.set('tab', shown.at(-1).id.replace('tab-', ''));
-  if (address.href !== window.location.href) { window.history.replaceState(null, '', address); }
-})
-"""
+KEEP_PLACE_JS = "() => window.finsent.placed()"
 ASK_LINKED = "ask-linked"
 """Id of a button that nobody sees: pressed for the visitor of a link that brings a text. A chained
 server event would run for every visitor and wipe messages that are on screen by then."""
-PAGE_OPENED_JS = f"""
-() => {{
-  window.finsentOpened = true;
-  if ((new URL(window.location.href).searchParams.get('text') ?? '').trim()) {{
-    document.getElementById('{ASK_LINKED}').click();
-  }}
-}}
-"""
+PAGE_OPENED_JS = f"() => window.finsent.opened('{ASK_LINKED}')"
+ASKING_JS = "(...asked) => { window.finsent.asking(); return asked; }"
+"""Before a headline is asked: what is shown of the one before is dimmed."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +74,9 @@ def read_link(query: Mapping[str, str], catalog: Catalog) -> Opened:
 def keep_in_address(event: Any, inputs: Sequence[Any]) -> None:
     """After an event of the Compare tab that succeeded, the address names what was asked."""
     event.success(None, inputs=list(inputs), js=KEEP_ADDRESS_JS, api_visibility="private")
+
+
+def answered(event: Any) -> None:
+    """After an event that asked, what is shown is no longer dimmed, whatever came of it."""
+    event.then(None, js="() => window.finsent.answered()", api_visibility="private")
+    event.failure(None, js="() => window.finsent.heard()", api_visibility="private")

@@ -48,10 +48,10 @@ def words_html(found: dict[str, Attribution], label_names: Sequence[str]) -> str
         for arm, attribution in found.items()
     )
     return (
-        '<section class="fs-words"><h2>Which words count</h2><p class="fs-quiet">Each word is left '
-        "out once and the models are asked again. The thicker the line below a word, the more the "
-        "answer changes; a full line speaks for the answer, a dashed one against it. Numbers are "
-        "points of probability. Words that only work together do not show.</p>"
+        '<section class="fs-words"><h2>Which words mattered</h2><p class="fs-quiet">Each word is '
+        "left out once and the models are asked again. The thicker the underline, the more the "
+        "answer changes: a solid underline supports it, a dashed one speaks against it. Numbers "
+        "are points of probability. Words that only work together do not show.</p>"
         f"{sections}</section>"
     )
 
@@ -68,7 +68,7 @@ def _section(arm: str, attribution: Attribution, label: str) -> str:
         f'<div class="fs-words-arm" style="--arm:{ARM_STYLES[arm].colour}">'
         f"<h3>{swatch(arm)}{escape(ARM_STYLES[arm].title)}: {escape(label)}, "
         f"{percent(attribution.probability)}</h3>"
-        f'<p dir="auto">{text}</p><details><summary>As a table</summary>'
+        f'<p dir="auto">{text}</p><details><summary>Show as table</summary>'
         + table(
             ["Word left out", "Effect, points", f"{escape(label)} without it"],
             rows,

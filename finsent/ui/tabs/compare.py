@@ -1,7 +1,9 @@
-"""The Compare tab: one headline, the arms side by side."""
+"""One headline: both models' answer to it, first of all."""
 
 from __future__ import annotations
 
+import logging
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,20 +11,22 @@ from typing import Any
 import gradio as gr
 
 from finsent.data.registry import DATASETS
-from finsent.results.catalog import Catalog, Selection, dataset_examples
+from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_examples
+from finsent.results.disagreements import Found, read_found
+from finsent.results.schema import ArtifactError
 from finsent.serving.service import ModelService, ServiceError
-from finsent.ui.parts.cards import (
-    banner_html,
-    cards_html,
-    idle_html,
-    problem_html,
-    verdict_html,
-    waiting_html,
-)
-from finsent.ui.parts.headline import text_problem
+from finsent.ui.parts.answer import answered_html, problem_html, waiting_html
+from finsent.ui.parts.headline import MAX_ARTICLE_CHARACTERS, text_problem
 from finsent.ui.parts.markup import notice
-from finsent.ui.parts.selectors import QUICK, RunSelectors, add_matched_box, add_run_selectors
-from finsent.ui.parts.share import COPY_ADDRESS_JS, keep_in_address
+from finsent.ui.parts.opening import Opening
+from finsent.ui.parts.selectors import (
+    QUICK,
+    RunSelectors,
+    add_matched_box,
+    add_run_selectors,
+    add_size_switch,
+)
+from finsent.ui.parts.share import ASKING_JS, COPY_ADDRESS_JS, answered, keep_in_address
 from finsent.ui.parts.words import explain_words, words_html
 from finsent.ui.tabs.recorded import RECORDED_HINT, add_recorded
 
@@ -32,37 +36,38 @@ VISITORS_AT_ONCE = 64
 hide the wait. Model times stay clean: the model answers one question at a time."""
 POLL_SECONDS = 0.5
 NOTHING_HERE = (
-    "This tab compares trained runs, and there are none. It opens by itself as soon as the first "
-    "are finished."
+    "This page compares trained models, and there are none yet. It opens by itself as soon as the "
+    "first are finished."
 )
+_log = logging.getLogger(__name__)
 CHIPS = max(len(entry.examples) for entry in DATASETS.values())
-_UNCHANGED = (gr.skip(), gr.skip(), gr.skip())
 
 
 @dataclass(frozen=True)
 class CompareTab:
-    """What the page needs of the tab to open it on a link."""
+    """What the page needs of the section to open it on a link."""
 
     selectors: RunSelectors
     text: gr.Textbox
     matched: gr.Checkbox
+    opening: Opening
     ask_linked: Mapping[str, Any]
     """Arguments of an event that answers the text in the box, if it can be answered."""
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """The tab's components."""
+    """The section's components."""
 
     text: gr.Textbox
     button: gr.Button
     chips: list[gr.Button]
-    banner: gr.HTML
-    cards: gr.HTML
+    disagree: gr.Button
+    guess: gr.Checkbox
+    answer: gr.HTML
     explain: gr.Button
     link: gr.Button
     words: gr.HTML
-    verdict: gr.HTML
     selectors: RunSelectors
     matched: gr.Checkbox
 
@@ -73,19 +78,21 @@ class _Parts:
 
 
 def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | None:
-    """Draws the tab inside the current gr.Tab; None when there are no runs."""
+    """Draws the section inside the current gr.Tab; None when there are no runs."""
     if not catalog.runs:
         gr.HTML(notice("Nothing trained yet.", NOTHING_HERE, tone="warning"))
         return None
-    parts = _draw(catalog)
+    opening = Opening(catalog, service)
+    parts = _draw(catalog, opening)
     again = _connect(parts, _Answers(catalog, service))
-    return CompareTab(parts.selectors, parts.text, parts.matched, again)
+    return CompareTab(parts.selectors, parts.text, parts.matched, opening, again)
 
 
-def _draw(catalog: Catalog) -> _Parts:
-    first = catalog.select(catalog.backbones()[0])
+def _draw(catalog: Catalog, opening: Opening) -> _Parts:
+    first = opening.selection
     with gr.Row(elem_classes="fs-ask", equal_height=False):
         text = gr.Textbox(
+            value=opening.text,
             label="Headline",
             placeholder="Type or paste a financial headline, then press Enter",
             lines=1,
@@ -94,85 +101,149 @@ def _draw(catalog: Catalog) -> _Parts:
             elem_id="headline",
             scale=8,
         )
-        button = gr.Button("Compare", variant="primary", elem_id="compare", scale=1, min_width=120)
-    with gr.Row(elem_classes="fs-chips"):
-        gr.HTML("<span>Try</span>", elem_classes="fs-chips-lead")
+        button = gr.Button("Compare", variant="primary", elem_id="compare", scale=1, min_width=96)
+    with gr.Row(elem_classes="fs-chips fs-examples"):
+        disagree = gr.Button(
+            "A headline where they disagree",
+            size="sm",
+            elem_classes="fs-chip",
+            elem_id="disagree",
+            min_width=0,
+            visible=_found(catalog, first) is not None,
+        )
+        guess = gr.Checkbox(label="Guess first", elem_id="guess", min_width=0, container=False)
         chips = [
             gr.Button(**settings, size="sm", elem_classes="fs-chip", min_width=0)
             for settings in _chips(first.dataset)
         ]
-    banner = gr.HTML(idle_html(), elem_id="banner")
-    cards = gr.HTML(cards_html(catalog, first), elem_id="cards")
+    answer = gr.HTML(opening.html(), elem_id="answer")
     with gr.Row(elem_classes="fs-chips"):
-        explain = gr.Button("Which words count?", size="sm", elem_id="explain", min_width=0)
+        explain = gr.Button("Which words mattered?", size="sm", elem_id="explain", min_width=0)
         link = gr.Button("Copy link to this comparison", size="sm", elem_id="share", min_width=0)
     words = gr.HTML(elem_id="words")
-    verdict = gr.HTML(verdict_html(catalog, first), elem_id="verdict")
-    gr.HTML("<h2>Which runs answer</h2>", elem_id="which")
+    gr.HTML("<h2>Models being compared</h2>", elem_id="which")
     with gr.Row(elem_classes="fs-controls"):
-        selectors = add_run_selectors(catalog, first)
+        size = add_size_switch(catalog, first)
+        selectors = add_run_selectors(catalog, first, size=size)
         matched = add_matched_box(
             catalog,
             selectors,
             first,
-            "Also run the matched control",
+            "Include a same-size model without dendrites",
             "matched",
-            info="No dendrites, but as many parameters as the dendritic run",
         )
     add_recorded(catalog, [*selectors.components, matched])
     return _Parts(
-        text, button, chips, banner, cards, explain, link, words, verdict, selectors, matched
+        text,
+        button,
+        chips,
+        disagree,
+        guess,
+        answer,
+        explain,
+        link,
+        words,
+        selectors,
+        matched,
     )
 
 
+def _found(catalog: Catalog, selection: Selection) -> Found | None:
+    """Headlines that these runs were found to disagree on; none where the file is damaged."""
+    try:
+        return read_found(catalog.root, selection.backbone, selection.dataset, selection.seed)
+    except ArtifactError:
+        _log.exception("the page does without headlines that the models disagree on")
+        return None
+
+
 class _Answers:
-    """What the tab's events show."""
+    """What the section's events show."""
 
     def __init__(self, catalog: Catalog, service: ModelService) -> None:
         self._catalog, self._service = catalog, service
+        self._random = random.Random()
 
-    def answer(
-        self, value: str, backbone: str, dataset: str, seed: int, with_matched: bool
-    ) -> Iterator[tuple[Any, Any, Any]]:
-        """Banner, cards and words for a text, and until the model is there what it waits for."""
+    def answer(self, value: str, *asked: Any) -> Iterator[tuple[Any, Any]]:
+        """Answer and words for a text, and until the model is there what it waits for."""
+        yield from self._answer(value, *asked, retry=True)
+
+    def answer_again(self, value: str, *asked: Any) -> Iterator[tuple[Any, Any]]:
+        """The same where there is a text that can be answered, else what is shown stays."""
+        if text_problem(value, most=MAX_ARTICLE_CHARACTERS) is None:
+            yield from self._answer(value, *asked, retry=False)
+        else:
+            yield gr.skip(), gr.skip()
+
+    def _answer(
+        self,
+        value: str,
+        guess: bool,
+        backbone: str,
+        dataset: str,
+        seed: int,
+        with_matched: bool,
+        *,
+        retry: bool,
+    ) -> Iterator[tuple[Any, Any]]:
+        """retry: try to load a base model once more that could not be loaded."""
         catalog, service = self._catalog, self._service
-        wanted = self._selection(backbone, dataset, seed, with_matched)
-        problem = text_problem(value)
+        wanted = catalog.select(backbone, dataset, seed, matched=with_matched)
+        problem = text_problem(value, most=MAX_ARTICLE_CHARACTERS)
         if problem is not None:
             # Not by gradio's `validator`: any later event of the page wipes what that one says.
-            yield problem_html(problem), cards_html(catalog, wanted), ""
+            yield problem_html(problem), ""
             return
         service.start()
         while not service.settled:
             status = service.wait(POLL_SECONDS)
             if not service.settled:
-                yield waiting_html(status.message), gr.skip(), ""
+                yield waiting_html(status.message), ""
         try:
-            outcome = service.compare(value, wanted)
-            yield banner_html(outcome), cards_html(catalog, wanted, outcome), ""
+            coming, failed, selection = "", "", wanted
+            if not service.holds(wanted):
+                # Nobody waits for a base model to be fetched: the default answers meanwhile.
+                failed = "" if retry else service.second_problem(wanted) or ""
+                if not failed:
+                    service.bring(wanted)
+                coming = wanted.backbone
+                selection = catalog.select(
+                    service.default_selection().backbone, dataset, matched=with_matched
+                )
+            outcome = service.compare(value, selection)
+            found = _found(catalog, selection)
+            yield (
+                answered_html(
+                    catalog,
+                    outcome,
+                    guess=guess,
+                    coming=coming,
+                    problem=failed,
+                    found=found if found is not None and value in found.texts else None,
+                ),
+                "",
+            )
         except ServiceError as error:
             # In the page itself: a message of gradio's is gone after ten seconds.
-            yield problem_html(f"{error} {RECORDED_HINT}"), cards_html(catalog, wanted), ""
+            yield problem_html(f"{error} {RECORDED_HINT}"), ""
         except ValueError as error:
-            yield problem_html(str(error)), cards_html(catalog, wanted), ""
-
-    def answer_again(self, value: str, *runs: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """The same where there is a text that can be answered, else what is shown stays."""
-        if text_problem(value) is None:
-            yield from self.answer(value, *runs)
-        else:
-            yield _UNCHANGED
+            yield problem_html(str(error)), ""
 
     def explanation(
         self, value: str, backbone: str, dataset: str, seed: int, with_matched: bool
     ) -> Iterator[str]:
-        """Which words count."""
+        """Which words mattered."""
         yield '<p class="fs-quiet">Leaving out each word once …</p>'
         problem = text_problem(value)
         if problem is not None:
             yield problem_html(problem)
             return
-        wanted = self._selection(backbone, dataset, seed, with_matched)
+        wanted = self._catalog.select(backbone, dataset, seed, matched=with_matched)
+        if not self._service.holds(wanted):
+            yield problem_html(
+                f"{backbone_title(wanted.backbone)} is still being loaded; try again in a moment."
+            )
+            return
         try:
             found, labels = explain_words(value, wanted, self._catalog, self._service)
         except (ServiceError, ValueError) as error:
@@ -180,16 +251,16 @@ class _Answers:
             return
         yield words_html(found, labels)
 
-    def reset(
-        self, backbone: str, dataset: str, seed: int, with_matched: bool
-    ) -> tuple[str, str, str, str]:
-        """Banner, cards, words and verdict of other runs, before they have answered."""
-        wanted = self._selection(backbone, dataset, seed, with_matched)
-        cards, verdict = cards_html(self._catalog, wanted), verdict_html(self._catalog, wanted)
-        return idle_html(), cards, "", verdict
+    def disagreement(self, now: str, backbone: str, dataset: str, seed: int) -> str:
+        """Another headline that these runs were found to disagree on."""
+        found = _found(self._catalog, self._catalog.select(backbone, dataset, seed))
+        others = [text for text in found.texts if text != now] if found is not None else []
+        return self._random.choice(others) if others else now
 
-    def _selection(self, backbone: str, dataset: str, seed: int, with_matched: bool) -> Selection:
-        return self._catalog.select(backbone, dataset, seed, matched=with_matched)
+    def searched(self, backbone: str, dataset: str, seed: int) -> dict[str, Any]:
+        """Whether there are such headlines for other runs."""
+        selection = self._catalog.select(backbone, dataset, seed)
+        return dict(gr.update(visible=_found(self._catalog, selection) is not None))
 
 
 def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
@@ -197,26 +268,39 @@ def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
     inputs = [parts.text, *parts.chosen]
     asked: dict[str, Any] = {
         "fn": answers.answer,
-        "inputs": inputs,
-        "outputs": [parts.banner, parts.cards, parts.words],
+        "inputs": [parts.text, parts.guess, *parts.chosen],
+        "outputs": [parts.answer, parts.words],
         "concurrency_id": MODEL_QUEUE,
         "concurrency_limit": VISITORS_AT_ONCE,
-        "show_progress": "minimal",
-        "show_progress_on": parts.banner,
+        "show_progress": "hidden",
         "api_visibility": "private",
+        "js": ASKING_JS,
+        # Who types on while a headline is being answered is answered the last one.
+        "trigger_mode": "always_last",
     }
     again = {**asked, "fn": answers.answer_again}
-    for event in (parts.button.click(**asked), parts.text.submit(**asked)):
-        keep_in_address(event, inputs)
+    events = [gr.on([parts.button.click, parts.text.submit], **asked)]
     for place, chip in enumerate(parts.chips):
-        event = chip.click(
+        picked = chip.click(
             lambda dataset, place=place: dataset_examples(dataset)[place].text,
             inputs=parts.selectors.dataset,
             outputs=parts.text,
             queue=False,
             api_visibility="private",
+        )
+        events.append(picked.then(**asked))
+    events.append(
+        parts.disagree.click(
+            answers.disagreement,
+            inputs=[parts.text, *parts.selectors.components],
+            outputs=parts.text,
+            queue=False,
+            api_visibility="private",
         ).then(**asked)
+    )
+    for event in events:
         keep_in_address(event, inputs)
+        answered(event)
     parts.selectors.dataset.change(
         lambda dataset: [gr.update(**settings) for settings in _chips(dataset)],
         inputs=parts.selectors.dataset,
@@ -232,14 +316,15 @@ def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
         api_visibility="private",
     )
     parts.link.click(None, inputs=inputs, js=COPY_ADDRESS_JS, api_visibility="private")
-    # Other runs: show what they are at once, then let them answer the same headline.
     gr.on(
-        [component.change for component in parts.chosen],
-        answers.reset,
-        inputs=parts.chosen,
-        outputs=[parts.banner, parts.cards, parts.words, parts.verdict],
+        [component.change for component in parts.selectors.components],
+        answers.searched,
+        inputs=parts.selectors.components,
+        outputs=parts.disagree,
         **QUICK,
-    ).then(**again)
+    )
+    # Other runs answer the same headline.
+    answered(gr.on([component.change for component in parts.chosen], **again))
     return again
 
 

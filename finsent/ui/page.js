@@ -1,0 +1,163 @@
+() => {
+  const tabs = TABS_JSON; // id of a section -> id of its tab
+  const root = document.documentElement;
+  const answer = () => document.getElementById('answer');
+  root.lang = 'en';
+
+  // Read out what the models say and where loading stands; gradio has no setting for it.
+  for (const id of ['answer', 'status']) {
+    document.getElementById(id)?.setAttribute('aria-live', 'polite');
+  }
+
+  // ---- tabs and the address ----
+  const shownPlace = () => {
+    const shown = [...document.querySelectorAll('[role=tabpanel]')].filter((p) => p.offsetHeight);
+    // A section comes after the tab that it is in.
+    return shown.at(-1)?.id.replace('tab-', '');
+  };
+  const open = async (place) => {
+    for (const id of [tabs[place], place]) {
+      // The sections of a tab are drawn when it is opened first.
+      for (let tries = 0; id && tries < 60; tries += 1) {
+        const button = document.querySelector(`[role=tab][data-tab-id="${id}"]`);
+        if (button) { button.click(); break; }
+        await new Promise(requestAnimationFrame);
+      }
+    }
+  };
+  // The place that the browser's back or forward button asked for, until it is shown.
+  let following = null;
+
+  window.finsent = {
+    placed: () => requestAnimationFrame(() => {
+      const place = shownPlace();
+      if (!place) { return; }
+      root.dataset.tab = tabs[place] ?? place;
+      // The page's own first tab counts as opened too, before the address has been read.
+      if (!window.finsentOpened) { return; }
+      if (following) {
+        if (place === following || tabs[place] === following) { following = null; }
+        return;
+      }
+      const address = new URL(window.location.href);
+      if (address.searchParams.get('tab') === place) { return; }
+      address.searchParams.set('tab', place);
+      // A step that the browser's back button undoes.
+      window.history.pushState(null, '', address);
+    }),
+    opened: (askLinked) => {
+      window.finsentOpened = true;
+      const linked = (new URL(window.location.href).searchParams.get('text') ?? '').trim();
+      const answered = answer()?.querySelector('[data-agree=true], [data-agree=false]');
+      if (answer() && (linked || !answered)) { document.getElementById(askLinked)?.click(); }
+    },
+    asking: () => { answer()?.setAttribute('data-busy', ''); },
+    answered: () => { answer()?.removeAttribute('data-busy'); },
+    // A base model that was chosen is there now: the answer that came from another is renewed.
+    statusChanged: (askLinked) => {
+      const waits = answer()?.querySelector('[data-waits-for]')?.dataset.waitsFor;
+      const coming = document.querySelector('#status .fs-status')?.dataset.coming;
+      if (waits && !coming) { document.getElementById(askLinked)?.click(); }
+    },
+  };
+  window.addEventListener('popstate', () => {
+    const place = new URL(window.location.href).searchParams.get('tab') ?? 'try';
+    following = place === shownPlace() ? null : place;
+    open(place);
+  });
+
+  document.addEventListener('keydown', (event) => {
+    const tab = event.target.closest?.('[role=tab]');
+    const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+    if (!tab || (!step && event.key !== 'Home' && event.key !== 'End')) { return; }
+    const all = [...tab.closest('[role=tablist]').querySelectorAll('[role=tab]')];
+    const places = {Home: 0, End: all.length - 1};
+    const next = all.at(places[event.key] ?? (all.indexOf(tab) + step) % all.length);
+    event.preventDefault();
+    next.focus();
+    next.click();
+  });
+
+  // A finger on a chart scrolls the page; a mouse zooms the chart.
+  document.addEventListener('touchstart', (event) => {
+    if (event.target.closest('.js-plotly-plot .draglayer')) { event.stopPropagation(); }
+  }, {capture: true, passive: true});
+
+  document.addEventListener('click', (event) => {
+    // Charts that were drawn while their tab was hidden learn their width when it is shown.
+    if (event.target.closest('[role=tab]')) {
+      requestAnimationFrame(() => window.dispatchEvent(new Event('resize')));
+    }
+    const guess = event.target.closest('[data-guess]');
+    if (guess) {
+      const result = guess.closest('.fs-result');
+      result.querySelector('.fs-guess').hidden = true;
+      result.querySelector('.fs-reveal').hidden = false;
+      const said = [...result.querySelectorAll('.fs-guessed')];
+      said.find((line) => line.dataset.for === guess.dataset.guess).hidden = false;
+    }
+  });
+
+  // ---- nothing is lost ----
+  // What was pasted survives a reload; what runs is not left by accident.
+  const lines = () => document.querySelector('#batch-lines textarea');
+  document.addEventListener('input', (event) => {
+    if (event.target === lines()) { sessionStorage.setItem('finsent-lines', event.target.value); }
+  });
+  const restore = () => {
+    const box = lines();
+    if (!box || box.dataset.kept) { return; }
+    box.dataset.kept = 'yes';
+    const kept = sessionStorage.getItem('finsent-lines');
+    if (kept && !box.value) {
+      box.value = kept;
+      box.dispatchEvent(new Event('input', {bubbles: true}));
+    }
+  };
+  window.addEventListener('beforeunload', (event) => {
+    if (document.querySelector('#batch-status progress')) { event.preventDefault(); }
+  });
+  // A question that the server cannot hear is said to be lost instead of being waited for.
+  window.finsent.heard = async () => {
+    const lost = document.getElementById('lost');
+    try {
+      await fetch('theme.css', {method: 'HEAD', signal: AbortSignal.timeout(8000)});
+      lost?.remove();
+    } catch {
+      window.finsent.answered();
+      if (lost) { return; }
+      const said = document.createElement('div');
+      said.id = 'lost';
+      said.className = 'fs-notice';
+      said.dataset.tone = 'warning';
+      said.setAttribute('role', 'alert');
+      said.textContent = 'The connection to the server is lost. What you typed is still here; '
+        + 'ask again when it is back.';
+      document.getElementById('status').append(said);
+    }
+  };
+  setInterval(() => {
+    const works = document.querySelector('#batch-status progress');
+    if (answer()?.hasAttribute('data-busy') || works || document.getElementById('lost')) {
+      window.finsent.heard();
+    }
+  }, 4000);
+
+  // Details that a visitor has opened or closed stay so with the next answer.
+  const kept = {};
+  document.addEventListener('toggle', (event) => {
+    const name = event.target.dataset?.keep;
+    if (name) { kept[name] = event.target.open; }
+  }, true);
+  new MutationObserver((changes) => {
+    restore();
+    for (const change of changes) {
+      const place = change.target.nodeType === 1 ? change.target.closest('#answer') : null;
+      if (!place) { continue; }
+      place.removeAttribute('data-busy');
+      for (const details of place.querySelectorAll('details[data-keep]')) {
+        if (details.dataset.keep in kept) { details.open = kept[details.dataset.keep]; }
+      }
+    }
+  }).observe(document.body, {childList: true, subtree: true});
+}

@@ -1,0 +1,220 @@
+"""What is scored when there are many texts: pasted lines, a file, or the sample."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from finsent.serving.many_texts import Item, find_labels, pasted, read_upload
+from finsent.serving.many_texts import uploaded as uploaded_items
+from finsent.serving.tables.reading import SUFFIXES, text_column
+from finsent.serving.tables.rows import Reading, TableError
+from finsent.ui.parts.headline import text_problem
+from finsent.ui.parts.markup import notice
+from finsent.ui.parts.selectors import QUICK
+
+PASTED, FILE = "the pasted texts", "the file"
+NO_LABELS = "(none)"
+ENCODINGS = (
+    ("UTF-8, UTF-16 or UTF-32, as found", ""),
+    ("Windows-1252", "cp1252"),
+    ("Latin-1", "latin-1"),
+)
+Updates = dict[Any, Any]
+"""What becomes of components; those that are not named stay as they are."""
+
+
+def row_problem(text: str) -> str | None:
+    """Why a row cannot be scored, or None when it can."""
+    return text_problem(text, empty="the cell is empty")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The components that say what is scored, in the order of `items_of`'s arguments."""
+
+    lines: gr.Textbox
+    file: gr.File
+    which: gr.Radio
+    column: gr.Dropdown
+    labels: gr.Dropdown
+    header: gr.Checkbox
+    encoding: gr.Dropdown
+    found: gr.HTML
+    """What was found in the file; no argument of `items_of`."""
+
+    @property
+    def components(self) -> list[Any]:
+        """Inputs of an event that scores."""
+        return [getattr(self, name) for name in self.__dataclass_fields__ if name != "found"]
+
+
+def items_of(
+    text: str,
+    path: str | None,
+    which: str,
+    column: str | None,
+    labels: str | None,
+    header: bool,
+    encoding: str | None,
+) -> tuple[list[Item], str]:
+    """The texts that are asked for, and what they come from, PASTED or FILE.
+
+    Raises TableError when there are none or the file cannot be read.
+    """
+    if path is None or (which == PASTED and (text or "").strip()):
+        return pasted(text or "", row_problem), PASTED
+    upload = read_upload(Path(path), _reading(header, encoding))
+    return uploaded_items(
+        upload, column, row_problem, None if labels == NO_LABELS else labels
+    ), FILE
+
+
+def add_source() -> Source:
+    """Draws and connects them."""
+    with gr.Row(elem_classes="fs-batch-in"):
+        lines = gr.Textbox(
+            label="Texts, one per line", lines=7, max_lines=7, elem_id="batch-lines", min_width=280
+        )
+        with gr.Column(min_width=240):
+            file = gr.File(
+                label="or a file",
+                file_types=list(SUFFIXES),
+                elem_id="batch-file",
+                height=120,
+            )
+            sample = gr.Button(
+                "Use sample headlines", size="sm", elem_id="batch-sample", min_width=0
+            )
+            with gr.Row():
+                column = _column_choice("Column with the texts", "batch-column")
+                labels = _column_choice("Column with true labels", "batch-labels")
+            header = gr.Checkbox(
+                label="Row 1 names the columns",
+                elem_id="batch-header",
+                interactive=True,
+                visible=False,
+            )
+            encoding = gr.Dropdown(
+                choices=list(ENCODINGS),
+                value="",
+                label="Encoding",
+                elem_id="batch-encoding",
+                filterable=False,
+                interactive=True,
+                visible=False,
+            )
+    which = gr.Radio(
+        [("The pasted texts", PASTED), ("The file", FILE)],
+        value=PASTED,
+        label="Both are here: which shall be scored?",
+        visible=False,
+        elem_id="batch-source",
+    )
+    found = gr.HTML(elem_id="batch-found")
+    parts = Source(lines, file, which, column, labels, header, encoding, found)
+    _connect(parts, sample)
+    return parts
+
+
+def _column_choice(label: str, elem_id: str) -> gr.Dropdown:
+    return gr.Dropdown(
+        choices=[],
+        label=label,
+        elem_id=elem_id,
+        filterable=False,
+        interactive=True,
+        visible=False,
+        min_width=120,
+    )
+
+
+def _connect(parts: Source, sample: gr.Button) -> None:
+    """The file's columns, the sample, and which of text and file is meant."""
+
+    def brought(path: str | None, text: str) -> Updates:
+        both = path is not None and bool((text or "").strip())
+        which = gr.update(visible=both, value=PASTED if path is None else FILE)
+        return {**about(path), parts.which: which}
+
+    def about(path: str | None, header: bool | None = None, encoding: str | None = None) -> Updates:
+        return dict(zip(about_file, _columns(path, header, encoding), strict=True))
+
+    def typed(text: str, path: str | None) -> Any:
+        both = path is not None and bool((text or "").strip())
+        return gr.update(visible=True, value=PASTED) if both else gr.update(visible=False)
+
+    about_file = [parts.column, parts.labels, parts.header, parts.encoding, parts.found]
+    parts.file.change(
+        brought,
+        inputs=[parts.file, parts.lines],
+        outputs=[*about_file, parts.which],
+        **QUICK,
+    )
+    for choice in (parts.header, parts.encoding):
+        choice.input(
+            about,
+            inputs=[parts.file, parts.header, parts.encoding],
+            outputs=about_file,
+            **QUICK,
+        )
+    # Not `input`: that one does not hear what is pasted.
+    parts.lines.change(typed, inputs=[parts.lines, parts.file], outputs=parts.which, **QUICK)
+    sample.click(_sample, outputs=parts.file, **QUICK)
+
+
+def _sample() -> Iterator[str]:
+    """The sample data set of the package as a file of its own."""
+    content = resources.files("finsent.data").joinpath("sample.csv").read_bytes()
+    with tempfile.TemporaryDirectory(prefix="finsent-sample-") as folder:
+        path = Path(folder) / "sample.csv"
+        path.write_bytes(content)
+        # gradio copies the file into its own cache before this resumes and the folder goes.
+        yield str(path)
+
+
+def _columns(
+    path: str | None, header: bool | None, encoding: str | None
+) -> tuple[Any, Any, Any, Any, str]:
+    """What is offered for a file: its columns, those of true labels, whether row 1 names them, and
+    its encoding; and what the status line says of it.
+
+    header: None where nobody has chosen, and the file tells.
+    """
+    hidden = gr.update(visible=False)
+    none = gr.update(choices=[], value=None, visible=False)
+    if path is None:
+        return none, none, hidden, hidden, ""
+    named = gr.update(value=encoding or "", visible=True)
+    try:
+        upload = read_upload(Path(path), _reading(header, encoding))
+    except TableError as error:
+        said = notice("This file cannot be read.", str(error), tone="warning")
+        return none, none, gr.skip(), named, said
+    table, n = upload.table, len(upload.rows)
+    columns = "column" if len(table.names) == 1 else "columns"
+    said = f"{n:,} {'row' if n == 1 else 'rows'}, {len(table.names)} {columns}. {table.found}."
+    if header is None and not table.has_header:
+        said += " Row 1 looks like a row of texts, so it is scored too; tick the box if it is not."
+    html = f'<p class="fs-batch-says">{escape(said)}</p>'
+    if table.warnings:
+        html += notice("This looks wrong.", "; ".join(table.warnings), tone="warning")
+    names = list(table.names)
+    return (
+        gr.update(choices=names, value=text_column(table, upload.rows), visible=True),
+        gr.update(choices=[NO_LABELS, *names], value=find_labels(table) or NO_LABELS, visible=True),
+        gr.update(value=table.has_header, visible=True),
+        named,
+        html,
+    )
+
+
+def _reading(header: bool | None, encoding: str | None) -> Reading:
+    return Reading(encoding=encoding or None, header=header)

@@ -1,0 +1,182 @@
+"""Many scored texts: which of them are shown, the table, and how right the models were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from finsent.plots.style import ARM_STYLES
+from finsent.serving.answers import Answer
+from finsent.serving.many_texts import Scored, agreement, true_label
+from finsent.ui.parts.markup import label_mark, notice, percent, swatch, table
+
+PAGE = 50
+"""Rows of the table at a time."""
+SHOWN_CHARACTERS = 220
+"""Of a text in the table; the download has all of it."""
+ALL, DIFFER, UNSURE, WRONG = "all", "differ", "unsure", "wrong"
+FILTERS = {
+    ALL: "All",
+    DIFFER: "Only where they differ",
+    UNSURE: "Only unsure",
+    WRONG: "Only wrong",
+}
+"""What the table may be cut down to."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A batch that was scored, as far as it is."""
+
+    rows: tuple[Scored, ...] = ()
+    label_names: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether true labels came along."""
+        return any(row.item.label is not None for row in self.rows)
+
+    def select(self, kind: str) -> list[int]:
+        """Places of the rows that a filter leaves."""
+        return [place for place in range(len(self.rows)) if self._is(kind, place)]
+
+    def true_label(self, place: int) -> str | None:
+        """The true label of a row, if it has one that the models know."""
+        return true_label(self.rows[place].item, self.label_names)
+
+    def _is(self, kind: str, place: int) -> bool:
+        row = self.rows[place]
+        if kind == DIFFER:
+            return row.differ
+        if kind == UNSURE:
+            return any(is_unsure(answer) for answer in row.answers)
+        if kind == WRONG:
+            true = self.true_label(place)
+            return true is not None and any(answer.label != true for answer in row.answers)
+        return True
+
+    def confusions(self) -> list[dict[str, object]]:
+        """For every model its name and a matrix: true class by row, answer by column."""
+        names = self.label_names
+        found: dict[str, list[list[int]]] = {}
+        for place, row in enumerate(self.rows):
+            true = self.true_label(place)
+            for answer in row.answers:
+                cells = found.setdefault(answer.arm, [[0] * len(names) for _ in names])
+                if true is not None:
+                    cells[names.index(true)][names.index(answer.label)] += 1
+        return [{"arm": arm, "confusion": cells} for arm, cells in found.items()]
+
+
+def is_unsure(answer: Answer) -> bool:
+    """Whether the model cannot tell its label from another, or gives none enough weight."""
+    return answer.label_set is not None and len(answer.label_set) != 1
+
+
+def summary_html(results: Results, total: int, device: str, what: str) -> str:
+    """What came out, in a sentence, and which rows could not be scored and why.
+
+    what: what was scored, as "the pasted texts".
+    """
+    good = [row for row in results.rows if row.answers]
+    bad = [row.item for row in results.rows if row.item.problem is not None]
+    texts = "text" if len(good) == 1 else "texts"
+    said = f"{len(good):,} {texts} scored of {what}, on {device}."
+    if not good:
+        said = f"No text of {what} could be scored."
+    if good and len(good[0].answers) > 1:
+        differ = sum(row.differ for row in good)
+        said += f" The models differ on {differ:,} of them ({percent(differ / len(good))})."
+    if good and good[0].answers[0].calibration is None:
+        said += " Probabilities are raw: these runs kept no validation predictions."
+    beginnings = sum(row.truncated for row in good)
+    if beginnings:
+        said += f" Of {beginnings:,} only the beginning was read, which the table marks."
+    html = f'<p class="fs-batch-says" role="status">{escape(said)}</p>'
+    if len(results.rows) < total:
+        html += notice(
+            "Stopped early.",
+            f"{len(results.rows):,} of {total:,} rows are here; the others were not scored.",
+            tone="warning",
+        )
+    if bad:
+        listed = "; ".join(f"row {item.number}: {item.problem}" for item in bad[:5])
+        more = f"; and {len(bad) - 5:,} more, see the table" if len(bad) > 5 else ""
+        html += notice(f"{len(bad):,} not scored.", listed + more, tone="warning")
+    return html
+
+
+def accuracy_html(results: Results, confusions: str) -> str:
+    """How often each model was right, where true labels came along; else nothing.
+
+    confusions: the matrices of `Results.confusions`, drawn.
+    """
+    if not results.labelled:
+        return ""
+    found = agreement(results.rows, results.label_names)
+    if not found:
+        return notice(
+            "No accuracy.",
+            f"The label column holds none of {', '.join(results.label_names)}.",
+            tone="warning",
+        )
+    said = [
+        f"<li>{swatch(arm)}<b>{escape(ARM_STYLES[arm].title)}</b> "
+        f"{percent(right / n)} right ({right:,} of {n:,})</li>"
+        for arm, (right, n) in found.items()
+    ]
+    skipped = sum(bool(row.answers) for row in results.rows) - max(n for _, n in found.values())
+    note = (
+        f'<p class="fs-quiet">{skipped:,} rows without a known label are left out.</p>'
+        if skipped
+        else ""
+    )
+    return (
+        f'<h2>Against your labels</h2><ul class="fs-legend">{"".join(said)}</ul>{note}{confusions}'
+    )
+
+
+def rows_html(results: Results, kind: str, page: int) -> str:
+    """One page of the table, or a sentence where a filter leaves nothing."""
+    places = results.select(kind)
+    if not results.rows:
+        return ""
+    if not places:
+        return f'<p class="fs-quiet">{FILTERS[kind]}: there is no such row.</p>'
+    start = page * PAGE
+    shown = places[start : start + PAGE]
+    arms = next((row.answers for row in results.rows if row.answers), ())
+    names = [f"{swatch(a.arm)} {escape(ARM_STYLES[a.arm].title)}" for a in arms]
+    labelled = results.labelled
+    return table(
+        ["Row", "Text", *(["True label"] if labelled else []), *names],
+        [_cells(results, place, len(names), labelled) for place in shown],
+        caption=f"Scored texts {start + 1:,} to {start + len(shown):,} of {len(places):,}",
+        css_class="fs-scored",
+    )
+
+
+def _cells(results: Results, place: int, arms: int, labelled: bool) -> list[str]:
+    row = results.rows[place]
+    text = row.item.text
+    cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+    differ = '<span class="fs-flag">They differ.</span> ' if row.differ else ""
+    read = ' <span class="fs-flag">(only the beginning was read)</span>' if row.truncated else ""
+    cells = [str(row.item.number), f'{differ}<span dir="auto">{escape(cut)}</span>{read}']
+    true = results.true_label(place)
+    if labelled:
+        cells.append("–" if true is None else f"{label_mark(true)} {escape(true)}")
+    if not row.answers:
+        return [*cells, f'<span class="fs-flag">{escape(str(row.item.problem))}</span>'] + [""] * (
+            arms - 1
+        )
+    return [*cells, *(_answer(answer, true) for answer in row.answers)]
+
+
+def _answer(answer: Answer, true: str | None) -> str:
+    remarks = ["wrong"] if true is not None and answer.label != true else []
+    if is_unsure(answer):
+        either = " or ".join(answer.label_set or ())
+        remarks.append(f"unsure: {either}" if either else "unsure")
+    said = f'<span class="fs-note">{escape("; ".join(remarks))}</span>' if remarks else ""
+    return f"{label_mark(answer.label)} {escape(answer.label)} {percent(max(answer.shown))}{said}"
