@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,34 @@ def test_choices_that_do_not_exist_become_the_first_that_do(catalog: Catalog) ->
     alone = studies.Studies({"heads": {**catalog.studies["heads"], "comparisons": []}})
     assert alone.nearest("heads", *PLACE, "no such").regime == studies.ALL
     assert alone.nearest("heads", *PLACE, "full").regime == "full"
+
+
+def test_a_study_is_a_question_with_a_short_answer(catalog: Catalog) -> None:
+    found = studies.Studies(catalog.studies)
+    page = studies.list_html(found, "heads")
+    assert views.question("heads") in page
+    assert page.count("<circle") == len(found.summaries["heads"]["comparisons"])
+    assert page.count("fs-sure") == sum(
+        c["outcome"] != "tied" for c in found.summaries["heads"]["comparisons"]
+    )
+    won = views.short_answer(found.summaries["heads"], str.upper)
+    assert "dendrites beat every control in 2 of 12 settings" in won
+    tied = [{**c, "outcome": "tied"} for c in found.summaries["heads"]["comparisons"]]
+    summary = {**found.summaries["heads"], "comparisons": tied}
+    assert re.fullmatch(
+        r"No difference found in 12 settings; the median test leaves at most .* errors possible\.",
+        views.short_answer(summary, str.upper),
+    )
+    lost = [{**tied[0], "outcome": "worse"}, *tied[1:]]
+    said = views.short_answer({**summary, "comparisons": lost}, str.upper)
+    assert "beat no control in 12 settings, and are worse than a control in 1." in said
+    alone = views.short_answer({**summary, "comparisons": []}, str.upper)
+    assert re.fullmatch(r"Accuracy .* % on 50AGREE, .* % on ALLAGREE\.", alone)
+
+
+def test_every_study_has_a_question_of_its_own() -> None:
+    assert set(views.TITLES) <= set(views.QUESTIONS)
+    assert len(set(views.QUESTIONS.values())) == len(views.QUESTIONS)
 
 
 def test_verdicts_keep_their_corrected_p_and_ties_are_folded(

@@ -225,11 +225,12 @@ def short_answer(summary: Summary, titles: Callable[[str], str]) -> str:
     comparisons = summary["comparisons"]
     if not comparisons:
         rows = [row for place in places(summary) for row in rows_of(summary, place)]
-        scores = ", ".join(
-            f"{percent(best['accuracy'], 1)} % on {titles(best['test_dataset'])}"
-            for best, _ in _best(rows)
-        )
-        return f"Accuracy {scores}."
+        scores = []
+        for best, _ in _best(rows):
+            trained, tested = titles(best["dataset"]), titles(best["test_dataset"])
+            where = tested if trained == tested else f"{tested} (trained on {trained})"
+            scores.append(f"{percent(best['accuracy'], 1)} % on {where}")
+        return f"Accuracy {', '.join(scores)}."
     settings = _settings(comparisons)
     total = f"{len(settings)} setting{'s' * (len(settings) > 1)}"
     won = sum(all(c["outcome"] == "better" for c in found) for found in settings)
@@ -244,7 +245,14 @@ def short_answer(summary: Summary, titles: Callable[[str], str]) -> str:
         )
     if lost:
         return f"No: dendrites beat no control in {total}{worse}."
-    return f"No difference found in {total}."
+    bounds = [
+        c["errors_removed_ci_pct"][1] for c in comparisons if c["errors_removed_ci_pct"] is not None
+    ]
+    left = errors_bound(statistics.median(bounds)) if bounds else ""
+    which = "the median test" if len(bounds) > 1 else "the test"
+    return f"No difference found in {total}" + (
+        f"; {which} leaves {left} errors possible." if left else "."
+    )
 
 
 def _alone(row: Entry, beside: Sequence[Entry]) -> str:

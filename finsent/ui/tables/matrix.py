@@ -72,11 +72,16 @@ def doubts(entry: Entry) -> list[str]:
     return found
 
 
+def datasets_of(board: Board) -> list[str]:
+    """Data sets of the board; the one that most models were tested on comes first: on a phone it is
+    all that one sees at once."""
+    many = Counter(arm["dataset"] for arm in board["arms"])
+    return sorted(many, key=lambda name: (-many[name], dataset_order(name)))
+
+
 def matrix_html(board: Board, sort: str = ALL) -> str:
     """A row for each model, a column for each data set; sort: the data set to order rows by."""
-    many = Counter(arm["dataset"] for arm in board["arms"])
-    # What most models were tested on comes first: on a phone it is all that one sees at once.
-    datasets = sorted(many, key=lambda name: (-many[name], dataset_order(name)))
+    datasets = datasets_of(board)
     cells = {(arm["backbone"], arm["arm"], arm["dataset"]): arm for arm in board["arms"]}
     models = sorted(
         {key[:2] for key in cells},

@@ -32,7 +32,7 @@ from finsent.ui.tables.board import (
     entries,
 )
 from finsent.ui.tables.filters import ALL, Board, Filters
-from finsent.ui.tables.matrix import effects_html, matrix_html
+from finsent.ui.tables.matrix import datasets_of, effects_html, matrix_html
 from finsent.ui.tables.published import references_html
 from finsent.ui.tables.verdicts import verdicts_html
 
@@ -64,7 +64,7 @@ def add_leaderboard_tab(catalog: Catalog) -> None:
             )
         )
         return
-    _Board(catalog, board).draw()
+    _Board(board).draw()
 
 
 def _split(values: Sequence[Any]) -> tuple[Filters, Sequence[Any]]:
@@ -76,9 +76,9 @@ def _split(values: Sequence[Any]) -> tuple[Filters, Sequence[Any]]:
 class _Board:
     """The section's components and the functions that renew them."""
 
-    def __init__(self, catalog: Catalog, board: Board) -> None:
+    def __init__(self, board: Board) -> None:
         self.board = board
-        datasets = catalog.all_datasets()
+        datasets = datasets_of(board)
         self.first = Filters(datasets[0], arms=tuple(arms_on(board)))
         self.datasets = [(dataset_title(name), name) for name in datasets]
 

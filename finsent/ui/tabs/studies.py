@@ -19,6 +19,7 @@ from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.text import safe
 from finsent.study.charts import forest_figure, frontier_figure
 from finsent.study.comparisons import REFERENCES
+from finsent.study.rows import ENSEMBLE
 from finsent.study.views import (
     ARM_ORDER,
     ARM_RULES,
@@ -129,6 +130,11 @@ def list_html(studies: Studies, chosen: str = "") -> str:
                 "folds": max(row["folds"] for row in found),
                 "datasets": [dataset_title(dataset) for dataset in studies.datasets(name)],
                 "comparisons": summary["comparisons"],
+                "scores": [
+                    (row["accuracy"], row["arm"] == ENSEMBLE)
+                    for row in found
+                    if not summary["comparisons"]
+                ],
             }
         )
     ends = [abs(c["metrics"]["accuracy"]["mean"]) for row in rows for c in row["comparisons"]]
