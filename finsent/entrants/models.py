@@ -26,10 +26,10 @@ from finsent.entrants.sources import (
     find_source,
     onnx_file,
     read_settings,
+    tensor_shapes,
 )
 from finsent.models.adapter_files import AdapterError
 from finsent.models.tokenization import FileTokenizer, token_batches
-from finsent.results.manifest import read_tensor_shapes
 
 BATCH_TOKENS = 2048
 LONGEST = 512
@@ -283,7 +283,7 @@ def _with_adapter(source: Source, base: str | None) -> tuple[Any, Path, dict[str
             f"{source.name} is an adapter for {about.get('task_type')}, not for classification "
             "(SEQ_CLS); give one that was trained to classify"
         )
-    shapes = read_tensor_shapes(source.folder / ADAPTER_WEIGHTS)
+    shapes = tensor_shapes(source.folder / ADAPTER_WEIGHTS)
     heads = [shape for name, shape in shapes.items() if _HEAD.search(name) and len(shape) == 2]
     if not heads:
         raise EntrantError(

@@ -7,19 +7,18 @@ do anything to the machine that loads them.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from finsent.entrants.labels import EntrantError
 from finsent.machine.memory import available_bytes
 from finsent.models.weights import folder_sha256, sha256_file
-from finsent.results.manifest import read_tensor_shapes
-from finsent.results.schema import ArtifactError
 
 CLASSIFIER, ADAPTER, ONNX, GENERATIVE = (
     "sequence classification",
@@ -179,17 +178,17 @@ def onnx_file(folder: Path) -> Path:
 
 def parameters_in(folder: Path) -> int:
     """How many numbers a folder's safetensors files hold. EntrantError for a damaged file."""
-    total = 0
+    files = folder.glob("*.safetensors")
+    return sum(math.prod(shape) for path in files for shape in tensor_shapes(path).values())
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes in a safetensors file, whatever the precision. EntrantError for a damaged file."""
     try:
-        for path in folder.glob("*.safetensors"):
-            for shape in read_tensor_shapes(path).values():
-                size = 1
-                for length in shape:
-                    size *= length
-                total += size
-    except (ArtifactError, SafetensorError) as error:
-        raise EntrantError(f"{error}; download the model again") from error
-    return total
+        with safe_open(path, framework="np") as stored:
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise EntrantError(f"{path} is damaged ({error}); download the model again") from error
 
 
 def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -43,6 +43,7 @@ from finsent.plots.png_style import (
 )
 from finsent.plots.style import ARM_STYLES
 from finsent.results import leaderboard
+from finsent.results.external.rows import without_entrants
 from finsent.results.runs import Run, find_runs
 
 ACCURACY_FIGURE = "Accuracy_Improvement.png"
@@ -66,7 +67,7 @@ def make_figures(root: Path | str) -> list[Path]:
     runs = find_runs(root)
     if not runs:
         raise FigureError(f"{root}: no finished runs to draw; train something first")
-    board = leaderboard.build(root)
+    board = without_entrants(leaderboard.build(root))
     with mpl.rc_context(STYLE):
         figures = {
             ACCURACY_FIGURE: accuracy_figure(board),

@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from finsent.machine.places import checkout
+from finsent.results.external.rows import without_entrants
 from finsent.results.metrics import SIGNIFICANCE
-from finsent.results.runs import read_json
+from finsent.results.runs import EXTERNAL, read_json
 from finsent.results.text import render
 from finsent.results.unseen.files import TRANSFERS
 
@@ -29,6 +30,7 @@ PAGES: Mapping[str, str] = MappingProxyType(
         "README.md": "readme.md.j2",
         "docs/results.md": "results.md.j2",
         "docs/method.md": "unseen.md.j2",
+        "docs/board.md": "board.md.j2",
     }
 )
 """Page, relative to the checkout -> the template of what stands between its markers."""
@@ -52,7 +54,7 @@ def results_markdown(board: Mapping[str, Any], template: str) -> str:
             **arm,
             "kept": sorted({arm["dendrites_min"], arm["dendrites_max"]}),
         }
-        for arm in board["arms"]
+        for arm in without_entrants(board)["arms"]
     ]
     growth = [row["growth"] for row in board["rows"] if row["arm"] == "dendritic"]
     values = {
@@ -63,6 +65,7 @@ def results_markdown(board: Mapping[str, Any], template: str) -> str:
         "shown": SHOWN,
         "significance": SIGNIFICANCE,
         "unseen": board["unseen"],
+        "entrants": [arm for arm in board["arms"] if arm["arm"] == EXTERNAL],
     }
     return render("finsent.reports", template, **values).rstrip("\n")
 

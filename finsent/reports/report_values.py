@@ -8,6 +8,7 @@ from typing import Any
 
 from finsent.config import latest_growth
 from finsent.reports.evidence import Evidence
+from finsent.results.external.rows import without_entrants
 from finsent.study.cycles.findings import findings, progress
 from finsent.study.cycles.plans import CYCLE_STUDIES, CycleStudy
 from finsent.study.plans import STUDIES
@@ -108,7 +109,7 @@ def _place(name: str, evidence: Evidence, place: tuple[str, str]) -> dict[str, A
 
 def board_values(board: Mapping[str, Any]) -> dict[str, Any]:
     """The leaderboard's runs: what was found, whether growth paid, what an answer takes."""
-    arms = board["arms"]
+    arms = without_entrants(board)["arms"]
     baselines = {
         (arm["backbone"], arm["dataset"]): arm["mean"]["latency_ms_p50"]
         for arm in arms

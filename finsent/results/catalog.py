@@ -11,6 +11,7 @@ from finsent.config import ARMS, BACKBONE_TITLES, STUDY_ARMS
 from finsent.data.registry import DATASETS
 from finsent.data.sets.examples import HEADLINES, Headline
 from finsent.results.calibration import Calibration, calibration_of
+from finsent.results.external.runs import external_folders, read_external
 from finsent.results.manifest import MANIFEST, Checksums, check_run, checksums_of, is_published
 from finsent.results.runs import (
     LEADERBOARD,
@@ -68,6 +69,8 @@ class Catalog:
     """Study name -> content of its summary.json."""
     damaged: tuple[Damage, ...] = ()
     """What is not among the above because it cannot be read or is not what was published."""
+    external: tuple[Run, ...] = ()
+    """Runs of models that were not trained here; nothing on the page can ask them."""
     _calibrations: dict[tuple[Path, bool], Calibration | None] = field(
         default_factory=dict, compare=False
     )
@@ -97,7 +100,13 @@ class Catalog:
                 board = _read_board(path)
             except ArtifactError as error:
                 left_out.append(Damage.of(path, root, error))
-        return cls(root, tuple(found), board, studies or {}, (*damaged, *left_out))
+        external = []
+        for folder in external_folders(root):
+            try:
+                external.append(read_external(folder))
+            except ArtifactError as error:
+                left_out.append(Damage.of(folder, root, error))
+        return cls(root, tuple(found), board, studies or {}, (*damaged, *left_out), tuple(external))
 
     @property
     def damaged_runs(self) -> tuple[Damage, ...]:

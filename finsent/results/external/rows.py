@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finsent.results.comparison import compare
@@ -42,6 +42,12 @@ def against_ours(arms: Iterable[Sequence[Run]]) -> list[dict[str, Any]]:
         if dataset == other[0].dataset
     )
     return [entry for entry in found if entry]
+
+
+def without_entrants(board: Mapping[str, Any]) -> dict[str, Any]:
+    """The board with this project's own rows and arms alone, for pages about its method."""
+    kept = {key: [e for e in board[key] if e["arm"] != EXTERNAL] for key in ("rows", "arms")}
+    return {**board, **kept}
 
 
 def _against(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:

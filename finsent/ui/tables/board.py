@@ -156,6 +156,13 @@ COLUMNS = (
         )
     ),
     Column(
+        "folds",
+        "Accuracy on ten folds",
+        lambda arm: arm["folds"]["mean"]["accuracy"] if arm.get("folds") else None,
+        lambda arm, scale: _on_folds(arm),
+        True,
+    ),
+    Column(
         "n_test", "Test answers", lambda arm: arm["n_test"], lambda arm, _: count(arm["n_test"])
     ),
 )
@@ -166,6 +173,14 @@ FIRST_COLUMNS = ("accuracy", "macro_f1", "nll", "trainable_params", "dendrites",
 
 
 RANK = "rank"
+
+
+def _on_folds(arm: Entry) -> str:
+    folds = arm.get("folds")
+    if not folds:
+        return '<span class="fs-quiet">not tested</span>'
+    mean, deviation = (folds[name]["accuracy"] for name in ("mean", "sd"))
+    return f'{_points(mean)} <span class="fs-ci">± {_points(deviation)}</span>'
 
 
 def _dendrites(arm: Entry) -> str:
@@ -202,13 +217,15 @@ def run_entry(row: Entry) -> dict[str, Any]:
         "dendrites_max": row["dendrites"],
         "seeds_without_dendrites": [row["seed"]] if empty else [],
         "latency_protocol": [row["latency_protocol"]],
-        **{key: row.get(key) for key in (*_HONESTY, "form")},
+        **{key: row.get(key) for key in (*_HONESTY, "form", "folds")},
     }
 
 
 _HONESTY = ("trained_on_data", "tested", "licence", "revision", "date")
 _ROW_METRICS = tuple(
-    column.key for column in COLUMNS if column.key not in ("dendrites", "n_test", *_HONESTY)
+    column.key
+    for column in COLUMNS
+    if column.key not in ("dendrites", "n_test", "folds", *_HONESTY)
 )
 
 

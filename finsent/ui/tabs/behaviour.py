@@ -14,6 +14,7 @@ import gradio as gr
 from finsent.behaviour.results import BehaviourError, by_kind, read_results
 from finsent.behaviour.suite import Case, load_suite
 from finsent.results.catalog import Catalog, backbone_title, dataset_title
+from finsent.results.runs import slug
 from finsent.results.schema import ArtifactError
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import html, notice
@@ -52,14 +53,15 @@ class Tested:
 def tested_runs(catalog: Catalog) -> tuple[list[Tested], list[str]]:
     """Every run with results, and what is wrong with those that cannot be shown."""
     found, problems = [], []
-    for backbone in catalog.backbones():
-        for dataset in catalog.datasets(backbone):
-            try:
-                results = read_results(catalog.root, backbone, dataset, load_suite())
-            except (ArtifactError, BehaviourError) as error:
-                problems.append(str(error))
-                continue
-            found += [Tested(backbone, dataset, result) for result in results]
+    places = [(name, dataset) for name in catalog.backbones() for dataset in catalog.datasets(name)]
+    places += dict.fromkeys((slug(run.backbone), run.dataset) for run in catalog.external)
+    for backbone, dataset in places:
+        try:
+            results = read_results(catalog.root, backbone, dataset, load_suite())
+        except (ArtifactError, BehaviourError) as error:
+            problems.append(str(error))
+            continue
+        found += [Tested(backbone, dataset, result) for result in results]
     return found, problems
 
 

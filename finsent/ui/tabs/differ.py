@@ -7,6 +7,7 @@ elsewhere cases written for this project stand for them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -207,7 +208,7 @@ class DifferTab:
                     **plain,
                 ),
                 gr.CheckboxGroup(
-                    [(arm_title(arm), arm) for arm in arms],
+                    self._variants(backbone, dataset),
                     value=arms,
                     label="Variants",
                     elem_id="differ-arms",
@@ -229,7 +230,7 @@ class DifferTab:
             found = self._arms(backbone, dataset)
             return [
                 gr.update(choices=self._label_choices(backbone, dataset), value=ALL),
-                gr.update(choices=[(arm_title(arm), arm) for arm in found], value=found),
+                gr.update(choices=self._variants(backbone, dataset), value=found),
                 *self._scores(backbone, dataset, seed),
                 differing_html(self.catalog, backbone, dataset),
                 _box_update(self.catalog.select(backbone, dataset).dataset),
@@ -264,6 +265,20 @@ class DifferTab:
         found = {run.arm for run in chosen_runs(self.catalog, backbone, dataset, ALL_RUNS)}
         return [arm for arm in STUDY_ARMS if arm in found]
 
+    def _others(self, dataset: str) -> list[Run]:
+        """Models not trained here that were tested on a data set, each under its own name."""
+        return [
+            replace(run, arm=run.backbone)
+            for run in self.catalog.external
+            if run.dataset == dataset
+        ]
+
+    def _variants(self, backbone: str, dataset: str) -> list[tuple[str, str | int | float]]:
+        """What can be ticked: arms of this backbone, and models not trained here."""
+        wanted = self.catalog.select(backbone, dataset)
+        names = dict.fromkeys(run.arm for run in self._others(wanted.dataset))
+        return [(arm_title(arm), arm) for arm in (*self._arms(backbone, dataset), *names)]
+
     def _label_choices(self, backbone: str, dataset: str) -> list[tuple[str, str | int | float]]:
         run = chosen_runs(self.catalog, backbone, dataset, ALL_RUNS)[0]
         return [("All", ALL), *((name, name) for name in run.label_names)]
@@ -280,7 +295,8 @@ class DifferTab:
         arms: Sequence[str],
     ) -> str:
         wanted = self.catalog.select(backbone, dataset)
-        picked = tuple(arm for arm in self._arms(backbone, dataset) if arm in arms)
+        known = [str(arm) for _, arm in self._variants(backbone, dataset)]
+        picked = tuple(arm for arm in known if arm in arms)
         if len(picked) < (2 if kind == DISAGREE else 1):
             return notice(
                 "Too few variants.",
@@ -298,7 +314,8 @@ class DifferTab:
         """Read once: the files do not change while the app runs."""
         key = (backbone, dataset, arms)
         if key not in self._read:
-            runs = [run for run in self.catalog.of(backbone, dataset) if run.arm in arms]
+            every = [*self.catalog.of(backbone, dataset), *self._others(dataset)]
+            runs = [run for run in every if run.arm in arms]
             self._read[key] = read_cases(runs)
         return self._read[key]
 
