@@ -162,12 +162,15 @@ def test_the_command_scores_long_texts_whole(
     with source.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([["text"], ["Sales rose."], [LONG]])
     common = ["score", str(source), "--column", "text", "--runs", str(folder), "--arm", "baseline"]
-    rows = {}
+    rows, cut = {}, {}
     for long in ("truncate", "windows"):
         out = tmp_path / f"{long}.csv"
         assert main([*common, "--out", str(out), "--long", long]) == 0
         with out.open(encoding="utf-8", newline="") as stream:
-            rows[long] = [[float(p) for p in row[2:]] for row in list(csv.reader(stream))[1:]]
+            written = list(csv.reader(stream))[1:]
+        rows[long] = [[float(p) for p in row[2:-1]] for row in written]
+        cut[long] = [row[-1] for row in written]
+    assert cut == {"truncate": ["no", "yes"], "windows": ["no", "no"]}
     model = Classifier.from_artifacts(folder, "baseline", 0)
     np.testing.assert_allclose(
         rows["truncate"], model.predict_proba(["Sales rose.", LONG]), atol=1e-5

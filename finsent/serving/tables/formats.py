@@ -15,6 +15,8 @@ from typing import Any
 from finsent.serving.tables.rows import Reading, Row, TableError
 from finsent.serving.tables.text import TextSource
 
+MESSAGE = 200
+"""Characters that are repeated of what a library says of a damaged file."""
 PARQUET_ROWS = 1024
 """Rows in memory at a time."""
 
@@ -31,7 +33,7 @@ class WorkbookSource:
             with zipfile.ZipFile(path) as packed:
                 unpacked = sum(part.file_size for part in packed.infolist())
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise TableError(f"the workbook is damaged: {error}") from error
+            raise TableError(f"the workbook is damaged: {_short(error)}") from error
         if reading.max_bytes is not None and unpacked > reading.max_bytes:
             raise TableError(
                 f"{unpacked / 1e6:.0f} MB when it is unpacked: at most "
@@ -58,7 +60,7 @@ class WorkbookSource:
             try:
                 book = openpyxl.load_workbook(stream, read_only=True, data_only=values)
             except Exception as error:  # openpyxl promises no kinds of errors for damaged files
-                raise TableError(f"the workbook is damaged: {error}") from error
+                raise TableError(f"the workbook is damaged: {_short(error)}") from error
             yield book
             book.close()
 
@@ -75,7 +77,9 @@ class WorkbookSource:
                 try:
                     pair = next(pairs, None)
                 except Exception as error:  # as above
-                    raise TableError(f"row {number}: the workbook is damaged: {error}") from error
+                    raise TableError(
+                        f"row {number}: the workbook is damaged: {_short(error)}"
+                    ) from error
                 if pair is None:
                     return
                 self.share = number / max(total, number)
@@ -113,7 +117,7 @@ class ParquetSource:
                 groups = range(file.metadata.num_row_groups)
                 unpacked = sum(file.metadata.row_group(i).total_byte_size for i in groups)
         except self._broken as error:
-            raise TableError(f"the Parquet file is damaged: {error}") from error
+            raise TableError(f"the Parquet file is damaged: {_short(error)}") from error
         if reading.max_bytes is not None and unpacked > reading.max_bytes:
             raise TableError(
                 f"{unpacked / 1e6:.0f} MB when it is unpacked: at most "
@@ -136,7 +140,9 @@ class ParquetSource:
         except self._broken as error:
             if isinstance(error, TableError):
                 raise
-            raise TableError(f"row {number + 1}: the Parquet file is damaged: {error}") from error
+            raise TableError(
+                f"row {number + 1}: the Parquet file is damaged: {_short(error)}"
+            ) from error
 
 
 class JsonSource(TextSource):
@@ -237,3 +243,9 @@ def as_text(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False, default=as_text)
     return str(value)
+
+
+def _short(error: Exception) -> str:
+    """What a library says, which may be many lines, as a part of one."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= MESSAGE else f"{said[:MESSAGE]} …"

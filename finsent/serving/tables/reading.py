@@ -15,7 +15,7 @@ from pathlib import Path
 from finsent.models.tokenization import half_character
 from finsent.serving.tables.formats import JsonSource, ParquetSource, WorkbookSource
 from finsent.serving.tables.rows import Reading, Row, Source, TableError
-from finsent.serving.tables.text import TextSource, opened
+from finsent.serving.tables.text import DAMAGED_GZIP, TextSource, opened
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".xlsx", ".parquet", ".gz")
 """Of files that can be read; what is in a file counts, not its name."""
@@ -182,7 +182,7 @@ def _source(path: Path, reading: Reading) -> Source:
     with opened(path) as (raw, unpacked):
         try:
             start = unpacked.read(8)
-        except (EOFError, OSError) as error:
+        except DAMAGED_GZIP as error:
             raise TableError(f"the gzip file is damaged: {error}") from error
         packed = unpacked is not raw
     if not packed and start.startswith(b"PAR1"):

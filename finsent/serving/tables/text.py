@@ -34,6 +34,8 @@ PREVIEW = 80
 OFFERED = "cp1252"
 """What files that are not UTF-8 are most often: Windows-1252."""
 
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
 DELIMITERS: Mapping[str, str] = MappingProxyType(
     {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "none": ""}
 )
@@ -142,7 +144,7 @@ class TextSource:
         for number in itertools.count(1):
             try:
                 line = text.readline(MAX_LINE)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            except DAMAGED_GZIP as error:
                 raise TableError(
                     f"line {number}: the gzip file is damaged from here on ({error})"
                 ) from error
@@ -248,7 +250,7 @@ def _sample(path: Path) -> tuple[bytes, bool]:
         while left > 0:
             try:
                 part = unpacked.read(min(left, 1 << 12))
-            except (EOFError, gzip.BadGzipFile, zlib.error):
+            except DAMAGED_GZIP:
                 return b"".join(parts), False  # told with its line when rows are read
             if not part:
                 return b"".join(parts), True
