@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from finsent.serving.tables.reading import looks_like_data, open_table, text_col
 from finsent.serving.tables.rows import Reading, TableError
 from finsent.serving.tables.text import known_encoding
 from finsent.serving.tables.writing import csv_writer, neutralize, restored, write_csv, written
-from tests.ugly_files import BROKEN, CSV, UGLY, random_table, saved
+from tests.ugly_files import BROKEN, CSV, UGLY, mutated, random_table, saved
 
 
 @pytest.mark.parametrize("name", UGLY)
@@ -47,6 +48,25 @@ def test_broken_files_are_refused_with_place_and_reason(name: str, tmp_path: Pat
     with pytest.raises(TableError, match=broken.says) as caught:
         many_texts.read_upload(broken.path, Reading())
     assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for name, make in {**UGLY, **BROKEN}.items():
+        path = make(tmp_path).path
+        content = path.read_bytes()
+        for _ in range(6):
+            path.write_bytes(mutated(content, draw))
+            reading = Reading(header=draw.choice([True, False, None]))
+            said = ""
+            try:
+                upload = many_texts.read_upload(path, reading)
+                width = len(upload.table.names)
+                assert all(len(row.cells) == width for row in upload.rows), name
+            except TableError as error:
+                said = str(error)
+            assert "\n" not in said, name
+            assert len(said) < 600, name
 
 
 def test_rows_before_a_bad_one_can_be_read(tmp_path: Path) -> None:

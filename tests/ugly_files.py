@@ -2,7 +2,7 @@
 
 `UGLY` lists those that can be read, `BROKEN` those that cannot; both map a name to a function that
 takes a folder and returns what `Ugly` and `Broken` say. `random_table` is a hypothesis strategy for
-cells of arbitrary text. Nothing here needs a model.
+cells of arbitrary text, and `mutated` damages the bytes of any file. Nothing here needs a model.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -395,3 +396,25 @@ def random_table(draw: st.DrawFn) -> list[list[str]]:
     """1 to 5 rows of 1 to 4 cells of arbitrary text."""
     width = draw(st.integers(1, 4))
     return draw(st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1, max_size=5))
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """Bytes with bits flipped, parts cut off or out, and signs of formats put in."""
+    found = bytearray(content)
+    for _ in range(draw.choice([1, 1, 2, 5, 20])):
+        if not found:
+            break
+        at = draw.randrange(len(found))
+        match draw.randrange(5):
+            case 0:
+                found[at] ^= 1 << draw.randrange(8)
+            case 1:
+                del found[at:]
+            case 2:
+                del found[at : at + draw.randrange(1, 50)]
+            case 3:
+                signs = (draw.choice(b"\",;\t\r\n\\'\0\xff=") for _ in range(draw.randrange(1, 5)))
+                found[at:at] = bytes(signs)
+            case _:
+                found[at:at] = found[draw.randrange(len(found)) :][: draw.randrange(1, 200)]
+    return bytes(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -22,6 +22,11 @@ from finsent.ui.parts.selectors import QUICK
 
 PASTED, FILE = "the pasted texts", "the file"
 NO_LABELS = "(none)"
+FIRST_ROWS = (
+    ("as found", ""),
+    ("names the columns", "names"),
+    ("is a text like the others", "text"),
+)
 ENCODINGS = (
     ("UTF-8, UTF-16 or UTF-32, as found", ""),
     ("Windows-1252", "cp1252"),
@@ -45,7 +50,7 @@ class Source:
     which: gr.Radio
     column: gr.Dropdown
     labels: gr.Dropdown
-    header: gr.Checkbox
+    header: gr.Dropdown
     encoding: gr.Dropdown
     found: gr.HTML
     """What was found in the file; no argument of `items_of`."""
@@ -62,8 +67,8 @@ def items_of(
     which: str,
     column: str | None,
     labels: str | None,
-    header: bool,
-    encoding: str | None,
+    header: str,
+    encoding: str,
 ) -> tuple[list[Item], str]:
     """The texts that are asked for, and what they come from, PASTED or FILE.
 
@@ -96,21 +101,9 @@ def add_source() -> Source:
             with gr.Row():
                 column = _column_choice("Column with the texts", "batch-column")
                 labels = _column_choice("Column with true labels", "batch-labels")
-            header = gr.Checkbox(
-                label="Row 1 names the columns",
-                elem_id="batch-header",
-                interactive=True,
-                visible=False,
-            )
-            encoding = gr.Dropdown(
-                choices=list(ENCODINGS),
-                value="",
-                label="Encoding",
-                elem_id="batch-encoding",
-                filterable=False,
-                interactive=True,
-                visible=False,
-            )
+            with gr.Row():
+                header = _way_of_reading("Row 1", FIRST_ROWS, "batch-header")
+                encoding = _way_of_reading("Encoding", ENCODINGS, "batch-encoding")
     which = gr.Radio(
         [("The pasted texts", PASTED), ("The file", FILE)],
         value=PASTED,
@@ -136,6 +129,19 @@ def _column_choice(label: str, elem_id: str) -> gr.Dropdown:
     )
 
 
+def _way_of_reading(label: str, choices: Sequence[tuple[str, str]], elem_id: str) -> gr.Dropdown:
+    return gr.Dropdown(
+        choices=list(choices),
+        value="",
+        label=label,
+        elem_id=elem_id,
+        filterable=False,
+        interactive=True,
+        visible=False,
+        min_width=120,
+    )
+
+
 def _connect(parts: Source, sample: gr.Button) -> None:
     """The file's columns, the sample, and which of text and file is meant."""
 
@@ -144,7 +150,7 @@ def _connect(parts: Source, sample: gr.Button) -> None:
         which = gr.update(visible=both, value=PASTED if path is None else FILE)
         return {**about(path), parts.which: which}
 
-    def about(path: str | None, header: bool | None = None, encoding: str | None = None) -> Updates:
+    def about(path: str | None, header: str = "", encoding: str = "") -> Updates:
         return dict(zip(about_file, _columns(path, header, encoding), strict=True))
 
     def typed(text: str, path: str | None) -> Any:
@@ -180,29 +186,27 @@ def _sample() -> Iterator[str]:
         yield str(path)
 
 
-def _columns(
-    path: str | None, header: bool | None, encoding: str | None
-) -> tuple[Any, Any, Any, Any, str]:
-    """What is offered for a file: its columns, those of true labels, whether row 1 names them, and
-    its encoding; and what the status line says of it.
+def _columns(path: str | None, header: str, encoding: str) -> tuple[Any, Any, Any, Any, str]:
+    """What is offered for a file: its columns, those of true labels, what row 1 is, and its
+    encoding; and what the status line says of it.
 
-    header: None where nobody has chosen, and the file tells.
+    header, encoding: as chosen; empty where the file tells.
     """
-    hidden = gr.update(visible=False)
     none = gr.update(choices=[], value=None, visible=False)
+    first, named = (gr.update(value=v, visible=path is not None) for v in (header, encoding))
     if path is None:
-        return none, none, hidden, hidden, ""
-    named = gr.update(value=encoding or "", visible=True)
+        return none, none, first, named, ""
     try:
         upload = read_upload(Path(path), _reading(header, encoding))
     except TableError as error:
-        said = notice("This file cannot be read.", str(error), tone="warning")
-        return none, none, gr.skip(), named, said
+        choose = " (choose it below Encoding)" if error.option.startswith("--encoding") else ""
+        said = notice("This file cannot be read.", f"{error}{choose}.", tone="warning")
+        return none, none, first, named, said
     table, n = upload.table, len(upload.rows)
     columns = "column" if len(table.names) == 1 else "columns"
     said = f"{n:,} {'row' if n == 1 else 'rows'}, {len(table.names)} {columns}. {table.found}."
-    if header is None and not table.has_header:
-        said += " Row 1 looks like a row of texts, so it is scored too; tick the box if it is not."
+    if not header and not table.has_header:
+        said += " Row 1 looks like a text and is scored too; choose otherwise if it is not."
     html = f'<p class="fs-batch-says">{escape(said)}</p>'
     if table.warnings:
         html += notice("This looks wrong.", "; ".join(table.warnings), tone="warning")
@@ -210,11 +214,13 @@ def _columns(
     return (
         gr.update(choices=names, value=text_column(table, upload.rows), visible=True),
         gr.update(choices=[NO_LABELS, *names], value=find_labels(table) or NO_LABELS, visible=True),
-        gr.update(value=table.has_header, visible=True),
+        first,
         named,
         html,
     )
 
 
-def _reading(header: bool | None, encoding: str | None) -> Reading:
-    return Reading(encoding=encoding or None, header=header)
+def _reading(header: str, encoding: str) -> Reading:
+    return Reading(
+        encoding=encoding or None, header={"": None, "names": True, "text": False}[header]
+    )
