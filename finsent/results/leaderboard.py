@@ -96,7 +96,7 @@ METHOD = {
     f"unless the paired test tells them apart (p < {SIGNIFICANCE})",
     "standing": "the same over all models tested on a data set, whatever their backbone, on the "
     "seeds that two of them share",
-    "p_holm": "p_value after Holm's correction over all comparisons of the board",
+    "p_holm": "p_value after Holm's correction over all comparisons of the same two arms",
     "errors_removed": "errors that the later arm has fewer, as a share of the earlier arm's "
     "errors; the interval comes from the same bootstrap draws",
     "reliability": f"top probability in {RELIABILITY_BINS} equal-width bins, seeds pooled",
@@ -150,14 +150,11 @@ def build(root: Path | str) -> dict[str, Any]:
             partial(_told_apart, pairs),
             ("rank", "tie_group"),
         )
-    corrected = holm({number: pair["p_value"] for number, pair in enumerate(comparisons)})
     board: dict[str, Any] = rounded(
         {
             "rows": rows,
             "arms": _standing(arms, answers),
-            "comparisons": [
-                {**pair, "p_holm": corrected[number]} for number, pair in enumerate(comparisons)
-            ],
+            "comparisons": _corrected(comparisons),
             "against": against_ours(found),
             "references": [reference.to_dict() for reference in references()],
             "method": METHOD,
@@ -374,6 +371,15 @@ def _compare_all(runs: Sequence[Run], predicted: Predicted) -> list[Comparison]:
                 )
             )
     return comparisons
+
+
+def _corrected(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds p_holm: every two arms ask one question, on all data sets and backbones together."""
+    families: dict[tuple[str, str], dict[int, float]] = {}
+    for number, pair in enumerate(comparisons):
+        families.setdefault((pair["a"], pair["b"]), {})[number] = pair["p_value"]
+    adjusted = {number: p for family in families.values() for number, p in holm(family).items()}
+    return [{**pair, "p_holm": adjusted[number]} for number, pair in enumerate(comparisons)]
 
 
 def _standing(

@@ -102,15 +102,6 @@ def swatch(arm: str, symbol: str | None = None) -> str:
     )
 
 
-def dash(arm: str, dashed: bool) -> str:
-    """A stroke in the arm's colour, solid or dashed, as two overlaid runs are drawn."""
-    pattern = ' stroke-dasharray="6 4"' if dashed else ""
-    return (
-        f'<svg class="fs-swatch" viewBox="0 0 26 12" aria-hidden="true" fill="none" '
-        f'stroke="{ARM_STYLES[arm].colour}" stroke-width="2.4"><path d="M0 6h26"{pattern}/></svg>'
-    )
-
-
 def arms_legend(arms: Iterable[str], note: str = "") -> str:
     """A chart's legend: symbol and name of each arm, and a remark."""
     items = "".join(f"<li>{swatch(arm)}{escape(ARM_STYLES[arm].title)}</li>" for arm in arms)

@@ -217,5 +217,4 @@ def effects_html(board: Board) -> str:
         "effects",
         rows=rows,
         claimed=PUBLISHED_GAIN_PCT,
-        comparisons=len(board["comparisons"]),
     )
