@@ -63,8 +63,9 @@ def pareto_figure(
 ) -> tuple[go.Figure, list[str]]:
     """Macro-F1 against a cost, a point for each model, and the names on the frontier.
 
-    The dashed line joins the Pareto frontier, whose models the chart names: no other model has a
-    higher mean at the same cost or less. It says nothing about whether differences are significant.
+    The dashed line joins the Pareto frontier, whose models the chart numbers in the order of the
+    names: no other model has a higher mean at the same cost or less. It says nothing about
+    whether differences are significant.
 
     Raises:
         ChartError: No arm has this cost.
@@ -89,38 +90,34 @@ def pareto_figure(
         _add_model(figure, arm, [row for row in rows if _same(row, arm)], cost)
     style_figure(figure, height=380)
     figure.update_layout(hovermode="closest", margin={"t": 24})
-    for place, index in enumerate(front):
-        # Away from the line, which goes up to the right.
-        last = place == len(front) - 1 and place > 0
+    for place, index in enumerate(front, start=1):
+        # By number: names of models that cost alike would lie on one another.
         figure.add_annotation(
             x=points[index][0],
             y=points[index][1],
-            text=_name(arms[index], "<br>"),
+            text=f"<b>{place}</b>",
             showarrow=False,
-            font={"size": 12},
-            align="right" if last else "left",
-            xanchor="right" if last else "left",
-            yanchor="bottom" if last else "top",
-            xshift=-10 if last else 10,
-            yshift=8 if last else -8,
+            font={"size": 13},
+            xshift=-14,
+            yshift=12,
         )
     figure.update_xaxes(title_text=cost.axis, range=_room(arms, rows, cost), nticks=7)
     if cost.key == "trainable_params":
         figure.update_xaxes(tickformat="~s")
     figure.update_yaxes(tickformat="~%", title_text="macro-F1, test")
-    return figure, [_name(arms[index], ", ") for index in front]
+    return figure, [_name(arms[index]) for index in front]
 
 
-def _name(arm: Entry, between: str) -> str:
+def _name(arm: Entry) -> str:
     backbone = str(BACKBONE_TITLES.get(arm["backbone"], arm["backbone"]))
     style = ARM_STYLES.get(arm["arm"])
-    return f"{backbone}{between}{style.title.lower()}" if style else backbone
+    return f"{backbone}, {style.title.lower()}" if style else backbone
 
 
 def _add_model(figure: go.Figure, arm: Entry, rows: Sequence[Entry], cost: Cost) -> None:
     """A model's point with its bars, and its runs faint beside it."""
     style = ARM_STYLES.get(arm["arm"], _OTHER)
-    name = _name(arm, ", ")
+    name = _name(arm)
     own = [row for row in rows if row[cost.key] is not None]
     figure.add_scatter(
         x=[row[cost.key] for row in own],
@@ -232,7 +229,7 @@ def selective_figure(curves: Mapping[tuple[str, str], Sequence[float]]) -> go.Fi
     backbones = list(dict.fromkeys(backbone for backbone, _ in curves))
     for (backbone, arm), accuracies in curves.items():
         style = ARM_STYLES.get(arm, _OTHER)
-        name = _name({"backbone": backbone, "arm": arm}, ", ")
+        name = _name({"backbone": backbone, "arm": arm})
         figure.add_scatter(
             x=SHARES,
             y=list(accuracies),
