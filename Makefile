@@ -5,7 +5,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: app train test quick check figures leaderboard verify screenshots readme report audit clean
+.PHONY: app train test quick check figures leaderboard verify screenshots readme report trust audit clean
 
 # Stamps: an environment is made again when what it should hold has changed.
 $(VENV)/app.stamp: requirements.txt constraints.txt
@@ -51,6 +51,10 @@ test: check
 # What can be waited for after every change: no browsers, clusters or trainers of their own.
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --durations=20
+
+# Everything that is known to break such a project, with the real model; writes docs/trust.md.
+trust: $(VENV)/dev.stamp
+	$(BIN)/python -m bench.trust
 
 # The pinned versions against published advisories. Needs the network, so `make test` leaves it out.
 audit: $(VENV)/dev.stamp

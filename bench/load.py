@@ -3,6 +3,7 @@
     python bench/load.py model              # the model alone, in this process: 1, 8 and 64 users
     python bench/load.py app                # the running app, asked by gradio_client: 1 and 64
     python bench/load.py memory             # 10,000 requests through the app, with a tiny model
+    python bench/load.py served             # the same of the model that is served, all lengths
     python bench/load.py shapes             # the model's memory by the number of shapes it has met
 
 Every user asks for a comparison of both arms, waits for the answer, and asks the next one. Texts
@@ -198,30 +199,48 @@ def measure(
     return result
 
 
-def memory(requests: int, users: int) -> dict[str, Any]:
+def of_all_lengths(n: int) -> list[str]:
+    """n texts of 1 to 90 words."""
+    words = " ".join(texts(64)).split()
+    draw = random.Random(0)
+    return [
+        " ".join(words[start : start + draw.randint(1, 90)])
+        for start in (draw.randrange(len(words) - 90) for _ in range(n))
+    ]
+
+
+def memory(requests: int, users: int, *, tiny: bool) -> dict[str, Any]:
     """Resident memory of the app's process after each tenth of many requests, and the number of
-    answers and of errors."""
+    answers and of errors. tiny: of short texts and a tiny model, instead of the app as it is."""
+    if not tiny:
+        return grown(None, of_all_lengths(2048), requests, users)
     questions = [" ".join(text.split()[:6]) for text in texts(512)]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train_models.py", "train", "--backbone", "tiny-phi"]
         command += ["--dataset", "sample", "--epochs", "2", "--arms", *ARMS]
         subprocess.run([*command, "--artifacts", folder], cwd=ROOT, check=True)
-        with own_app(Path(folder)) as url:
-            (server,) = psutil.Process().children()
-            sizes, answered, errors = [], 0, set()
-            for tenth in range(1, 11):
-                asks = [plain_ask(url)] * users
-                found = closed_loop(asks, questions, 1e9, requests // 10)
-                answered += len(found["answers"])
-                errors |= set(found["errors"])
-                sizes.append(round(server.memory_info().rss / 2**20, 1))
-                print(f"{tenth * requests // 10}: {sizes[-1]} MiB", flush=True)
+        return {**grown(Path(folder), questions, requests, users), "model": "tiny-phi"}
+
+
+def grown(
+    artifacts: Path | None, questions: Sequence[str], requests: int, users: int
+) -> dict[str, Any]:
+    """Resident memory of an app over these artifacts, which is asked so many times."""
+    with own_app(artifacts) as url:
+        (server,) = psutil.Process().children()
+        sizes, answered, errors = [], 0, set()
+        for tenth in range(1, 11):
+            asks = [plain_ask(url)] * users
+            found = closed_loop(asks, questions, 1e9, requests // 10)
+            answered += len(found["answers"])
+            errors |= set(found["errors"])
+            sizes.append(round(server.memory_info().rss / 2**20, 1))
+            print(f"{tenth * requests // 10}: {sizes[-1]} MiB", flush=True)
     return {
         "requests": requests,
         "answered": answered,
         "errors": sorted(errors),
         "users": users,
-        "model": "tiny-phi",
         "rss_mib": {f"after_{(i + 1) * requests // 10}": size for i, size in enumerate(sizes)},
         "growth_mib_last_half": round(sizes[-1] - sizes[4], 1),
     }
@@ -280,7 +299,7 @@ def shapes(kernels: int | None) -> dict[str, Any]:
 def main() -> None:
     """Runs what was asked for and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("model", "app", "memory", "shapes"))
+    parser.add_argument("what", choices=("model", "app", "memory", "served", "shapes"))
     parser.add_argument("--users", type=int, nargs="+")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--requests", type=int, default=10_000)
@@ -306,7 +325,9 @@ def main() -> None:
         kept = "as_shipped" if options.kernels is None else f"{options.kernels}_kernels_kept"
         result.setdefault("memory_by_shape", {})[kept] = shapes(options.kernels)
     else:
-        result["memory"] = memory(options.requests, (options.users or [8])[0])
+        kind = "memory" if options.what == "memory" else "memory_of_the_served_model"
+        users = (options.users or [8])[0]
+        result[kind] = memory(options.requests, users, tiny=options.what == "memory")
     result["n"] = sum(
         of_users["answered"]
         for kind in ("in_process", "through_the_app")
@@ -314,7 +335,7 @@ def main() -> None:
         if isinstance(of_users, dict)
     )
     result["versions"] = {n: importlib.metadata.version(n) for n in ("openvino", "torch", "gradio")}
-    result["command"] = "python bench/load.py {model,app,memory,shapes}"
+    result["command"] = "python bench/load.py {model,app,memory,served,shapes}"
     result["commit"] = git_commit(ROOT)
     write_json(options.out, result)
 

@@ -1,0 +1,31 @@
+"""The quick part of `make trust`: scenarios without weights or a server, a few tries each.
+
+`python -m bench.trust` tries all of them, thousands of times, with the real model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.trust.__main__ import SCENARIOS, page
+from bench.trust.scenario import Setting
+
+QUICK = ("parsers", "artifacts-a-bit-flipped", "artifacts-cut-off", "artifacts-swapped-forged")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_few_tries_hold(name: str, tmp_path: Path) -> None:
+    scale = 0.05 if name == "parsers" else 0.02
+    tally = SCENARIOS[name].run(Setting(tmp_path, seed=1, scale=scale))
+    assert tally.tried >= 2
+    assert tally.failures == []
+
+
+def test_the_table_counts_what_held() -> None:
+    row = {"scenario": "a", "held_if": "b", "tried": 1200, "held": 1199, "seconds": 60.0}
+    text = page([row, row], 0.5)
+    assert "2,398 of 2,400 tries held, in 2 minutes" in text
+    assert "at 0.5 of its size" in text
+    assert text.count("| a | b | 1,200 | 1,199 |") == 2
