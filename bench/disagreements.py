@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from numpy.typing import NDArray
 
+from finsent.machine.files import sha256_file
 from finsent.results.catalog import Catalog, Selection
 from finsent.results.disagreements import found_file
-from finsent.results.manifest import sha256_file
 from finsent.results.runs import write_json
 from finsent.serving.comparer import Comparer
 

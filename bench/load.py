@@ -266,7 +266,6 @@ def shapes(kernels: int | None) -> dict[str, Any]:
         "not checked here",
         pooling=read_json(run / "config.json")["config"]["pooling"],
         depth=SHAPES_DEPTH,
-        quick=False,
     )
     engine.set_arms({"dendritic": replace(adapter, layers=first)})
     process = psutil.Process()

@@ -1,12 +1,13 @@
 """Both sizes of encoder on a CPU beside transformers' eager fp32 answer of one SmolLM2 arm.
 
-    python bench/serve_sizes.py [--threads 2] [--sentences 40]
+    python bench/serve_sizes.py [--threads 2] [--sentences 40] [--labels 1200]
 
-All variants in turns, one AllAgree test sentence at a time, from token ids to scores. LoRA of rank
-16 on all maps, without and with one dendrite on each and on the head, random values: times do not
-depend on them. Labels and scores are compared with the fp32 reference of the same adapter. Wall and
-processor times are both told: on a machine that others use too, processor time over threads says
-more. Writes the key `sizes` of bench/results/serve_cpu.json.
+All variants in turns, one AllAgree test sentence at a time, from token ids to scores, with the
+committed runs on `news` of seed 0. `served` is what the app does: bf16 with fp32 for close calls
+where the processor multiplies bf16, else fp32; `both` is one pass for both arms, as one headline is
+answered. Labels are compared with transformers' fp32 on `--labels` validation sentences of `news`,
+in batches. Wall and processor times are both told: on a machine that others use too, processor time
+over threads says more. Writes the key `sizes` of bench/results/serve_cpu.json.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -27,125 +29,138 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from finsent.config import TrainConfig
 from finsent.data.registry import load_dataset, make_split
-from finsent.engines.openvino_engine import OpenVinoEngine
+from finsent.engines.openvino_engine import OpenVinoEngine, multiplies_bf16
 from finsent.engines.torch_engine import TorchEngine
-from finsent.models.adapter_files import Adapter, DendriticMap, load_adapter
+from finsent.models.adapter_files import load_adapter
 from finsent.models.backbones import load_backbone
-from finsent.models.encoder_families import FAMILIES
 from finsent.models.presets import preset
-from finsent.models.tokenization import FileTokenizer
+from finsent.models.tokenization import FileTokenizer, token_batches
 from finsent.models.weights import default_cache_dir, folder_sha256
 from finsent.results.provenance import git_commit
 from finsent.results.runs import read_json, read_run, write_json
 
 RESULTS = ROOT / "bench/results/serve_cpu.json"
 DECODER = ROOT / "artifacts/smollm2-135m/allagree/baseline/seed-0"
-SIZES = {"accurate": ("mpnet-base", "mpnet"), "fast": ("minilm-l6", "bert")}
-RANK = 16
+SIZES = {"accurate": "mpnet-base", "fast": "minilm-l6"}
+ARMS = ("baseline", "dendritic")
 Score = Callable[[list[list[int]]], Any]
 
 
-def random_adapter(model: Any, maps: tuple[str, ...], dendrites: int) -> Adapter:
-    """LoRA on all maps of the encoder's blocks, with dendrites, and a head."""
-    draw = np.random.default_rng(dendrites)
+@dataclass(frozen=True)
+class Size:
+    """One encoder with both arms, twice."""
 
-    def random_map(out: int, inner: int) -> DendriticMap:
-        def values(*shape: int) -> Any:
-            return (0.02 * draw.standard_normal(shape)).astype(np.float32)
+    tokenize: FileTokenizer
+    reference: TorchEngine
+    served: OpenVinoEngine
 
-        grown = tuple((values(out, inner), None) for _ in range(dendrites))
-        mixing = values(dendrites, out) if dendrites else None
-        return DendriticMap(values(out, inner), None, grown, mixing)
-
-    layers = {}
-    for path, layer in model.named_modules():
-        if path.startswith("encoder.layer.") and path.rsplit(".", 1)[1] in maps:
-            a = random_map(RANK, layer.in_features).weight
-            layers[path] = (a, random_map(layer.out_features, RANK))
-    kind = "relu" if dendrites else "none"
-    return Adapter(2.0, kind, layers, random_map(3, model.config.hidden_size))
-
-
-def variants(threads: int) -> dict[str, tuple[FileTokenizer, Score]]:
-    """By name: a tokenizer and what scores its ids."""
-    cpu = torch.device("cpu")
-    found: dict[str, tuple[FileTokenizer, Score]] = {}
-    config = TrainConfig.from_dict(read_run(DECODER).config["config"])
-    folder = Path(preset(config.backbone).source(None))
-    eager = TorchEngine(load_backbone(config.backbone, "fp32", cpu, depth=config.depth), "last")
-    eager.set_arms({"baseline": load_adapter(DECODER / "adapter.safetensors")})
-    tokenize = FileTokenizer(folder, config.longest, config.prompt_suffix, config.copies)
-    found["smollm2-135m eager"] = tokenize, partial(eager.scores, "baseline")
-    for size, (name, family) in SIZES.items():
+    @classmethod
+    def load(cls, name: str, threads: int) -> Size:
+        """The backbone of that name with the arms of its run on news, seed 0."""
         folder = Path(preset(name).source(None))
-        base = load_backbone(name, "fp32", cpu)
-        maps = FAMILIES[family].maps
-        arms = {
-            arm: random_adapter(base.decoder, maps, k)
-            for arm, k in (("baseline", 0), ("dendritic", 1))
-        }
-        tokenize = FileTokenizer(folder, 128, "")
-        reference = TorchEngine(base, "mean")
+        runs = [read_run(ROOT / f"artifacts/{name}/news/{arm}/seed-0") for arm in ARMS]
+        arms = {run.arm: load_adapter(run.folder / "adapter.safetensors") for run in runs}
+        config = TrainConfig.from_dict(runs[0].config["config"])
         served = OpenVinoEngine(
             folder,
             folder_sha256(folder),
-            pooling="mean",
+            pooling=config.pooling,
             cache=default_cache_dir() / "openvino",
             threads=threads,
-            quick=False,
+            quick="bf16" if multiplies_bf16() else None,
         )
-        for label, engine in (("eager", reference), ("served", served)):
+        reference = TorchEngine(load_backbone(name, "fp32", torch.device("cpu")), config.pooling)
+        for engine in (reference, served):
             engine.set_arms(arms)
-            for arm in arms:
-                found[f"{size} {arm} {label}"] = tokenize, partial(engine.scores, arm)
+            engine.warm_up()
+        return cls(FileTokenizer(folder, config.longest, ""), reference, served)
+
+    def labels(self, texts: Sequence[str]) -> dict[str, float]:
+        """How the served answers to many texts compare with the reference's, both arms."""
+        ids = [found for found, _ in self.tokenize(texts)]
+        same, worst, before = 0, 0.0, self.served.close_calls
+        for batch in token_batches([len(row) for row in ids], self.served.batch_tokens):
+            rows = [ids[i] for i in batch]
+            for arm in ARMS:
+                mine, theirs = (
+                    engine.scores(arm, rows) for engine in (self.served, self.reference)
+                )
+                same += int((mine.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+                worst = max(worst, float(np.abs(softmax(mine, 1) - softmax(theirs, 1)).max()))
+        answers = len(texts) * len(ARMS)
+        return {
+            "answers": answers,
+            "labels_equal": same / answers,
+            "largest_probability_difference": worst,
+            "close_calls": (self.served.close_calls - before) / answers,
+        }
+
+
+def decoder() -> tuple[FileTokenizer, Score]:
+    """Transformers' eager SmolLM2 with its baseline arm of AllAgree."""
+    config = TrainConfig.from_dict(read_run(DECODER).config["config"])
+    folder = Path(preset(config.backbone).source(None))
+    base = load_backbone(config.backbone, "fp32", torch.device("cpu"), depth=config.depth)
+    eager = TorchEngine(base, config.pooling)
+    eager.set_arms({"baseline": load_adapter(DECODER / "adapter.safetensors")})
+    tokenize = FileTokenizer(folder, config.longest, config.prompt_suffix, config.copies)
+    return tokenize, partial(eager.scores, "baseline")
+
+
+def variants(sizes: Mapping[str, Size]) -> dict[str, tuple[FileTokenizer, Score]]:
+    """By name: a tokenizer and what scores its ids."""
+    found = {"smollm2-135m eager": decoder()}
+    for name, size in sizes.items():
+        for arm in ARMS:
+            for label, engine in (("eager", size.reference), ("served", size.served)):
+                found[f"{name} {arm} {label}"] = size.tokenize, partial(engine.scores, arm)
+        both = partial(lambda served, ids: served.scores_of_all(ids[0]), size.served)
+        found[f"{name} both served"] = size.tokenize, both
     return found
 
 
-def measure(threads: int, sentences: int) -> dict[str, Any]:
+def measure(threads: int, sentences: int, labels: int) -> dict[str, Any]:
     """Every variant on every sentence, each after an untimed call of its own."""
-    calls = variants(threads)
+    sizes = {size: Size.load(name, threads) for size, name in SIZES.items()}
+    calls = variants(sizes)
     data = load_dataset("allagree")
     texts = [data.examples[i].text for i in make_split(data, 0).test[: sentences + 2]]
     wall: dict[str, list[float]] = {name: [] for name in calls}
     processor: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffler = list(calls), random.Random(0)
-    pairs = [(n, n.replace("served", "eager")) for n in calls if n.endswith("served")]
-    same, worst = 0, 0.0
     for number, text in enumerate(texts):
         shuffler.shuffle(order)
-        scores = {}
         for name in order:
             tokenize, score = calls[name]
             ids = [tokenize([text])[0][0]]
             score(ids)
             before, before_processor = perf_counter(), process_time()
-            scores[name] = score(ids)
+            score(ids)
             used, elapsed = process_time() - before_processor, perf_counter() - before
             if number >= 2:
                 wall[name].append(1e3 * elapsed)
                 processor[name].append(1e3 * used / threads)
-        for name, reference in pairs:
-            same += int(scores[name].argmax() == scores[reference].argmax())
-            worst = max(worst, float(np.abs(scores[name] - scores[reference]).max()))
-    result: dict[str, Any] = {
-        "n": sentences,
-        "threads": threads,
-        "labels_equal_to_reference": same / (len(pairs) * len(texts)),
-        "largest_score_difference": worst,
-    }
+    result: dict[str, Any] = {"n": sentences, "threads": threads}
     for kind, times in (("wall", wall), ("processor", processor)):
         p50 = {name: float(np.median(values)) for name, values in times.items()}
         result[f"{kind}_ms_p50"] = {name: round(ms, 2) for name, ms in p50.items()}
         for size in SIZES:
-            base, grown = (p50[f"{size} {arm} served"] for arm in ("baseline", "dendritic"))
+            base, grown = (p50[f"{size} {arm} served"] for arm in ARMS)
             about = {
-                "both_arms_over_eager_smollm2": (base + grown) / p50["smollm2-135m eager"],
+                "both_arms_over_eager_smollm2": p50[f"{size} both served"]
+                / p50["smollm2-135m eager"],
+                "one_after_the_other": (base + grown) / p50["smollm2-135m eager"],
                 "dendritic_over_baseline": grown / base,
             }
             result[f"{size}_{kind}"] = {key: round(value, 3) for key, value in about.items()}
+    news = load_dataset("news")
+    kept = make_split(news, 0).validation
+    many = [news.examples[i].text for i in kept[:: max(1, len(kept) // max(labels, 1))][:labels]]
+    result["labels"] = {name: size.labels(many) for name, size in sizes.items()} if many else {}
     return result
 
 
@@ -154,12 +169,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--sentences", type=int, default=40)
+    parser.add_argument("--labels", type=int, default=1200)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = measure(options.threads, options.sentences)
+    found = measure(options.threads, options.sentences, options.labels)
     found |= {
         "command": f"python bench/serve_sizes.py --threads {options.threads} "
-        f"--sentences {options.sentences}",
+        f"--sentences {options.sentences} --labels {options.labels}",
         "commit": git_commit(ROOT),
         "load_average": os.getloadavg()[0],
     }

@@ -33,6 +33,7 @@ from finsent.data.agreement import agreement_levels
 from finsent.data.registry import DATASETS
 from finsent.data.sets.news import SOURCES
 from finsent.data.sets.phrasebank import LEVELS
+from finsent.machine import files
 from finsent.models.adapter_files import FORMAT
 from finsent.results import leaderboard, manifest, metrics, runs
 
@@ -126,7 +127,7 @@ def make_run(
         "scaling": base.lora.alpha / base.lora.r,
     }
     save_file(tensors, folder / manifest.ADAPTER_FILE, {"finsent": json.dumps(about)})
-    adapter = {"sha256": manifest.sha256_file(folder / manifest.ADAPTER_FILE)}
+    adapter = {"sha256": files.sha256_file(folder / manifest.ADAPTER_FILE)}
     runs.write_run(
         folder,
         config={**_config(config, dataset, seed), "adapter": adapter},

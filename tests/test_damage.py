@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from finsent.machine import files
 from finsent.results import leaderboard, manifest, runs
 from finsent.results.catalog import Catalog
 from finsent.results.manifest import check_run, checksums_of
@@ -82,7 +83,7 @@ def transposed(tensors: dict[str, np.ndarray]) -> None:
 def recorded_again(folder: Path) -> None:
     """What a forger of weights does who also knows of the checksum in config.json."""
     path = folder / "config.json"
-    sha256 = manifest.sha256_file(folder / ADAPTER)
+    sha256 = files.sha256_file(folder / ADAPTER)
     edit(path, adapter={"sha256": sha256})
 
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from finsent.engines import openvino_model
-from finsent.engines.openvino_engine import OpenVinoEngine
+from finsent.engines.openvino_engine import OpenVinoEngine, multiplies_bf16
 from finsent.engines.rule import CONVERTED_FAMILIES, EngineError, choose_engine
 from finsent.engines.torch_engine import TorchEngine
 from finsent.models.adapter_files import Adapter, AdapterError, DendriticMap
@@ -128,7 +128,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def engine_of(folder: Path, pooling: str = "mean", **options: Any) -> OpenVinoEngine:
-    return OpenVinoEngine(folder, "abc", pooling=pooling, **{"quick": False, **options})
+    return OpenVinoEngine(folder, "abc", pooling=pooling, **options)
 
 
 def test_every_family_that_is_served_is_tested() -> None:
@@ -162,14 +162,17 @@ def test_openvino_computes_what_the_reference_computes(
         np.testing.assert_allclose(engine.scores(name, TEXTS), expected, atol=1e-4)
 
 
-def test_eight_bits_answer_unless_the_call_is_close(folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_quick_answers_unless_the_call_is_close(folders: dict[str, Path], precision: str) -> None:
     adapter = adapter_of("llama", 1)
-    engine = engine_of(folders["llama"], "last", quick=True)
+    engine = engine_of(folders["llama"], "last", quick=precision)
     engine.set_arms({"x": adapter})
     exact = engine.scores_in("x", TEXTS, quick=False)
     np.testing.assert_allclose(exact, reference("llama", adapter, "last"), atol=1e-4)
     quick = engine.scores_in("x", TEXTS, quick=True)
-    assert 0 < np.abs(quick - exact).max() < 0.2
+    assert np.abs(quick - exact).max() < 0.2
+    if precision == "int8" or multiplies_bf16():
+        assert np.abs(quick - exact).max() > 0
     top = np.sort(quick, axis=1)
     gap = top[:, -1] - top[:, -2]
     engine.close_call = float(np.median(gap))
@@ -178,6 +181,24 @@ def test_eight_bits_answer_unless_the_call_is_close(folders: dict[str, Path]) ->
     np.testing.assert_allclose(found[close], exact[close], atol=1e-5)
     np.testing.assert_allclose(found[~close], quick[~close], atol=1e-5)
     assert engine.close_calls == close.sum() > 0
+
+
+@pytest.mark.parametrize("family", ["mpnet", "llama"])
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_all_arms_in_one_pass_say_what_each_says_alone(
+    folders: dict[str, Path], family: str, precision: str | None
+) -> None:
+    """Arms of other ranks and numbers of dendrites are rows of one batch."""
+    engine = engine_of(folders[family], quick=precision)
+    arms = {f"k{k}": adapter_of(family, k, rank=3 + k, targets=2 + k) for k in (0, 1, 2)}
+    engine.set_arms(arms)
+    for close_call in (0.0, 100.0):
+        engine.close_call = close_call
+        before = engine.close_calls
+        together = engine.scores_of_all(TEXTS[0])
+        assert engine.close_calls - before == (3 if precision and close_call else 0)
+        for name, row in zip(engine.names, together, strict=True):
+            np.testing.assert_allclose(row, engine.scores(name, TEXTS[:1])[0], atol=1e-5)
 
 
 def kinds_of(engine: OpenVinoEngine, quick: bool) -> Counter[str]:
@@ -189,7 +210,7 @@ def kinds_of(engine: OpenVinoEngine, quick: bool) -> Counter[str]:
 def test_rotation_attention_and_maps_of_one_input_are_joined(
     folders: dict[str, Path], quick: bool
 ) -> None:
-    engine = engine_of(folders["llama"], "last", quick=quick)
+    engine = engine_of(folders["llama"], "last", quick="int8" if quick else None)
     engine.set_arms({"k0": adapter_of("llama", 0)})
     kinds = kinds_of(engine, quick)
     # Queries and keys, and scores to values, of every block: five times the nodes otherwise.
@@ -221,7 +242,7 @@ def test_openvino_compiles_once_for_all_arms(
     again.set_arms({"small": small})
     np.testing.assert_array_equal(again.scores("small", TEXTS), before)
     # Another model, or a damaged file, is noticed.
-    other = OpenVinoEngine(folders["mpnet"], "other", pooling="mean", cache=tmp_path, quick=False)
+    other = OpenVinoEngine(folders["mpnet"], "other", pooling="mean", cache=tmp_path)
     with pytest.raises(AssertionError, match="converted again"):
         other.set_arms({"small": small})
     blob = next(path for path in files if path.suffix == ".blob")
@@ -256,7 +277,9 @@ def test_openvino_refuses_what_does_not_fit(
         engine.set_arms({"x": Adapter(2.0, "none", wide, strange.head)})
     with pytest.raises(AdapterError, match="no layer encoder.layer.1"):
         engine.set_arms({"x": adapter_of("bert", 0)})
-    full = Adapter(1.0, "none", {}, map_of(3, 64, 0, 99), {"layers.1.mlp.down_proj": map_of})
+    full = Adapter(
+        1.0, "none", {}, map_of(3, 64, 0, 99), {"layers.1.mlp.down_proj": map_of(3, 64, 0, 98)}
+    )
     with pytest.raises(AdapterError, match="trained in full.*choose --engine torch"):
         engine.set_arms({"x": full})
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
@@ -327,8 +350,8 @@ PHI = {"model_type": "phi"}
     ("model", "precision", "device", "environment", "installed", "engine"),
     [
         (LLAMA, "fp32", "cpu", {}, True, "openvino-fp32"),
-        ({"model_type": "mpnet"}, "fp32", "cpu", {}, True, "openvino-fp32"),
-        ({"model_type": "bert"}, "fp32", "cpu", {}, True, "openvino-fp32"),
+        ({"model_type": "mpnet"}, "fp32", "cpu", {}, True, "openvino"),
+        ({"model_type": "bert"}, "fp32", "cpu", {}, True, "openvino"),
         (LLAMA, "fp32", "cpu", {}, False, "torch"),
         (LLAMA, "bf16", "cpu", {}, True, "torch"),
         ({"model_type": "gemma"}, "fp32", "cpu", {}, True, "torch"),
@@ -348,5 +371,11 @@ def test_the_rule(
     installed: bool,
     engine: str,
 ) -> None:
-    found = choose_engine(model, precision, device, environment, openvino_installed=installed)
+    found = choose_engine(
+        model, precision, device, environment, openvino_installed=installed, bf16=True
+    )
     assert found == engine
+    without = choose_engine(
+        model, precision, device, environment, openvino_installed=installed, bf16=False
+    )
+    assert without == engine.replace("openvino", "openvino-fp32").replace("-fp32-fp32", "-fp32")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finsent.results import manifest
+from finsent.machine import files
 from finsent.results.catalog import Catalog
 from finsent.serving import owner_training
 from finsent.serving.owner_training import (
@@ -61,7 +61,7 @@ def training(artifacts: Path, tiny_environment: None) -> Iterator[OwnerTraining]
 
 def snapshot(root: Path) -> dict[str, str]:
     return {
-        path.relative_to(root).as_posix(): manifest.sha256_file(path)
+        path.relative_to(root).as_posix(): files.sha256_file(path)
         for path in root.rglob("*")
         if path.is_file()
     }

@@ -1,12 +1,15 @@
 """Encoders and decoders on a CPU, through OpenVINO.
 
-The model is converted once for a form of adapters and compiled twice: in fp32, which is what the
-app uses, and with 8-bit weights (groups of 32, scale and zero point; SmolLM2's embedded weights
-were 4-bit in such groups to begin with) and 8-bit activations quantised as they come. Where the
-quick one is asked for, it answers unless its two best classes are closer than CLOSE_CALL; then fp32
-does, so that labels do not depend on the rounding. Adapters are inputs of the compiled graph, never
-constants in it: every arm, seed and data set runs on the same compiled base and costs its own size.
-Compiled graphs are kept in a folder, so that only the first start imports torch to convert a model.
+The model is converted once for a form of adapters and compiled twice: in fp32, and quick. Quick is
+bf16 where the processor multiplies it; else 8-bit weights (groups of 32, scale and zero point;
+SmolLM2's embedded weights were 4-bit in such groups to begin with) and 8-bit activations quantised
+as they come. Where the quick one is asked for, it answers unless its two best classes are closer
+than CLOSE_CALL; then fp32 does, so that labels do not depend on the rounding.
+
+Adapters are inputs of the compiled graph, never constants in it: every arm, seed and data set runs
+on the same compiled base and costs its own size. All arms answer one text in one pass: each is a
+row of the batch, with its own adapter. Compiled graphs are kept in a folder, so that only the first
+start imports torch to convert a model.
 """
 
 from __future__ import annotations
@@ -32,15 +35,17 @@ from finsent.engines.openvino_inputs import (
     Group,
     Structure,
     adapter_inputs,
+    side_by_side,
 )
 from finsent.engines.rule import BATCH_TOKENS, EngineError, unsupported
 from finsent.machine.files import write_bytes_atomically
 from finsent.machine.timing import Conditions
 from finsent.models.adapter_files import Adapter
 
-CLOSE_CALL = 2.0
+CLOSE_CALL = {"bf16": 0.5, "int8": 2.0}
 """Nats between the two best classes below which fp32 answers. Above the largest error of a score
-difference seen so far with every product in 8 bits (1.8); bench/serve_cpu.py accuracy checks it."""
+difference seen so far with every product in bf16 (0.33, encoders) or in 8 bits (1.8, SmolLM2);
+bench/serve_cpu.py accuracy and bench/serve_sizes.py check it."""
 
 KERNELS_KEPT = 128
 """Kernels that OpenVINO, and oneDNN below it, keep for shapes (texts of a batch, tokens of the
@@ -50,10 +55,22 @@ requests; so many hold the latest 64 shapes. bench/load.py shapes measures both.
 
 
 EXACT_TOLERANCE, QUICK_TOLERANCE = 1e-3, 0.5
-"""Of an example's scores, as a share of the largest, when a graph is made. Loose for 8 bits: random
-adapters amplify rounding."""
-CODE = Path(__file__).with_name("openvino_model.py")
+"""Of an example's scores, as a share of the largest, when a graph is made. Loose for few bits:
+random adapters amplify rounding."""
+CODE = tuple(Path(__file__).with_name(f"openvino_{name}.py") for name in ("model", "inputs"))
 """What a compiled graph is made by. Not imported for its name alone: that would import torch."""
+ALL = ""
+"""Name of the request that all arms share; no arm is called so."""
+
+
+def quick_precision() -> str:
+    """The quick precision that suits this processor."""
+    return "bf16" if multiplies_bf16() else "int8"
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products in bf16."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @dataclass
@@ -76,20 +93,22 @@ class OpenVinoEngine:
         depth: int | None = None,
         cache: Path | None = None,
         threads: int | None = None,
-        quick: bool = True,
+        quick: str | None = None,
     ) -> None:
         """folder: a transformers model, whose weights' checksum is given; depth: its first blocks
         only.
 
-        cache: folder where compiled graphs are kept (None: nowhere). quick: 8-bit first, fp32 for
-        close calls; else everything in fp32. Raises EngineError for a model of another family.
+        cache: folder where compiled graphs are kept (None: nowhere). quick: "bf16" or "int8" first,
+        fp32 for close calls; None: everything in fp32. Raises EngineError for a model of another
+        family.
         """
         self._about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         why_not = unsupported(self._about)
         if why_not:
             raise EngineError(f"{folder}: {why_not}; choose --engine torch")
         self._folder, self._weights_sha256, self._cache = folder, weights_sha256, cache
-        self._pooling, self._depth, self._quick = pooling, depth, quick
+        self._pooling, self._depth, self._quick = pooling, depth, quick is not None
+        self._quick_precision = quick or "bf16"
         self.threads = threads or len(os.sched_getaffinity(0))
         # oneDNN reads this when it is first used, and can be told in no other way.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
@@ -98,18 +117,21 @@ class OpenVinoEngine:
         self._core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": str(KERNELS_KEPT)})
         self._arms: dict[str, dict[str, Array]] = {}
         """Inputs of the graphs."""
+        self._together: dict[str, Array] = {}
+        """The same of all arms, one a row."""
         self._structure: Structure | None = None
         self._compiled: dict[bool, _Compiled] = {}
         self._lock = threading.Lock()
         self._compiling = threading.RLock()
-        self.close_call = CLOSE_CALL
+        self.close_call = CLOSE_CALL[self._quick_precision]
         self.close_calls = 0
         """Texts that fp32 answered because the quick answer was close."""
 
     @property
     def description(self) -> str:
         """Library and precision."""
-        return "OpenVINO int8, close calls fp32" if self._quick else "OpenVINO fp32"
+        quick = f"OpenVINO {self._quick_precision}, close calls fp32"
+        return quick if self._quick else "OpenVINO fp32"
 
     @property
     def conditions(self) -> Conditions:
@@ -138,7 +160,7 @@ class OpenVinoEngine:
             }
             for compiled in self._compiled.values():
                 compiled.requests = {}
-            self._arms = arms
+            self._arms, self._together = arms, side_by_side(list(arms.values()))
 
     @property
     def warm(self) -> bool:
@@ -163,15 +185,34 @@ class OpenVinoEngine:
             inputs = self._arms[name]
             ids, last = pad(token_ids)
             found = self._run(name, inputs, ids, last, self._quick)
-            if not self._quick:
-                return found
-            top = np.sort(found, axis=1)
-            close = np.flatnonzero(top[:, -1] - top[:, -2] < self.close_call)
+            close = self._close(found)
             if len(close):
-                self.close_calls += len(close)
                 longest = int(last[close].max()) + 1
                 found[close] = self._run(name, inputs, ids[close, :longest], last[close], False)
             return found
+
+    def scores_of_all(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Class scores (arms, classes) of one text, in the order of `names`.
+
+        Weights are read once for all arms, which takes less time than one pass for each.
+        """
+        with self._lock:
+            ids, last = pad([token_ids] * len(self._arms))
+            found = self._run(ALL, self._together, ids, last, self._quick)
+            names = list(self._arms)
+            for row in self._close(found):
+                exact = self._run(names[row], self._arms[names[row]], ids[:1], last[:1], False)
+                found[row] = exact[0]
+            return found
+
+    def _close(self, scores: Array) -> Array:
+        """Rows of quick scores that fp32 has to answer."""
+        if not self._quick:
+            return np.empty(0, np.int64)
+        top = np.sort(scores, axis=1)
+        close = np.flatnonzero(top[:, -1] - top[:, -2] < self.close_call)
+        self.close_calls += len(close)
+        return close
 
     def scores_in(
         self, name: str, token_ids: Sequence[Sequence[int]], *, quick: bool
@@ -215,12 +256,18 @@ class OpenVinoEngine:
                 self._compiled[quick] = self._load(quick)
             return self._compiled[quick]
 
+    @property
+    def _in_8_bits(self) -> bool:
+        return self._quick_precision == "int8"
+
     def _options(self, quick: bool) -> dict[str, Any]:
         return {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if quick and not self._in_8_bits else "f32",
             "INFERENCE_NUM_THREADS": self.threads,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(ROUNDED_GROUP if quick else 0),
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(
+                ROUNDED_GROUP if quick and self._in_8_bits else 0
+            ),
         }
 
     def _load(self, quick: bool) -> _Compiled:
@@ -245,7 +292,7 @@ class OpenVinoEngine:
         """Digest over everything that the compiled graph depends on."""
         about = {
             "weights": self._weights_sha256,
-            "code": hashlib.sha256(CODE.read_bytes()).hexdigest(),
+            "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in CODE],
             "versions": [
                 ov.get_version(),
                 *(importlib.metadata.version(name) for name in ("torch", "transformers")),
@@ -256,7 +303,7 @@ class OpenVinoEngine:
             ],
             "model": self._about,
             "structure": asdict(self._form),
-            "graph": [self._pooling, self._depth, quick],
+            "graph": [self._pooling, self._depth, quick and self._quick_precision],
             "options": dict(options),
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -273,7 +320,10 @@ class OpenVinoEngine:
         from finsent.engines.openvino_model import convert, load
 
         converted = convert(
-            load(self._folder, self._depth), self._form, self._pooling, eight_bits=quick
+            load(self._folder, self._depth),
+            self._form,
+            self._pooling,
+            eight_bits=quick and self._in_8_bits,
         )
         model = self._core.compile_model(converted.model, "CPU", dict(options))
         found = model(converted.example)[0]

@@ -113,6 +113,19 @@ def adapter_inputs(
     return {name: _three_dimensional(value) for name, value in inputs.items()}
 
 
+def side_by_side(arms: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """The inputs of several arms as rows of one batch, with zeros where an arm has less."""
+    together = {}
+    for name in arms[0] if arms else ():
+        values = [arm[name] for arm in arms]
+        shape = tuple(max(sizes) for sizes in zip(*(v.shape[1:] for v in values), strict=True))
+        joined = np.zeros((len(arms), *shape), np.float32)
+        for row, value in zip(joined, values, strict=True):
+            row[: value.shape[1], : value.shape[2]] = value[0]
+        together[name] = joined
+    return together
+
+
 def _group_inputs(group: Group, adapter: Adapter, k: int) -> dict[str, Array]:
     """First maps (in, ranks) side by side, and the second maps as one of all their ranks and
     outputs, zero but where a layer's own ranks meet its own outputs."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,10 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
 needs to be busy. Measured by bench/serve_cpu.py batches."""
 ENGINES = ("torch", "graphs", "openvino", "openvino-fp32")
 """`torch`: transformers' forward. `graphs`: fused products, compiled, as CUDA graphs. `openvino`:
-8-bit with fp32 for close calls. `openvino-fp32`: everything in fp32."""
+bf16 (8-bit where the processor lacks it), fp32 for close calls. `openvino-fp32`: all in fp32."""
 
+ENCODERS = ("bert", "mpnet", "roberta")
+"""Those of CONVERTED_FAMILIES that are faster in bf16; decoders, which are not, stay in fp32."""
 CONVERTED_FAMILIES = ("bert", "llama", "mpnet", "phi", "roberta")
 """`model_type` in config.json of the models whose conversion for OpenVINO the tests cover."""
 
@@ -95,6 +97,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class JoinsArms(Protocol):
+    """An engine that answers one text by all arms in less time than by one after the other."""
+
+    def scores_of_all(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Class scores (arms, classes) of one text, in the order of the engine's `names`."""
+        ...
+
+
 def unsupported(model: Mapping[str, Any]) -> str | None:
     """Why OpenVINO is not known to serve a model with this config.json; None when it is."""
     family = model.get("model_type")
@@ -111,12 +122,14 @@ def choose_engine(
     environment: Mapping[str, str],
     *,
     openvino_installed: bool | None = None,
+    bf16: bool | None = None,
 ) -> str:
     """The name of the engine. model: config.json of the backbone; environment: os.environ.
 
     A GPU: graphs where the decoder can be fused, except on ZeroGPU, which lends a GPU for single
-    calls and forbids compilation. A CPU: OpenVINO where it is known to run the model, in fp32:
-    8 bits move probabilities more than most pairs of arms differ. Else plain PyTorch.
+    calls and forbids compilation. A CPU: OpenVINO where it is known to run the model; encoders in
+    bf16 where the processor multiplies it (None: ask), with fp32 for close calls; else in fp32: 8
+    bits move probabilities more than most pairs of arms differ. Else plain PyTorch.
     """
     if device == "cuda":
         # Torch will be needed anyway.
@@ -129,6 +142,12 @@ def choose_engine(
         return "graphs" if fits and not environment.get("SPACES_ZERO_GPU") else "torch"
     if openvino_installed is None:
         openvino_installed = importlib.util.find_spec("openvino") is not None
-    if precision == "fp32" and openvino_installed and unsupported(model) is None:
+    if precision != "fp32" or not openvino_installed or unsupported(model) is not None:
+        return "torch"
+    if model["model_type"] not in ENCODERS:
         return "openvino-fp32"
-    return "torch"
+    if bf16 is None:
+        from finsent.engines.openvino_engine import multiplies_bf16
+
+        bf16 = multiplies_bf16()
+    return "openvino" if bf16 else "openvino-fp32"

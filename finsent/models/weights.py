@@ -20,6 +20,8 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from finsent.machine.files import sha256_file
+
 ReportProgress = Callable[[str, float], None]
 """Called with what is being done and how much of it is done, in [0, 1]."""
 
@@ -68,12 +70,6 @@ def default_cache_dir() -> Path:
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "finsent"
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def folder_sha256(folder: Path) -> str:

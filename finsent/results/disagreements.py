@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finsent.data.agreement import agreement_levels
-from finsent.results.manifest import sha256_file
+from finsent.machine.files import sha256_file
 from finsent.results.runs import Run, read_json
 from finsent.results.schema import ArtifactError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from finsent.config import SCALES
-from finsent.machine.files import write_bytes_atomically
+from finsent.machine.files import sha256_file, write_bytes_atomically
 from finsent.results.runs import RUN_FILES, VALIDATION_FILE, WORK_FOLDER, Run
 from finsent.results.schema import RESTORE, ArtifactError, read_text
 
@@ -186,12 +185,6 @@ def is_published(path: Path, root: Path, sums: Checksums) -> bool:
             "`finsent leaderboard` writes the checksums again"
         )
     return True
-
-
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def files_below(root: Path) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import os
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsent.config import BACKBONE_TITLES, TrainConfig
-from finsent.engines.rule import Engine, EngineError, check_engine, choose_engine
+from finsent.engines.rule import Engine, EngineError, JoinsArms, check_engine, choose_engine
 from finsent.machine.devices import cuda_available
 from finsent.machine.timing import Conditions, LatencyStats, time_interleaved, timed
 from finsent.models.adapter_files import AdapterError, load_adapter
@@ -68,7 +68,8 @@ class ArmPrediction:
     probabilities: tuple[float, ...]
     """In the order of the label names; sums to 1."""
     latency_ms: float
-    """Model time of the pass that answered: token ids in, class scores out."""
+    """Model time of the pass that answered, token ids in, class scores out: of all arms where they
+    answered in one."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class Comparer:
         config: TrainConfig,
         sha256: str,
     ) -> _Base:
-        from finsent.engines.openvino_engine import OpenVinoEngine
+        from finsent.engines.openvino_engine import OpenVinoEngine, quick_precision
 
         if folder is None:
             raise EngineError(f"{name} needs the weights of {config.backbone} in a local folder")
@@ -272,7 +273,7 @@ class Comparer:
             pooling=config.pooling,
             depth=config.depth,
             cache=default_cache_dir() / "openvino",
-            quick=name == "openvino",
+            quick=quick_precision() if name == "openvino" else None,
         )
         tokenize = FileTokenizer(folder, config.longest, config.prompt_suffix, config.copies)
         return _Base(key, engine, name, tokenize, tokenize.suffix_length)
@@ -306,9 +307,9 @@ class Comparer:
     def compare(self, text: str) -> ComparisonResult:
         """Ask every arm about one text.
 
-        Arms run one after the other, in an order drawn anew for every call, so that neither always
-        pays for a cold cache. Raises InputError when there is nothing to classify, BusyError when
-        too many others are waiting.
+        Arms run in one pass where the engine can, else one after the other, in an order drawn anew
+        for every call, so that neither always pays for a cold cache. Raises InputError when there
+        is nothing to classify, BusyError when too many others are waiting.
         """
         require_text(text)
         ((ids, truncated),) = self._loaded.tokenize([text])
@@ -327,14 +328,8 @@ class Comparer:
             sizes: dict[int, int] = {}
             lengths = [len(question.ids) for question in questions]
             for batch in token_batches(lengths, engine.batch_tokens):
-                order = list(self.arms)
-                self._random.shuffle(order)
-                ids = [questions[i].ids for i in batch]
-                for arm in order:
-                    if not engine.warm:
-                        # Loading that this call may have to wait for is no model time.
-                        engine.scores(arm, ids)
-                    scores, elapsed = timed(functools.partial(engine.scores, arm, ids))
+                passes = self._passes(engine, [questions[i].ids for i in batch])
+                for arm, scores, elapsed in passes:
                     for i, row in zip(batch, _softmax(scores).tolist(), strict=True):
                         sizes[i] = len(batch)
                         found.setdefault(i, {})[arm] = ArmPrediction(arm, tuple(row), elapsed)
@@ -349,6 +344,27 @@ class Comparer:
                 )
                 for i, question in enumerate(questions)
             ]
+
+    def _passes(
+        self, engine: Engine, ids: Sequence[TokenIds]
+    ) -> Iterator[tuple[str, NDArray[np.float32], float]]:
+        """(arm, class scores (n, classes), milliseconds) of every arm for one batch of texts."""
+        if isinstance(engine, JoinsArms) and len(ids) == 1 and len(self.arms) > 1:
+            ask = functools.partial(engine.scores_of_all, ids[0])
+            if not engine.warm:
+                # Loading that this call may have to wait for is no model time.
+                ask()
+            rows, elapsed = timed(ask)
+            for arm, row in zip(engine.names, rows, strict=True):
+                yield arm, row[None], elapsed
+            return
+        order = list(self.arms)
+        self._random.shuffle(order)
+        for arm in order:
+            if not engine.warm:
+                engine.scores(arm, ids)
+            scores, elapsed = timed(functools.partial(engine.scores, arm, ids))
+            yield arm, scores, elapsed
 
     def time_arms(
         self, texts: Sequence[str], *, rounds: int = 1, warmup: int = 3, seed: int = 0

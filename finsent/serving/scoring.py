@@ -23,7 +23,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from finsent.results.manifest import sha256_file
+from finsent.machine.files import sha256_file
 from finsent.results.runs import Run, read_run
 from finsent.serving.output import Appender, Output, Progress, ScoringError, Tally
 from finsent.serving.tables.reading import LABEL_COLUMN, Table

@@ -24,7 +24,7 @@ from finsent.data.mixture import epoch_rows
 from finsent.data.registry import Dataset, load_dataset
 from finsent.data.variation import varied
 from finsent.machine.devices import use_deterministic_kernels
-from finsent.machine.files import published
+from finsent.machine.files import published, sha256_file
 from finsent.machine.timing import time_interleaved
 from finsent.models.backbones import (
     Backbone,
@@ -36,7 +36,7 @@ from finsent.models.backbones import (
 )
 from finsent.models.encoders import final_states
 from finsent.results import runs
-from finsent.results.manifest import ADAPTER_FILE, ADAPTER_SHA256, sha256_file
+from finsent.results.manifest import ADAPTER_FILE, ADAPTER_SHA256
 from finsent.results.metrics import confidence_intervals, score, source_scores
 from finsent.results.provenance import versions
 from finsent.results.schema import PER_SOURCE

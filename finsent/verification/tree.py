@@ -16,6 +16,7 @@ from typing import Any
 
 from finsent.config import ConfigError, TrainConfig
 from finsent.data.records import DataError
+from finsent.machine.files import sha256_file
 from finsent.models.adapter_files import AdapterError, load_adapter
 from finsent.results import leaderboard
 from finsent.results.external.runs import FILES, FOLDS, entrant_folder, external_folders
@@ -26,7 +27,6 @@ from finsent.results.manifest import (
     files_below,
     manifest_text,
     read_manifest,
-    sha256_file,
 )
 from finsent.results.metrics import EvaluationError, confidence_intervals, score, source_scores
 from finsent.results.runs import (

@@ -12,6 +12,7 @@ import gradio as gr
 
 from finsent.data.registry import DATASETS
 from finsent.growth.settings import LIBRARY_VERSION, growth_settings
+from finsent.machine.files import sha256_file
 from finsent.results.catalog import (
     LARGE_BACKBONE,
     Catalog,
@@ -19,7 +20,7 @@ from finsent.results.catalog import (
     dataset_order,
     dataset_title,
 )
-from finsent.results.manifest import MANIFEST, read_manifest, sha256_file
+from finsent.results.manifest import MANIFEST, read_manifest
 from finsent.results.references import PUBLISHED_GAIN_PCT, bibtex, citations
 from finsent.results.runs import Run, slug
 from finsent.results.schema import ArtifactError
