@@ -27,6 +27,8 @@
   };
   // The place that the browser's back or forward button asked for, until it is shown.
   let following = null;
+  // Something was asked, and neither an answer nor a sign of the server has come since.
+  let unheard = false;
 
   window.finsent = {
     placed: () => requestAnimationFrame(() => {
@@ -51,7 +53,10 @@
       const answered = answer()?.querySelector('[data-agree=true], [data-agree=false]');
       if (answer() && (linked || !answered)) { document.getElementById(askLinked)?.click(); }
     },
-    asking: () => { answer()?.setAttribute('data-busy', ''); },
+    asking: () => {
+      unheard = true;
+      answer()?.setAttribute('data-busy', '');
+    },
     answered: () => { answer()?.removeAttribute('data-busy'); },
     // A base model that was chosen is there now: the answer that came from another is renewed.
     statusChanged: (askLinked) => {
@@ -121,7 +126,8 @@
   window.finsent.heard = async () => {
     const lost = document.getElementById('lost');
     try {
-      await fetch('theme.css', {method: 'HEAD', signal: AbortSignal.timeout(8000)});
+      await fetch('gradio_api/app_id', {signal: AbortSignal.timeout(8000)});
+      unheard = false;
       lost?.remove();
     } catch {
       window.finsent.answered();
@@ -138,7 +144,7 @@
   };
   setInterval(() => {
     const works = document.querySelector('#batch-status progress');
-    if (answer()?.hasAttribute('data-busy') || works || document.getElementById('lost')) {
+    if (unheard || answer()?.hasAttribute('data-busy') || works || document.getElementById('lost')) {
       window.finsent.heard();
     }
   }, 4000);
@@ -154,6 +160,7 @@
     for (const change of changes) {
       const place = change.target.nodeType === 1 ? change.target.closest('#answer') : null;
       if (!place) { continue; }
+      unheard = false;
       place.removeAttribute('data-busy');
       for (const details of place.querySelectorAll('details[data-keep]')) {
         if (details.dataset.keep in kept) { details.open = kept[details.dataset.keep]; }

@@ -209,8 +209,9 @@ def _passages(passages: Sequence[Passage]) -> str:
     )
 
 
-def _span(found: Median, unit: str = "") -> str:
-    return f"{found.low:.3g} to {found.high:.3g}{unit}"
+def _span(found: Median) -> str:
+    digits = 2 if found.value < 10 else 1 if found.value < 100 else 0
+    return f"{found.low:,.{digits}f} to {found.high:,.{digits}f}"
 
 
 def _times(times: PairedTimes | None, device: str) -> str:

@@ -227,7 +227,7 @@ def _plot(board: Mapping[str, Any]) -> str:
     return (
         f'<figure class="fs-forest" role="img" aria-label="{escape("; ".join(said))}">'
         "<figcaption>Accuracy with dendrites minus without, points, 95\u202f% interval"
-        '<span class="fs-quiet"> faint: controls without dendrites</span></figcaption>'
+        '<span class="fs-quiet">; faint: controls</span></figcaption>'
         f"<ul>{rows}</ul>"
         f'<div class="fs-forest-axis"><span></span><div><i>\u2212{end}</i><i>0</i><i>+{end}</i>'
         "</div></div></figure>"

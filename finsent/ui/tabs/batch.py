@@ -47,6 +47,8 @@ _log = logging.getLogger(__name__)
 LONG_QUEUE = "long"
 """Batches and benchmarks share it; other visitors' headlines do not wait for them."""
 BATCHES_AT_ONCE = 2
+AFTERMATH_SECONDS = 1.0
+"""How long news of a batch that was cancelled may be on its way."""
 
 
 def progress_html(done: int, total: int, seconds: float) -> str:
@@ -236,7 +238,9 @@ def _connect_work(parts: _Parts, catalog: Catalog, service: ModelService) -> lis
         cancels=[running],
         queue=False,
         api_visibility="private",
-    )
+    ).then(lambda: time.sleep(AFTERMATH_SECONDS), queue=False, api_visibility="private")
+    # Once more: news of the batch that was on its way may have come after the first.
+    cancelled = cancelled.then(stopped, inputs=parts.results, outputs=parts.filled, **QUICK)
     return [running, cancelled]
 
 
