@@ -49,7 +49,8 @@ from finsent.results.schema import HERE, PER_SOURCE
 TIMED_TEXTS, ROUNDS = 30, 3
 BEHAVIOUR = "behaviour"
 BEHAVIOUR_DATASET = "news"
-"""The data set that an entrant is trained on before it is asked the behaviour suite."""
+"""An entrant that is tested on this data set is asked the behaviour suite as well; if it is trained
+here, on this data set's training part."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def evaluate(
                 # Folds are of all sentences, whatever the seed of the split: they are kept once.
                 said = _write(place, request, tester, dataset, one, () if number else folds)
                 say(said)
-        if LABELS in tester.label_sets:
+        if LABELS in tester.label_sets and BEHAVIOUR_DATASET in wanted:
             say(_write_behaviour(place, tester))
         return place.publish()
 
