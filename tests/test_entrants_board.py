@@ -7,6 +7,7 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -264,3 +265,23 @@ def test_what_a_model_may_have_seen() -> None:
     assert knowledge("news", ("twitter",)) == ("yes", True)
     assert knowledge("50agree", ("allagree",)) == ("yes", True)
     assert knowledge("fomc", ("news",)) == ("no", False)
+
+
+def test_only_the_owner_enters_predictions_from_the_page(root: Path, tmp_path: Path) -> None:
+    import gradio as gr
+
+    from finsent.serving.owner_training import OwnerTraining, Recipe
+    from finsent.ui.tabs.owner import Owner, _Actions
+
+    request: Any = SimpleNamespace(client=SimpleNamespace(host="here"))
+    actions = _Actions(Owner(OwnerTraining(root, Recipe()), token="a secret of the owner"))
+    path = str(sent(root, tmp_path / "sent.csv"))
+    before = state(root)
+    with pytest.raises(gr.Error, match="for the owner of the page only"):
+        actions.enter("a guess at the secret", "theirs", URL, path, None, request)
+    bad = str(sent(root, tmp_path / "bad.csv", rows=lambda rows: rows[:-1]))
+    with pytest.raises(gr.Error, match=r"^'?bad\.csv: closest is sample"):
+        actions.enter("a secret of the owner", "theirs", URL, bad, None, request)
+    assert state(root) == before
+    assert "accuracy" in actions.enter("a secret of the owner", "theirs", URL, path, None, request)
+    assert verify(root) == []

@@ -145,6 +145,7 @@ def add_owner_tab(owner: Owner) -> None:
     actions = _Actions(owner)
     _add_training(actions, token)
     _add_push(actions, token)
+    _add_entry(actions, token)
 
 
 def _add_training(actions: _Actions, token: gr.Textbox) -> None:
@@ -224,6 +225,33 @@ def _add_push(actions: _Actions, token: gr.Textbox) -> None:
     )
 
 
+def _add_entry(actions: _Actions, token: gr.Textbox) -> None:
+    """Predictions of a model from elsewhere, put on the board as self-reported."""
+    with gr.Accordion("Put predictions on the board", open=False, elem_id="owner-entry-section"):
+        with gr.Row(elem_classes="fs-controls"):
+            name = gr.Textbox(label="Name on the board", elem_id="owner-entry-name", min_width=200)
+            page = gr.Textbox(
+                label="Page that describes the model",
+                placeholder="https://…",
+                elem_id="owner-entry-url",
+                min_width=240,
+            )
+        file = gr.File(
+            label="CSV file of one test part: id and a column for each label",
+            file_types=[".csv"],
+            elem_id="owner-entry-file",
+        )
+        button = gr.Button("Put on the board", elem_id="owner-enter", min_width=150)
+        entered = gr.HTML(elem_id="owner-entered")
+    button.click(
+        actions.enter,
+        inputs=[token, name, page, file],
+        outputs=entered,
+        show_progress="minimal",
+        api_visibility="private",
+    )
+
+
 class _Actions:
     """What the owner may do. Every action asks who is there; raises gr.Error for anybody else."""
 
@@ -279,6 +307,34 @@ class _Actions:
             return notice("Done.", self._training.push(hub, name.strip(), kind))
         except OwnerTrainingError as error:
             raise gr.Error(str(error), print_exception=False) from error
+
+    def enter(
+        self,
+        given: str,
+        name: str,
+        page: str,
+        file: str | None,
+        profile: gr.OAuthProfile | None,
+        request: gr.Request,
+    ) -> str:
+        """Scores predictions and puts them on the board; raises gr.Error where they are wrong."""
+        self._require(given, profile, request)
+        # Here, because it brings scikit-learn and the behaviour suite along.
+        from finsent.entrants.labels import EntrantError
+        from finsent.entrants.submitting import Submission, submit
+
+        if not file:
+            raise gr.Error("Choose a CSV file first.", print_exception=False)
+        try:
+            said = submit(
+                [Path(file)],
+                Submission(name.strip(), page.strip(), command="the Owner tab"),
+                self._training.artifacts,
+            )
+        except EntrantError as error:
+            shown = str(error).replace(str(Path(file).parent) + os.sep, "")
+            raise gr.Error(shown, print_exception=False) from error
+        return notice("Done.", f"{Path(said[0]).name} Load the page again to see it.")
 
     def _require(self, given: str, profile: gr.OAuthProfile | None, request: gr.Request) -> None:
         username = None if profile is None else profile.username
