@@ -246,3 +246,24 @@ def test_heads_tested_elsewhere_have_a_place_of_their_own(tmp_path: Path) -> Non
     assert ", tested on " in table
     said = views.answer(found.comparisons(shown))[1]
     assert "removed errors in 0 of 2 settings and showed no difference in 2" in said
+
+
+def test_a_study_of_depths_is_drawn_by_blocks_and_says_what_they_save(tmp_path: Path) -> None:
+    regimes = ("minilm-l6-depth-6", "minilm-l6-depth-5")
+    make_study(tmp_path, "shrink", datasets=("allagree",), regimes=regimes, recipes=("sigmoid-1",))
+    catalog = read_catalog(tmp_path)
+    found = studies.Studies(catalog.studies, catalog.root)
+    shown = found.nearest("shrink", "allagree", "allagree", regimes[0])
+    said, *_, frontier, _, _ = studies.contents(found, shown)
+    assert re.search(r"Dendrites save (no block|1 of 6 blocks) of ", said)
+    assert "runs kept a dendrite" in said
+    assert frontier.layout.xaxis.title.text == "blocks kept"
+    rows = found.rows(replace(shown, regime=""))
+    assert len(frontier.data) == len({row["arm"] for row in rows})
+    for trace in frontier.data:
+        arm = next(name for name, style in ARM_STYLES.items() if style.title == trace.name)
+        assert {round(y, 6) for y in trace.y} == {
+            round(row["accuracy"], 6) for row in rows if row["arm"] == arm
+        }
+    with pytest.raises(ChartError, match="varies the number of blocks"):
+        charts.depth_figure([{**row, "regime": "full"} for row in rows])

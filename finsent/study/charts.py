@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from finsent.plots.style import ARM_STYLES, ChartError, log_step, style_figure
 from finsent.results.metrics import SIGNIFICANCE
+from finsent.study.cycles.depths import depth_of
 from finsent.study.rows import CLASSICAL
 from finsent.study.views import ARM_ORDER, Entry, front
 
@@ -136,6 +137,63 @@ def frontier_figure(rows: Sequence[Entry], classical: Sequence[Entry] = ()) -> g
         dtick=log_step(row["trainable_params"] for row in (*rows, *shown)),
     )
     figure.update_yaxes(range=[low, high], tickformat="~%", title_text="accuracy, test", nticks=7)
+    return figure
+
+
+def depth_figure(rows: Sequence[Entry]) -> go.Figure:
+    """Test accuracy against the number of blocks that are kept, with corrected 95 % intervals.
+
+    A line for each arm, dashed for every backbone but the first. Raises ChartError without rows of
+    regimes that vary it.
+    """
+    depths = {row["regime"]: depth_of(row["regime"]) for row in rows}
+    found = [row for row in rows if depths[row["regime"]] is not None]
+    if not found:
+        raise ChartError("No row of this study varies the number of blocks; choose another.")
+    figure = go.Figure()
+    backbones = list(dict.fromkeys(row["backbone"] for row in found))
+    arms = [arm for arm in ARM_ORDER if any(row["arm"] == arm for row in found)]
+    for place, arm in enumerate(arms):
+        style = ARM_STYLES[arm]
+        for backbone in backbones:
+            line = sorted(
+                (row for row in found if (row["arm"], row["backbone"]) == (arm, backbone)),
+                key=lambda row: depths[row["regime"]] or 0,
+            )
+            ends = [row["accuracy_ci"] or [row["accuracy"]] * 2 for row in line]
+            figure.add_scatter(
+                # Side by side, so that intervals of one depth do not cover each other.
+                x=[(depths[row["regime"]] or 0) + 0.07 * (place - 1.5) for row in line],
+                y=[row["accuracy"] for row in line],
+                mode="lines+markers",
+                name=style.title,
+                line={
+                    "color": style.colour,
+                    "width": 1.6,
+                    "dash": "solid" if backbone == backbones[0] else "dash",
+                },
+                marker={"symbol": style.symbol, "size": 9, "color": style.colour},
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [e[1] - row["accuracy"] for e, row in zip(ends, line, strict=True)],
+                    "arrayminus": [
+                        row["accuracy"] - e[0] for e, row in zip(ends, line, strict=True)
+                    ],
+                    "color": style.colour,
+                    "thickness": 1.1,
+                    "width": 0,
+                },
+                customdata=[[depths[row["regime"]], row["n"]] for row in line],
+                hovertemplate=(
+                    f"{backbone}, {style.title}<br>%{{customdata[0]}} blocks: %{{y:.2%}}, "
+                    "%{customdata[1]} runs<extra></extra>"
+                ),
+            )
+    style_figure(figure, height=380)
+    figure.update_layout(hovermode="closest", margin={"l": 60})
+    figure.update_xaxes(title_text="blocks kept", dtick=1)
+    figure.update_yaxes(tickformat="~%", title_text="accuracy, test", nticks=7)
     return figure
 
 

@@ -68,13 +68,19 @@ class Saving:
         return 0 if grown is None else max(0, min(others) - grown)
 
 
+def depth_of(regime: str) -> int | None:
+    """Blocks that a regime keeps; None where that is not what it varies."""
+    found = _REGIME.fullmatch(regime)
+    return None if found is None else int(found[1])
+
+
 def depth_points(runs: Iterable[StudyRun]) -> list[DepthPoint]:
     """Every arm at every depth, deepest first; runs of regimes without a depth are left out."""
     groups: dict[tuple[str, str, str, int], dict[tuple[int, int], StudyRun]] = defaultdict(dict)
     for run in runs:
-        found = _REGIME.fullmatch(run.regime)
-        if found is not None:
-            key = (run.backbone, run.dataset, run.arm, int(found[1]))
+        kept = depth_of(run.regime)
+        if kept is not None:
+            key = (run.backbone, run.dataset, run.arm, kept)
             groups[key][run.seed, run.fold] = run
     points = []
     for (backbone, dataset, arm, depth), own in sorted(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,8 +18,10 @@ from finsent.plots.style import ARM_STYLES, ChartError
 from finsent.results.catalog import Catalog, dataset_description, dataset_order, dataset_title
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.text import safe
-from finsent.study.charts import forest_figure, frontier_figure
+from finsent.study.charts import depth_figure, forest_figure, frontier_figure
 from finsent.study.comparisons import REFERENCES
+from finsent.study.cycles.depths import depth_of
+from finsent.study.cycles.findings import findings
 from finsent.study.rows import ENSEMBLE
 from finsent.study.views import (
     ARM_ORDER,
@@ -68,9 +71,15 @@ class Shown:
 class Studies:
     """The finished studies, and what stands beside them."""
 
-    def __init__(self, summaries: Mapping[str, Summary]) -> None:
+    def __init__(self, summaries: Mapping[str, Summary], root: Path | None = None) -> None:
+        """root: where the studies' rows lie as well; None: nowhere."""
         self.summaries = summaries
+        self._root = root
         self.names = study_names(summaries)
+
+    def findings(self, study: str) -> list[str]:
+        """Sentences that the comparison of arms within a regime does not give."""
+        return [] if self._root is None else findings(study, self._root / "studies" / study)
 
     def datasets(self, study: str) -> list[str]:
         """Data sets that were trained on, the benchmark's main ones first."""
@@ -143,10 +152,12 @@ def list_html(studies: Studies, chosen: str = "") -> str:
     )
 
 
-def answer_html(comparisons: Sequence[Entry], rows: Sequence[Entry] = ()) -> str:
+def answer_html(
+    comparisons: Sequence[Entry], rows: Sequence[Entry] = (), besides: Sequence[str] = ()
+) -> str:
     """What was found, counted over all regimes; without dendrites, which of the rows validation
-    chooses."""
-    lines = answer(comparisons) if comparisons else chosen(rows)
+    chooses. besides: further sentences of the study."""
+    lines = [*(answer(comparisons) if comparisons else chosen(rows)), *besides]
     return html(
         "study_answer",
         lines=[_coded(line) for line in lines],
@@ -198,7 +209,9 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
     costed = rows if shown.regime else whole_data(rows)
     regimes = {row["regime"] for row in costed}
     others = classical_rows(studies.summaries, shown.study, shown.place, regimes)
-    frontier = _chart(lambda: frontier_figure(costed, others))
+    every = studies.rows(replace(shown, regime=ALL))
+    shrinks = any(depth_of(row["regime"]) is not None for row in every)
+    frontier = _chart(lambda: depth_figure(every) if shrinks else frontier_figure(costed, others))
     drawn = {trace.name for trace in frontier.data} if frontier else set()
     trained = dataset_title(shown.dataset)
     where = "" if shown.tested == shown.dataset else f", tested on {dataset_title(shown.tested)}"
@@ -206,6 +219,7 @@ def contents(studies: Studies, shown: Shown) -> list[Any]:
         answer_html(
             studies.comparisons(replace(shown, regime=ALL)),
             studies.rows(replace(shown, regime=ALL)),
+            studies.findings(shown.study),
         ),
         verdicts_html(comparisons),
         _forest_heading(compared),
@@ -241,7 +255,7 @@ def _chart(draw: Any) -> Any:
 
 def add_studies_tab(catalog: Catalog) -> None:
     """Draws the section inside the current gr.Tab."""
-    studies = Studies(catalog.studies)
+    studies = Studies(catalog.studies, catalog.root)
     if not studies.names:
         gr.HTML(
             notice(
