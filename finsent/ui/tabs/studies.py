@@ -292,9 +292,9 @@ class _Section:
             gr.HTML("<h3>Score vs. cost</h3>")
             outputs += self._add_chart(found[4:6], "frontier")
             gr.HTML(
-                '<p class="fs-quiet">Up and to the left is better. The dashed line is the Pareto '
-                "frontier. With all regimes, only those with all of the training data; classical "
-                "classifiers below the axis are in their table only.</p>"
+                '<p class="fs-quiet">Up and to the left is better. Over parameters, the dashed '
+                "line is the Pareto frontier. With all regimes, only those with all of the "
+                "training data; classical classifiers below the axis are in their table only.</p>"
             )
             gr.HTML("<h3>Every variant</h3>")
             outputs.append(gr.HTML(found[6], elem_id="study-rows"))
