@@ -123,7 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(
         options.out,
         {
-            "about": {"commit": git_commit(ROOT), "runs": f"{selection.backbone}/{selection.dataset}"},
+            "about": {
+                "commit": git_commit(ROOT),
+                "runs": f"{selection.backbone}/{selection.dataset}",
+            },
             "figures": {
                 "headlines": len(texts),
                 "shown_otherwise": len(problems),
