@@ -78,7 +78,7 @@ def watched(chromium: Browser, url: str) -> Iterator[Watched]:
     )
     yield watched
     watched.page.close()
-    assert watched.problems == []
+    assert watched.problems == [], watched.problems
 
 
 def pick(page: Page, elem_id: str, option: str) -> None:

@@ -397,18 +397,14 @@ class _Section:
         def renew(*chosen: str) -> list[Any]:
             return self._drawn(outputs, self.studies.nearest(*chosen))
 
-        # The person's choice: what opening a study sets has been drawn with it.
+        # The person's choice: what opening a study sets has been drawn with it. Other choices come
+        # first, one after the other: a value that is no longer among them would be refused.
+        drawing: dict[str, Any] = {"inputs": list(asked), "outputs": list(outputs), **QUICK}
         gr.on(
             [control.input for control in asked[1:3]],
             choose,
             inputs=list(asked),
             outputs=list(asked[1:]),
             **QUICK,
-        )
-        gr.on(
-            [control.input for control in asked[1:]],
-            renew,
-            inputs=list(asked),
-            outputs=list(outputs),
-            **QUICK,
-        )
+        ).then(renew, **drawing)
+        asked[3].input(renew, **drawing)
