@@ -270,6 +270,14 @@ def test_html_of_an_answer_is_escaped(catalog: state.Catalog) -> None:
     late = outcome_of(selection, text, [(0.2, 0.3, 0.5)] * 2, queue_ms=1234.0)
     assert "waited 1.2 s" in answer.answered_html(catalog, late)
     assert "dendritic takes 1.20 times as long as baseline" in html
+    # Arms that were answered in one pass are not said to be equally fast.
+    joined = PairedWindow()
+    for ms in range(5, 13):
+        joined.add({"baseline": float(ms), "dendritic": float(ms)})
+    once = outcome_of(selection, text, [(0.2, 0.3, 0.5)] * 2, times=joined.summary())
+    html = answer.answered_html(catalog, once)
+    assert "for all models in one pass" in html
+    assert "no measurable difference between" not in html
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,14 @@ def _times(times: PairedTimes | None, device: str) -> str:
     """How long each model takes, and whether they differ in that."""
     if times is None:
         return "Time for each model is shown after six answers; the first would mislead."
+    if times.ratios and all(r.low == r.high == 1 for r in times.ratios.values()):
+        # Arms that one pass answers have no time of their own.
+        both = next(iter(times.medians.values()))
+        return (
+            f"Time for a headline: <b>{milliseconds(both.value)}</b> ({_span(both)}) for all "
+            f"models in one pass, median and 95\u202f% interval of the last {times.n} on "
+            f"{escape(device)}. Results, Speed measures each alone."
+        )
     said = ", ".join(
         f"{_name(arm).lower()} <b>{milliseconds(m.value)}</b> ({_span(m)})"
         for arm, m in times.medians.items()
