@@ -80,17 +80,15 @@ def wrong(found: Sequence[Sequence[Any]], given: Sequence[Answer]) -> Iterator[s
 def expected_answers(catalog: Catalog, selection: Selection, texts: Sequence[str]) -> Any:
     """What the model says of every text, without the page."""
     comparer = Comparer.from_artifacts(catalog.folder(selection), selection.seed, selection.arms)
-    raw = {arm: comparer.predict_proba(texts, arm) for arm in selection.arms}
     calibrations = catalog.calibrations(selection)
+    given = []
+    for text in texts:
+        # Alone, as on the page: in a batch the last digits of a probability differ.
+        result = comparer.compare(text)
+        raw = {p.arm: p.probabilities for p in result.predictions}
+        given.append(answers(raw, result.label_names, calibrations))
     comparer.close()
-    return [
-        answers(
-            {arm: rows[place].tolist() for arm, rows in raw.items()},
-            comparer.label_names,
-            calibrations,
-        )
-        for place in range(len(texts))
-    ]
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
