@@ -128,3 +128,12 @@ def test_bad_coverage_and_other_labels_are_refused() -> None:
     other = Predictions(("a",), ("no",), ((0.5, 0.5),), ("no", "yes"))
     with pytest.raises(calibration.CalibrationError, match="names the labels"):
         calibration.fit(other, made(10, 1))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "unsure"), [((0.3, 0.59, 0.11), True), ((0.2, 0.6, 0.2), False)]
+)
+def test_an_answer_is_unsure_by_its_probability(
+    probabilities: tuple[float, ...], unsure: bool
+) -> None:
+    assert Answer("baseline", ("a", "b", "c"), probabilities, None).unsure is unsure

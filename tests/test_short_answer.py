@@ -46,7 +46,7 @@ def control(dataset: str, outcome: str, a: str = "matched") -> dict[str, Any]:
         (
             [comparison(name, 0.9, 0.03) for name in ("news", "fiqa", "twitter")],
             NOT,
-            "In all 3 comparisons",
+            "differs only as long as no correction is made for 3 comparisons",
         ),
         (
             [comparison("news", 0.9, 0.001), comparison("fiqa", 0.1, 0.9)],

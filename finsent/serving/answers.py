@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from finsent.results.calibration import Calibration, set_in_words
 
+UNSURE_BELOW = 0.6
+"""Shown probabilities below this are called unsure: a model that knows its doubt is wrong in four
+of ten such answers. Sets are no measure of it, since most hold two labels on news from a source
+that the model was not trained on."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -29,6 +34,11 @@ class Answer:
     def label(self) -> str:
         """The most probable label, the first of them when tied; calibration does not change it."""
         return self.label_names[max(range(len(self.raw)), key=lambda i: self.raw[i])]
+
+    @property
+    def unsure(self) -> bool:
+        """Whether even the most probable label has little to say for it."""
+        return max(self.shown) < UNSURE_BELOW
 
     @property
     def label_set(self) -> tuple[str, ...] | None:

@@ -112,9 +112,10 @@ def _says(outcome: Outcome, agree: bool) -> str:
         points = round(100 * gap)
         by = f"by {points} point{'s' if points > 1 else ''}" if gap >= 0.01 else "by under 1 point"
         sub.append(f"Same answer; confidence differs {by}.")
-    doubts = [a for a in given if a.label_set is not None and len(a.label_set) != 1]
-    if doubts:
-        sub.append("<b>Low confidence: treat this answer with caution.</b>")
+    unsure = [max(a.shown) for a in given if a.unsure]
+    if unsure:
+        wrong = round(10 * (1 - min(unsure)))
+        sub.append(f"<b>Low confidence: expect {wrong} of 10 such answers to be wrong.</b>")
     if outcome.queue_ms >= WORTH_SAYING_MS:
         sub.append(f"It waited {outcome.queue_ms / 1000:.1f} s for its turn.")
     shown = given[0].label if agree else "differ"

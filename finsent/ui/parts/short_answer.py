@@ -108,6 +108,11 @@ def short_answer(board: Mapping[str, Any] | None) -> ShortAnswer:
     why = f"In {_of(level, n)} no difference in accuracy could be measured."
     if up:
         why += f" {_unexplained(up)}"
+    alone = [f for f in found if not f.direction and f.comparison["outcome"] != "tied"]
+    if alone:
+        why += (
+            f" {_listed(alone)} differs only as long as no correction is made for {n} comparisons."
+        )
     return ShortAnswer("no", "not measurably", why)
 
 
@@ -189,7 +194,7 @@ def head_html(board: Mapping[str, Any] | None) -> str:
         f"<span>{escape(answer.why)}</span></p>"
         '<p class="fs-what">One model is fine-tuned twice on the same sentences: with LoRA alone, '
         "and with LoRA plus dendrites, extra units that PerforatedAI adds while it trains. "
-        "Everything else is equal.</p>"
+        "Both have the same data, the same number of steps and the same rule of choice.</p>"
         f"</div>{_plot(board) if board and primary(board) else ''}</header>"
     )
 
@@ -226,8 +231,8 @@ def _plot(board: Mapping[str, Any]) -> str:
     end = f"{scale:.1f}"
     return (
         f'<figure class="fs-forest" role="img" aria-label="{escape("; ".join(said))}">'
-        "<figcaption>Accuracy with dendrites minus without, points, 95\u202f% interval"
-        '<span class="fs-quiet">; faint: controls</span></figcaption>'
+        "<figcaption>Accuracy with dendrites minus without, in points, with 95\u202f% intervals. "
+        "Faint: controls without dendrites.</figcaption>"
         f"<ul>{rows}</ul>"
         f'<div class="fs-forest-axis"><span></span><div><i>\u2212{end}</i><i>0</i><i>+{end}</i>'
         "</div></div></figure>"

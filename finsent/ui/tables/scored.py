@@ -49,7 +49,7 @@ class Results:
         if kind == DIFFER:
             return row.differ
         if kind == UNSURE:
-            return any(is_unsure(answer) for answer in row.answers)
+            return any(answer.unsure for answer in row.answers)
         if kind == WRONG:
             true = self.true_label(place)
             return true is not None and any(answer.label != true for answer in row.answers)
@@ -66,11 +66,6 @@ class Results:
                 if true is not None:
                     cells[names.index(true)][names.index(answer.label)] += 1
         return [{"arm": arm, "confusion": cells} for arm, cells in found.items()]
-
-
-def is_unsure(answer: Answer) -> bool:
-    """Whether the model cannot tell its label from another, or gives none enough weight."""
-    return answer.label_set is not None and len(answer.label_set) != 1
 
 
 def summary_html(results: Results, total: int, device: str, what: str) -> str:
@@ -175,8 +170,7 @@ def _cells(results: Results, place: int, arms: int, labelled: bool) -> list[str]
 
 def _answer(answer: Answer, true: str | None) -> str:
     remarks = ["wrong"] if true is not None and answer.label != true else []
-    if is_unsure(answer):
-        either = " or ".join(answer.label_set or ())
-        remarks.append(f"unsure: {either}" if either else "unsure")
+    if answer.unsure:
+        remarks.append("unsure")
     said = f'<span class="fs-note">{escape("; ".join(remarks))}</span>' if remarks else ""
     return f"{label_mark(answer.label)} {escape(answer.label)} {percent(max(answer.shown))}{said}"
