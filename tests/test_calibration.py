@@ -10,6 +10,7 @@ import pytest
 from finsent.results import calibration, runs
 from finsent.results.runs import Predictions
 from finsent.results.schema import ArtifactError
+from finsent.serving.answers import Answer
 from tests.artifact_factory import LABEL_NAMES, make_run
 
 

@@ -406,3 +406,17 @@ def test_real_news_is_seldom_noticed(real_data: Path) -> None:
 def test_the_known_words_are_those_of_the_training_part(real_data: Path) -> None:
     stored = resources.files("finsent.serving.notices").joinpath(known.FILE)
     assert stored.read_bytes() == known.as_file(known.training_words(real_data))
+
+
+def test_figures_alone_are_no_text() -> None:
+    (found,) = notices("1,204.5 998 -3.2 % 14 2024")
+    assert (found.kind, "no words" in found.message) == ("content", True)
+
+
+def test_an_article_names_companies_in_passing() -> None:
+    headline = "Ostrell shares jump while Marlotec falls"
+    assert [n.kind for n in notices(headline)] == ["directions"]
+    article = (
+        f"{headline}. " + "The company said that sales in its home market had been stable. " * 5
+    )
+    assert notices(article) == []

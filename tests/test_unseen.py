@@ -111,9 +111,13 @@ def test_calibrate_writes_what_verify_accepts_and_answers_use(
     assert found["baseline"] is not None
     assert found["baseline"].temperature == own.temperature * transfers["baseline"].factor
     assert found["baseline"].threshold == transfers["baseline"].threshold
-    # One arm of the three has none, and probabilities of two kinds must not be compared.
+    # A control that was not measured is corrected as the baseline is; no other answer changes.
     mixed = catalog.calibrations(catalog.select("tiny-phi", "news", 0, matched=True))
-    assert mixed["baseline"] == own
+    alone = calibration.calibration_of(catalog.run("tiny-phi", "news", "matched", 0))
+    assert mixed["baseline"] == found["baseline"]
+    assert alone is not None
+    assert mixed["matched"] is not None
+    assert mixed["matched"].temperature == alone.temperature * transfers["baseline"].factor
     assert read_transfers(root / "tiny-phi" / "sample") == {}
 
 

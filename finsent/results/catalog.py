@@ -71,9 +71,7 @@ class Catalog:
     """What is not among the above because it cannot be read or is not what was published."""
     external: tuple[Run, ...] = ()
     """Runs of models that were not trained here; nothing on the page can ask them."""
-    _calibrations: dict[tuple[Path, bool], Calibration | None] = field(
-        default_factory=dict, compare=False
-    )
+    _calibrations: dict[Path, Calibration | None] = field(default_factory=dict, compare=False)
     _agreements: dict[Selection, tuple[float, int]] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -182,21 +180,20 @@ class Catalog:
         """Arm -> calibration; None for all arms when one has none.
 
         Raw and calibrated probabilities must not be compared, nor those of arms that are corrected
-        for sources never seen with those of arms that are not.
+        for sources never seen with those of arms that are not: an arm that was not measured on
+        sources left out, as the controls were not, is corrected as the baseline is.
 
         Raises:
             ArtifactError: A file that they are fitted on is damaged.
         """
         transfers = read_transfers(self.folder(selection))
-        if not set(selection.arms) <= set(transfers):
-            transfers = {}
         found = {}
         for arm in selection.arms:
             run = self.run(selection.backbone, selection.dataset, arm, selection.seed)
-            key = (run.folder, arm in transfers)
-            if key not in self._calibrations:
-                self._calibrations[key] = calibration_of(run, transfers.get(arm))
-            found[arm] = self._calibrations[key]
+            if run.folder not in self._calibrations:
+                transfer = transfers.get(arm, transfers.get("baseline"))
+                self._calibrations[run.folder] = calibration_of(run, transfer)
+            found[arm] = self._calibrations[run.folder]
         return found if all(found.values()) else dict.fromkeys(found)
 
     def agreement(self, selection: Selection) -> tuple[float, int] | None:

@@ -47,7 +47,7 @@ NAMES = MappingProxyType(
 
 
 def other_language(text: str, words: Sequence[str]) -> str | None:
-    """The language as a phrase, "German" or "in another language"; None for English.
+    """The language as a phrase, "German" or "in another script"; None for English.
 
     words: the text's words, names aside: headlines are full of names, and a name says nothing of
     the language around it. A text of names alone, or of words that English news uses, is English.
@@ -68,7 +68,7 @@ def other_language(text: str, words: Sequence[str]) -> str | None:
     return NAMES.get(code, _UNNAMED) if probability >= NAMED_FROM else _UNNAMED
 
 
-_UNNAMED = "in another language"
+_UNNAMED = "in another language, or no words of any"
 
 
 @cache

@@ -26,6 +26,8 @@ Kind = Literal["language", "content", "far", "cut", "directions"]
 
 FAR = 0.5
 """Below this share of words that occur in training texts, a text is far from them."""
+HEADLINE_WORDS = 40
+"""Longer texts name companies in passing: which of them the news is about, no rule here tells."""
 FEWEST_WORDS = 4
 """Words that are no names from which a share of them says something."""
 
@@ -83,6 +85,8 @@ def notices(text: str) -> list[Notice]:
     has nothing to do with companies or markets it is not said that it is far from them.
     """
     plain = " ".join(ADDRESS.sub(" ", text).split())
+    if not WORD.search(plain):
+        return [Notice("content", "There are no words here; the label means nothing then.")]
     ordinary = _no_names(plain)
     language = other_language(plain, ordinary)
     if language is not None:
@@ -101,7 +105,7 @@ def notices(text: str) -> list[Notice]:
     if is_cut(plain):
         said = "The text seems to be cut; what is missing may change the label."
         found.append(Notice("cut", said))
-    if has_two_directions(plain):
+    if len(WORD.findall(plain)) <= HEADLINE_WORDS and has_two_directions(plain):
         said = (
             "The text is good for one company and bad for another; the label is of the text "
             "as a whole."
