@@ -282,7 +282,7 @@ def test_rows_that_come_later_are_added(source: Path, tmp_path: Path) -> None:
         ({"answering": functools.partial(map, functools.partial(predict_block, engine="graphs"))},
          "engine torch there, graphs now"),
     ],
-    ids=str,
+    ids=("arm", "model", "seed", "long", "column", "on-empty", "label-column", "engine"),
 )  # fmt: skip
 def test_what_was_begun_otherwise_is_refused_and_left_alone(
     changes: dict[str, Any], says: str, source: Path, tmp_path: Path

@@ -64,7 +64,7 @@ LAYOUT = tuple(
             re.escape(MANIFEST),
             re.escape(LEADERBOARD),
             r"figures/[^/]+\.png",
-            r"behaviour/[^/]+\.json",
+            r"(?:behaviour|disagreements)/[^/]+\.json",
             rf"[^/]+/[^/]+/(?:{re.escape(PREDICTIONS)}|{re.escape(TRANSFERS)})",
             r"studies/[^/]+/[^/]+\.(?:csv|json)",
             rf"{EXTERNAL}/[^/]+/[^/]+/seed-\d+/(?:{'|'.join(map(re.escape, (*FILES, FOLDS)))})",
