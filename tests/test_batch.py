@@ -37,7 +37,7 @@ def test_pasted_lines_keep_their_numbers() -> None:
     assert [i.problem is None for i in items] == [True, True, False]
     with pytest.raises(TableError, match="nothing to score"):
         many_texts.pasted(" \n\n", text_problem)
-    with pytest.raises(TableError, match=f"line {MAX_ROWS + 2}: at most 2,000"):
+    with pytest.raises(TableError, match=f"line {MAX_ROWS + 2}: at most 10,000"):
         many_texts.pasted("\n" + "a\n" * (MAX_ROWS + 1), text_problem)
 
 

@@ -20,7 +20,8 @@ CHUNK = 32
 """Texts between two reports of progress; other visitors get their turn there."""
 MAX_BYTES = 2_000_000
 MAX_UNPACKED_BYTES = 50_000_000
-MAX_ROWS = 2_000
+MAX_ROWS = 10_000
+LARGER = "take a part of it, or score all of it with the command finsent score"
 LABEL_COLUMNS = (LABEL_COLUMN, "labels", "sentiment", "true_label", "class")
 """Column names taken for that of true labels, best first."""
 
@@ -74,7 +75,9 @@ def pasted(text: str, problem_of: Callable[[str], str | None]) -> list[Item]:
     if not items:
         raise TableError("nothing to score: paste one text per line or upload a file")
     if len(items) > MAX_ROWS:
-        raise TableError(f"line {items[MAX_ROWS].number}: at most {MAX_ROWS:,} texts at once")
+        raise TableError(
+            f"line {items[MAX_ROWS].number}: at most {MAX_ROWS:,} texts at once; {LARGER}"
+        )
     return items
 
 
@@ -86,11 +89,15 @@ def read_upload(path: Path, reading: Reading) -> Upload:
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise TableError(f"{size / 1e6:.1f} MB are too many: at most {MAX_BYTES / 1e6:.0f} MB")
+        raise TableError(
+            f"{size / 1e6:.1f} MB are too many: at most {MAX_BYTES / 1e6:.0f} MB; {LARGER}"
+        )
     table = open_table(path, replace(reading, max_bytes=MAX_UNPACKED_BYTES))
     rows = tuple(islice(table.rows(), MAX_ROWS + 1))
     if len(rows) > MAX_ROWS:
-        raise TableError(f"row {rows[-1].number}: at most {MAX_ROWS:,} rows below the header")
+        raise TableError(
+            f"row {rows[-1].number}: at most {MAX_ROWS:,} rows below the header; {LARGER}"
+        )
     if not rows:
         raise TableError("the header is the only row; below it must be at least one")
     return Upload(table, rows)

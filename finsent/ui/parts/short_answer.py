@@ -194,7 +194,7 @@ def head_html(board: Mapping[str, Any] | None) -> str:
         f"<span>{escape(answer.why)}</span></p>"
         '<p class="fs-what">One model is fine-tuned twice on the same sentences: with LoRA alone, '
         "and with LoRA plus dendrites, extra units that PerforatedAI adds while it trains. "
-        "Both have the same data, the same number of steps and the same rule of choice.</p>"
+        "Both have the same data and the same number of steps.</p>"
         f"</div>{_plot(board) if board and primary(board) else ''}</header>"
     )
 
