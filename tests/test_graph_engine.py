@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib.util
 import logging
 import random
 import sys
@@ -25,6 +26,8 @@ from torch._dynamo.utils import counters
 from finsent.engines import cuda_graphs, graph_engine
 from finsent.engines.cuda_graphs import FairLock, GraphedForward
 from finsent.engines.graph_engine import GraphEngine
+from finsent.kernels import adapter_maps, attention
+from finsent.kernels.triton_support import without_triton
 from finsent.models.backbones import Backbone
 from finsent.models.fused_decoder import FusedArm, FusedDecoder
 from finsent.models.products import FusionError
@@ -133,12 +136,13 @@ def test_short_single_texts_are_fast_first(
 
 @pytest.mark.parametrize(
     ("capability", "reason"),
-    [((7, 5), "compute capability 7.5, bf16 kernels need 8.0"), ((8, 0), "not phi")],
+    [((7, 5), "compute capability 7.5, the kernels need 8.0"), ((8, 0), "not phi")],
 )
-def test_a_card_without_bf16_is_told_so(
+def test_a_card_that_is_too_old_for_the_kernels_is_told_so(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reason: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    without_triton.cache_clear()
     weight = SimpleNamespace(device=torch.device("cuda"))
     decoder: Any = SimpleNamespace(
         embedding=SimpleNamespace(weight=weight), dtype=torch.bfloat16, family="llama"
@@ -148,8 +152,12 @@ def test_a_card_without_bf16_is_told_so(
         raise FusionError("not phi")
 
     monkeypatch.setitem(sys.modules, "finsent.engines.few_rows", SimpleNamespace(FewRows=refuse))
-    monkeypatch.setattr(graph_engine.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert graph_engine.few_rows_forward(decoder, cast(FusedArm, None)) == (None, reason)
+    half: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float16)
+    for kernels in (attention, adapter_maps):
+        assert kernels.uses_kernels(half) is (capability >= (8, 0))
+    without_triton.cache_clear()
 
 
 def test_a_recording_is_used_as_soon_as_it_is_there(known: list[Few]) -> None:

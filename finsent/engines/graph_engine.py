@@ -6,7 +6,6 @@ GPU of one's own.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import threading
 import time
@@ -31,6 +30,7 @@ from finsent.engines.cuda_graphs import (
 )
 from finsent.engines.rule import BATCH_TOKENS
 from finsent.engines.torch_engine import bytes_of, conditions
+from finsent.kernels.triton_support import without_triton
 from finsent.machine.timing import Conditions
 from finsent.models.adapter_files import Adapter
 from finsent.models.backbones import Backbone
@@ -39,25 +39,16 @@ from finsent.models.products import FusionError
 
 _log = logging.getLogger(__name__)
 
-BF16_CAPABILITY = (8, 0)
-"""Compute capability from which GPUs multiply bf16 matrices. A T4 has 7.5: PyTorch's own products,
-recorded and compiled, answer there."""
-
 
 def few_rows_forward(decoder: FusedDecoder, arm: FusedArm) -> tuple[Any, str]:
     """Kernels for the few rows of one sentence where they know the decoder and the arm, else None;
     and why, in words for people."""
     device = decoder.embedding.weight.device
-    if device.type != "cuda":
-        return None, "no GPU"
+    missing = without_triton(device)
+    if missing is not None:
+        return None, missing
     if decoder.dtype != torch.bfloat16:
         return None, f"{decoder.dtype} on a GPU"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < BF16_CAPABILITY:
-        found, needed = (".".join(map(str, c)) for c in (capability, BF16_CAPABILITY))
-        return None, f"compute capability {found}, bf16 kernels need {needed}"
-    if importlib.util.find_spec("triton") is None:
-        return None, "triton is not installed"
     from finsent.engines.few_rows import FewRows
 
     try:

@@ -11,13 +11,14 @@ shape together; all others by PyTorch.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from finsent.kernels.triton_support import without_triton
 
 ACTIVATE_: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
@@ -27,7 +28,6 @@ ACTIVATE_: dict[str, Callable[[Tensor], Tensor]] = {
 """In place: the gradient of each is known from its output."""
 MOST_RANKS = 64
 """Ranks of a map that the kernels hold in registers."""
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,9 @@ def map_gradients(
 
 
 def uses_kernels(z: Tensor) -> bool:
-    """Whether maps with one dendrite are computed by Triton kernels: on a GPU whose tensor cores
-    know bf16; older ones spill what the kernels hold in registers."""
-    return z.is_cuda and _HAS_TRITON and _capability(z.device) >= (8, 0)
-
-
-_capability = functools.cache(torch.cuda.get_device_capability)
+    """Whether maps with one dendrite are computed by Triton kernels. GPUs that are too old would
+    spill what the kernels hold in registers."""
+    return without_triton(z.device) is None
 
 
 @functools.cache

@@ -8,14 +8,14 @@ forward and four back.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+from finsent.kernels.triton_support import without_triton
+
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -41,8 +41,8 @@ def silu_gate(joined: Tensor) -> Tensor:
 
 
 def uses_kernels(x: Tensor) -> bool:
-    """Whether Triton computes this tensor: half precision on a GPU."""
-    return x.is_cuda and _HAS_TRITON and x.dtype in _HALVES
+    """Whether Triton computes this tensor: half precision on a GPU that it runs on."""
+    return x.dtype in _HALVES and without_triton(x.device) is None
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     x (B, L, heads, head size), rows of heads contiguous; cos, sin (L, size), their halves alike, as
     transformers makes them. `-sin` turns back.
     """
-    if x.is_cuda and _HAS_TRITON:
+    if without_triton(x.device) is None:
         _kernels().rotate(x, cos, sin)
         return
     half = cos.shape[-1] // 2
