@@ -11,6 +11,9 @@ the page shows have to be those that `Comparer` gives for the same runs, to a te
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import os
+import platform
 import random
 import sys
 import time
@@ -121,16 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(
         options.out,
         {
-            "about": {
-                "commit": git_commit(ROOT),
-                "runs": f"{selection.backbone}/{selection.dataset}",
-            },
-            "figures": {
-                "headlines": len(texts),
-                "shown_otherwise": len(problems),
-                "models_agree": agree,
-                "seconds_p50": round(sorted(seconds)[len(seconds) // 2], 3),
-            },
+            "device": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            "versions": {n: importlib.metadata.version(n) for n in ("openvino", "gradio")},
+            "command": "python bench/headlines.py",
+            "commit": git_commit(ROOT),
+            "runs": f"{selection.backbone}/{selection.dataset}",
+            "headlines": len(texts),
+            "shown_otherwise": len(problems),
+            "models_agree": agree,
+            "seconds_p50": round(sorted(seconds)[len(seconds) // 2], 3),
         },
     )
     for problem in problems:

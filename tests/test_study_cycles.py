@@ -249,9 +249,9 @@ def test_parts_of_a_study_are_named_or_refused(
         if isinstance(study, CycleStudy):
             assert len({regime.name for regime in study.regimes}) == len(study.regimes)
     given = ["--artifacts", str(tmp_path)]
-    assert train_models.main(["study", "heads", "--folds", "1", *given]) == 1
+    assert train_models.main(["study", "heads", "--folds", "1", *given]) == 2
     assert "--folds: study 'heads' cannot be cut down" in capsys.readouterr().err
-    assert train_models.main(["study", "authors", "--gpus", "0", *given]) == 1
+    assert train_models.main(["study", "authors", "--gpus", "0", *given]) == 2
     assert "--gpus: studies of cycles use --workers" in capsys.readouterr().err
 
 

@@ -235,9 +235,9 @@ def test_one_source_on_the_command_line(
 
     monkeypatch.setattr(EnsembleRunner, "run", noted)
     command = ["study", "ensembles", "--artifacts", str(tmp_path), "--device", "cpu"]
-    assert train_models.main([*command, "--datasets", "allagree"]) == 1
+    assert train_models.main([*command, "--datasets", "allagree"]) == 2
     assert asked == [(ENSEMBLES.source("allagree"),)]
-    assert train_models.main([*command, "--datasets", "fomc"]) == 1
+    assert train_models.main([*command, "--datasets", "fomc"]) == 2
     assert "not on 'fomc'" in capsys.readouterr().err
 
 
@@ -323,11 +323,11 @@ def test_choosing_is_refused_where_it_means_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["study", "--artifacts", str(tmp_path), "--device", "cpu", "--select"]
-    assert train_models.main([*command, "ensembles"]) == 1
+    assert train_models.main([*command, "ensembles"]) == 2
     assert "study 'ensembles' has nothing to choose from" in capsys.readouterr().err
-    assert train_models.main([*command, "strongest", "--regimes", "fourfold"]) == 1
+    assert train_models.main([*command, "strongest", "--regimes", "fourfold"]) == 2
     assert "study 'strongest' has no regime 'fourfold'; it has r8-all" in capsys.readouterr().err
-    assert train_models.main([*command[:-1], "strongest", "--regimes", "thrice"]) == 1
+    assert train_models.main([*command[:-1], "strongest", "--regimes", "thrice"]) == 2
     assert "--regimes: study 'strongest' cannot be cut down" in capsys.readouterr().err
     with pytest.raises(StudyError, match="only ensembles are trained on twitter first"):
         LoraStudy("lora", ("allagree",), (LoraRegime("after-twitter", first_on="twitter"),))

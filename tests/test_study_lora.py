@@ -300,23 +300,23 @@ def test_a_study_can_be_cut_down_on_the_command_line(
 
     monkeypatch.setattr(runner.LoraStudyRunner, "run", noted)
     command = ["study", "lora", "--artifacts", str(tmp_path), "--device", "cpu", "--workers", "2"]
-    command += ["--regimes", "r1-last1", "--datasets", "50agree", "--seeds", "3", "3"]
-    assert train_models.main(command) == 1
+    command += ["--regimes", "r1-last1", "--datasets", "50agree", "--seeds", "3"]
+    assert train_models.main(command) == 2
     study, resources = asked[0]
     assert study == replace(
         LORA, regimes=(LORA.regime("r1-last1"),), datasets=("50agree",), seeds=(3,)
     )
     assert (resources.workers, resources.base.backbone) == (Workers(2), "smollm2-135m")
-    assert train_models.main([*command[:2], "--regimes", "r3"]) == 1
+    assert train_models.main([*command[:2], "--regimes", "r3"]) == 2
     assert "study 'lora' has no regime 'r3'; it has r8-all" in capsys.readouterr().err
     for name, option in (
         ("heads", "--seeds"),
         ("ensembles", "--seeds"),
         ("classical", "--stacked"),
     ):
-        assert train_models.main(["study", name, option, "1"]) == 1
+        assert train_models.main(["study", name, option, "1"]) == 2
         assert f"{option}: study {name!r} cannot be cut down" in capsys.readouterr().err
-    assert train_models.main(["study", "lora", "--select"]) == 1
+    assert train_models.main(["study", "lora", "--select"]) == 2
     assert "has no settings to choose" in capsys.readouterr().err
     with pytest.raises(StudyError):
         LORA.regime("")

@@ -12,7 +12,7 @@ import gradio as gr
 
 from finsent.machine.files import write_bytes_atomically
 from finsent.plots.board import COSTS, pareto_figure
-from finsent.plots.style import ChartError
+from finsent.plots.style import ARM_STYLES, ChartError
 from finsent.results.catalog import Catalog, backbone_title, dataset_title
 from finsent.results.leaderboard import arms_csv
 from finsent.results.references import bibtex
@@ -47,7 +47,9 @@ def pareto(board: Board, filters: Filters, cost_key: str) -> tuple[str, Any, str
     except ChartError as error:
         return "", None, notice("No chart.", str(error))
     drawn = [arm for arm in arms_on(board) if any(entry["arm"] == arm for entry in arms)]
-    return arms_legend(drawn), figure, html("frontier", frontier=frontier, cost=cost)
+    ours = [arm for arm in drawn if arm in ARM_STYLES]
+    note = "grey: models from elsewhere" if len(ours) < len(drawn) else ""
+    return arms_legend(ours, note), figure, html("frontier", frontier=frontier, cost=cost)
 
 
 def add_leaderboard_tab(catalog: Catalog) -> None:
