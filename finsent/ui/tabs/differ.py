@@ -33,7 +33,7 @@ from finsent.results.metrics import selective
 from finsent.results.runs import Run, read_predictions, slug
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import arm_title, arms_legend, html, label_mark, notice
-from finsent.ui.parts.selectors import ALL_RUNS, QUICK, RunSelectors, chosen_runs
+from finsent.ui.parts.selectors import ALL_RUNS, QUICK, RunSelectors, chosen_runs, moved
 from finsent.ui.tabs.behaviour import differing_html
 
 PAGE = 5
@@ -226,11 +226,18 @@ class DifferTab:
         _, label, _, arms = filters
         chosen = [*selectors.components, *filters]
 
-        def other_runs(backbone: str, dataset: str, seed: int) -> list[Any]:
-            found = self._arms(backbone, dataset)
+        def other_choices(
+            backbone: str, dataset: str, label: str, arms: list[str]
+        ) -> list[dict[str, Any]]:
+            labels = self._label_choices(backbone, dataset)
+            known = {value for _, value in labels}
             return [
-                gr.update(choices=self._label_choices(backbone, dataset), value=ALL),
-                gr.update(choices=self._variants(backbone, dataset), value=found),
+                moved(labels, label, label if label in known else ALL),
+                moved(self._variants(backbone, dataset), arms, self._arms(backbone, dataset)),
+            ]
+
+        def other_runs(backbone: str, dataset: str, seed: int) -> list[Any]:
+            return [
                 *self._scores(backbone, dataset, seed),
                 differing_html(self.catalog, backbone, dataset),
                 _box_update(self.catalog.select(backbone, dataset).dataset),
@@ -244,11 +251,19 @@ class DifferTab:
                 return gr.skip(), gr.skip()
             return now + PAGE, self._examples(now + PAGE, *values)
 
+        # Apart from the scores: those also follow the seed, and are longer on their way.
+        gr.on(
+            [component.change for component in selectors.components[:2]],
+            other_choices,
+            inputs=[*selectors.components[:2], label, arms],
+            outputs=[label, arms],
+            **QUICK,
+        )
         gr.on(
             [component.change for component in selectors.components],
             other_runs,
             inputs=selectors.components,
-            outputs=[label, arms, *scores],
+            outputs=list(scores),
             **QUICK,
         )
         gr.on(
