@@ -88,7 +88,7 @@ class _Board:
         """All of it, in the order of the page."""
         board, first = self.board, self.first
         gr.HTML("<h2>Every model on every data set</h2>")
-        matrix = interactive_html(matrix_html(board), "board-matrix")
+        matrix = interactive_html(matrix_html(board, first.dataset), "board-matrix")
 
         def sort_by(event: gr.EventData) -> str:
             return matrix_html(board, sent(event))
