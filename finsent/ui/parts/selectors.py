@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.component_meta import ComponentMeta
 
 from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
 from finsent.results.runs import Run
@@ -29,13 +31,37 @@ def chosen_runs(catalog: Catalog, backbone: str, dataset: str, seed: int) -> lis
     return [run for run in found if seed == ALL_RUNS or run.seed == wanted.seed]
 
 
+class _WithoutStub(ComponentMeta):  # type: ignore[misc]
+    """gradio writes a .pyi file beside the source of every component; not beside this one."""
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]
+    ) -> _WithoutStub:
+        return ABCMeta.__new__(cls, name, bases, attributes)
+
+
+class LinkedDropdown(gr.Dropdown, metaclass=_WithoutStub):  # type: ignore[misc]
+    """A drop-down whose choices follow another one. Functions of it get a value that was a choice
+    a moment ago: the server knows the new choices before the browser shows them, and gr.Dropdown
+    would refuse whatever the visitor does in between."""
+
+    is_template = True
+    """For gradio: the browser draws it as a drop-down."""
+
+    def preprocess(self, payload: Any) -> str | int | float | None:
+        """The chosen value. Raises gr.Error for what no drop-down sends."""
+        if payload is None or isinstance(payload, str | int | float):
+            return payload
+        raise gr.Error(f"a single choice was expected, got {payload!r}", print_exception=False)
+
+
 @dataclass(frozen=True)
 class RunSelectors:
     """Linked drop-downs: a new backbone renews the data sets, a new data set the seeds."""
 
     backbone: gr.Dropdown
-    dataset: gr.Dropdown
-    seed: gr.Dropdown | None
+    dataset: LinkedDropdown
+    seed: LinkedDropdown | None
 
     @property
     def components(self) -> list[gr.Dropdown]:
@@ -82,7 +108,7 @@ def add_run_selectors(
         filterable=False,
         min_width=150,
     )
-    dataset = gr.Dropdown(
+    dataset = LinkedDropdown(
         choices=dataset_choices(catalog, first.backbone),
         value=first.dataset,
         label="Data set",
@@ -91,7 +117,7 @@ def add_run_selectors(
         min_width=150,
     )
     seed = (
-        gr.Dropdown(
+        LinkedDropdown(
             choices=[*every, *seed_choices(catalog, first.backbone, first.dataset)],
             value=ALL_RUNS if all_runs else first.seed,
             label="Training run",

@@ -33,7 +33,14 @@ from finsent.results.metrics import selective
 from finsent.results.runs import Run, read_predictions, slug
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import arm_title, arms_legend, html, label_mark, notice
-from finsent.ui.parts.selectors import ALL_RUNS, QUICK, RunSelectors, chosen_runs, moved
+from finsent.ui.parts.selectors import (
+    ALL_RUNS,
+    QUICK,
+    LinkedDropdown,
+    RunSelectors,
+    chosen_runs,
+    moved,
+)
 from finsent.ui.tabs.behaviour import differing_html
 
 PAGE = 5
@@ -193,7 +200,7 @@ class DifferTab:
                     elem_id="differ-kind",
                     min_width=280,
                 ),
-                gr.Dropdown(
+                LinkedDropdown(
                     self._label_choices(backbone, dataset),
                     value=ALL,
                     label="True class",

@@ -45,7 +45,7 @@ from finsent.study.views import (
 )
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import arms_legend, html, notice, sentence
-from finsent.ui.parts.selectors import QUICK, moved
+from finsent.ui.parts.selectors import QUICK, LinkedDropdown, moved
 from finsent.ui.tables.published import references_table
 
 ALL = ""
@@ -302,10 +302,10 @@ class _Section:
             outputs.append(gr.HTML(found[7], elem_id="study-context"))
         self._connect(listed, details, title, [name, *controls], outputs)
 
-    def _add_controls(self) -> list[gr.Dropdown]:
+    def _add_controls(self) -> list[LinkedDropdown]:
         choices = self._choices(self.first)
         return [
-            gr.Dropdown(
+            LinkedDropdown(
                 choices[at],
                 value=value,
                 label=label,
@@ -397,14 +397,10 @@ class _Section:
         def renew(*chosen: str) -> list[Any]:
             return self._drawn(outputs, self.studies.nearest(*chosen))
 
-        # The person's choice: what opening a study sets has been drawn with it. Other choices come
-        # first, one after the other: a value that is no longer among them would be refused.
-        drawing: dict[str, Any] = {"inputs": list(asked), "outputs": list(outputs), **QUICK}
+        # The person's choice: what opening a study sets has been drawn with it. What is chosen
+        # while an earlier choice is being drawn is drawn after it.
+        last: dict[str, Any] = {"inputs": list(asked), "trigger_mode": "always_last", **QUICK}
         gr.on(
-            [control.input for control in asked[1:3]],
-            choose,
-            inputs=list(asked),
-            outputs=list(asked[1:]),
-            **QUICK,
-        ).then(renew, **drawing)
-        asked[3].input(renew, **drawing)
+            [control.input for control in asked[1:3]], choose, outputs=list(asked[1:]), **last
+        ).then(renew, outputs=list(outputs), **last)
+        asked[3].input(renew, outputs=list(outputs), **last)
