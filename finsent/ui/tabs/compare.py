@@ -207,6 +207,8 @@ class _Answers:
                 if not failed:
                     service.bring(wanted)
                 coming = wanted.backbone
+                # A page opened earlier may not know the runs of a default that came since.
+                catalog = service.catalog
                 selection = catalog.select(
                     service.default_selection().backbone, dataset, matched=with_matched
                 )
