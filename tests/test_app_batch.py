@@ -225,6 +225,8 @@ def test_a_lost_connection_is_said_and_the_text_stays(
         page = chromium.new_page()
         page.goto(url)
         page.wait_for_function("document.querySelector('#answer [data-agree=true]')")
+        # The opening answer is there before the rest of the page has come from the server.
+        page.wait_for_function("window.finsentOpened")
     page.locator("#headline textarea").fill("Asked in vain")
     page.locator("#headline textarea").press("Enter")
     # gradio's words where it has noticed first, else the page's own.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from bench.screenshots import CHROMIUM, FLAGS, TABS, open_tab
 from finsent.data.sets.examples import HEADLINES
@@ -30,7 +30,7 @@ PATIENCE = 60 * SECONDS
 """A machine that is busy elsewhere starves a browser before anything else."""
 CUT_OFF = """
 [...document.querySelectorAll('p, li, h1, h2, h3, dd, blockquote, button, input, textarea')]
-  .filter(e => e.checkVisibility() && !e.closest('.fs-table, #runs, .js-plotly-plot'))
+  .filter(e => e.checkVisibility() && !e.closest('.fs-table, #runs, .js-plotly-plot, .fs-examples'))
   .filter(e => !e.closest('.visually-hidden') && e.getBoundingClientRect().right > innerWidth + 1)
   .map(e => e.outerHTML.slice(0, 120))
 """
@@ -148,6 +148,49 @@ def test_typed_headline_shows_both_predictions(watched: Watched) -> None:
     expect(answer.get_by_label("Details of the answer")).to_be_visible()
 
 
+@pytest.mark.parametrize("how", ["Enter", "click"])
+def test_what_is_asked_before_the_page_listens_is_answered(
+    chromium: Browser, app_url: str, how: str
+) -> None:
+    page = chromium.new_page()
+    page.set_default_timeout(PATIENCE)
+    # A page that has not begun to listen yet, held in that state: gradio hears no event before.
+    page.add_init_script(
+        """for (const kind of ['keydown', 'keypress', 'click']) {
+          window.addEventListener(kind, (event) => {
+            if (!window.finsentOpened) {
+              event.target.addEventListener(
+                kind, (late) => late.stopImmediatePropagation(), {capture: true, once: true});
+            }
+          }, true);
+        }"""
+    )
+    # Its opening waits for the server.
+    held: list[Route] = []
+    holding = True
+
+    def hold(route: Route) -> None:
+        if holding:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route(re.compile("/gradio_api/(queue/join|run/)"), hold)
+    page.goto(app_url)
+    box = page.locator("#headline textarea")
+    box.fill("Asked too early")
+    if how == "Enter":
+        box.press("Enter")
+    else:
+        page.locator("#compare").click()
+    assert not page.evaluate("window.finsentOpened")
+    holding = False
+    for route in held:
+        route.continue_()
+    expect(page.locator("#answer blockquote")).to_have_text("Asked too early")
+    page.close()
+
+
 def test_disagreement_is_said(watched: Watched) -> None:
     watched.ask("Analysts are split")
     expect(watched.page.locator("#answer .fs-says")).to_contain_text("They disagree: baseline says")
@@ -257,7 +300,8 @@ def test_phone_width_never_scrolls_sideways(chromium: Browser, app_url: str, mod
         open_tab(page, tab)
         settled(page)
         becomes(page, "document.documentElement.scrollWidth <= innerWidth", True, tab)
-        # Cut off is no better than scrolling: only tables and charts may hold more than is seen.
+        # Cut off is no better than scrolling: only tables, charts and the row of
+        # examples, which slides under a finger, may hold more than is seen.
         becomes(page, CUT_OFF, [], tab)
     page.close()
     assert watched.problems == []

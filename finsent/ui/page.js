@@ -49,12 +49,15 @@
     }),
     opened: (askLinked) => {
       window.finsentOpened = true;
+      const early = window.finsentEarly;
+      if (early?.isConnected) { early.click(); return; }
       const linked = (new URL(window.location.href).searchParams.get('text') ?? '').trim();
       const answered = answer()?.querySelector('[data-agree=true], [data-agree=false]');
       if (answer() && (linked || !answered)) { document.getElementById(askLinked)?.click(); }
     },
     asking: () => {
       unheard = true;
+      window.finsentEarly = null;
       answer()?.setAttribute('data-busy', '');
     },
     answered: () => { answer()?.removeAttribute('data-busy'); },

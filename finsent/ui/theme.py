@@ -38,9 +38,21 @@ HEAD = f"""<script>
 (() => {{
   const asked = new URL(location.href).searchParams.get('tab') ?? 'try';
   document.documentElement.dataset.tab = ({json.dumps(_PLACES)})[asked] ?? asked;
+  // On a slow line the box is there seconds before anything listens to it.
+  const early = (button) => {{
+    if (button && !window.finsentOpened) window.finsentEarly = button;
+  }};
+  document.addEventListener('keydown', (event) => {{
+    const asks = event.key === 'Enter' && !event.shiftKey && !event.isComposing;
+    if (asks && event.target.closest('#headline')) early(document.getElementById('compare'));
+  }}, true);
+  document.addEventListener('click', (event) => {{
+    if (event.isTrusted) early(event.target.closest('#compare, .fs-examples button'));
+  }}, true);
 }})();
 </script>"""
-"""Says which tab opens before anything is drawn: off the first one the head is a single line."""
+"""Says which tab opens before anything is drawn: off the first one the head is a single line. Notes
+what was asked before the page listens; it is asked again once it does."""
 
 
 _PAGE = {
