@@ -8,6 +8,7 @@ import pytest
 
 from finsent.machine.files import ROOT
 from finsent.results.catalog import Catalog
+from finsent.results.leaderboard import corrected
 from finsent.ui.parts.short_answer import head_html, short_answer
 
 NOT, BETTER, WORSE, UNSURE = "no", "better", "worse", "unsure"
@@ -90,7 +91,7 @@ def control(dataset: str, outcome: str, a: str = "matched") -> dict[str, Any]:
 def test_the_answer_follows_the_figures(
     comparisons: list[dict[str, Any]], outcome: str, said: str
 ) -> None:
-    answer = short_answer({"comparisons": comparisons})
+    answer = short_answer({"comparisons": corrected(comparisons)})
     assert answer.outcome == outcome
     assert answer.sentence.startswith("Short answer: ")
     assert said in answer.sentence

@@ -116,6 +116,7 @@ def through_the_command(setting: Setting) -> Tally:
         rows = list(csv.reader(stream, strict=True))
     tally.check(len(rows) == len(given) + 1, f"{len(rows)} rows of {len(given)}")
     label = next(i for i, name in enumerate(rows[0]) if "label" in name.lower())
+    # That there are as many has just been counted; the others are compared all the same.
     for row, before in zip(rows[1:], given, strict=False):
         # A cell that a spreadsheet would take for a formula gets an apostrophe in front.
         same = row[1] == before or row[1] == f"'{before}"

@@ -61,6 +61,7 @@ def label_order(own_names: Sequence[str], given: Mapping[str, str] | None) -> di
             if len(found) == len(labels) == len(names):
                 return found
         sets = " or ".join("/".join(labels) for labels in label_sets())
+        # An example for another number of outputs names as many as there are.
         example = ",".join(
             f"{label}={name}" for label, name in zip(_likely(len(names)), own_names, strict=False)
         )

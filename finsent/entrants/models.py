@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from finsent.entrants.sources import (
 )
 from finsent.models.adapter_files import AdapterError
 from finsent.models.tokenization import FileTokenizer, token_batches
+from finsent.results.calibration import softmax
 
 BATCH_TOKENS = 2048
 LONGEST = 512
@@ -82,7 +84,7 @@ def load_classifier(
     return model
 
 
-class _Classifier:
+class _Classifier(abc.ABC):
     """What the kinds of classifiers share: outputs in the order of a data set's labels."""
 
     def __init__(
@@ -115,17 +117,11 @@ class _Classifier:
             found[batch] = softmax(scores[:, self._places])
         return checked_answers(found)
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]: ...
 
-    def _scores(self, ids: Sequence[Sequence[int]]) -> Probabilities:
-        raise NotImplementedError
-
-
-def softmax(scores: Probabilities) -> Probabilities:
-    """Probabilities (n, k) of scores (n, k)."""
-    raised = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float64)
+    @abc.abstractmethod
+    def _scores(self, ids: Sequence[Sequence[int]]) -> Probabilities: ...
 
 
 def checked_answers(found: Probabilities) -> Probabilities:

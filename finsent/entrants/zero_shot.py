@@ -16,9 +16,10 @@ import numpy as np
 
 from finsent.data.registry import DATASETS, SENTIMENT_CUE
 from finsent.entrants.labels import EntrantError, Labels, Probabilities
-from finsent.entrants.models import checked_answers, load_quietly, load_tokenizer, softmax
+from finsent.entrants.models import checked_answers, load_quietly, load_tokenizer
 from finsent.entrants.sources import GENERATIVE
 from finsent.models.tokenization import room_for, token_batches
+from finsent.results.calibration import softmax
 
 PROMPTS: Mapping[Labels, tuple[str, Mapping[str, str]]] = MappingProxyType(
     {

@@ -101,6 +101,7 @@ class _Series:
         if not self.references:
             return found
         bases = [smoothed(_column(run, column), smoothing) for run in self.references]
+        # A run that stopped early has fewer epochs than its baseline: compared as far as both go.
         return [
             [a - b for a, b in zip(of_run, base, strict=False)]
             for of_run, base in zip(found, bases, strict=True)

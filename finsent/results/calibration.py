@@ -147,11 +147,16 @@ def fit(
     )
 
 
+def softmax(scores: ArrayLike) -> Floats:
+    """Probabilities of class scores (..., classes) along the last axis, computed in float64."""
+    raised = np.asarray(scores, dtype=np.float64)
+    raised = np.exp(raised - raised.max(axis=-1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
+
+
 def scale(probabilities: ArrayLike, temperature: float) -> Floats:
     """softmax(log p / temperature) along the last axis; the logits' own constant cancels."""
-    logits = _log(probabilities) / temperature
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float64)
+    return softmax(_log(probabilities) / temperature)
 
 
 def fit_temperature(probabilities: ArrayLike, labels: Sequence[int]) -> float:

@@ -154,7 +154,7 @@ def build(root: Path | str) -> dict[str, Any]:
         {
             "rows": rows,
             "arms": _standing(arms, answers),
-            "comparisons": _corrected(comparisons),
+            "comparisons": corrected(comparisons),
             "against": against_ours(found),
             "references": [reference.to_dict() for reference in references()],
             "method": METHOD,
@@ -373,7 +373,7 @@ def _compare_all(runs: Sequence[Run], predicted: Predicted) -> list[Comparison]:
     return comparisons
 
 
-def _corrected(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def corrected(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Adds p_holm: every two arms ask one question, on all data sets and backbones together."""
     families: dict[tuple[str, str], dict[int, float]] = {}
     for number, pair in enumerate(comparisons):

@@ -35,6 +35,7 @@ from finsent.models.tokenization import (
 )
 from finsent.models.weights import ReportProgress, default_cache_dir, folder_sha256
 from finsent.results import runs
+from finsent.results.calibration import softmax
 from finsent.results.manifest import ADAPTER_FILE, check_run, checksums_of
 from finsent.serving.batching import BatchQueue
 from finsent.serving.windows import window_spans
@@ -330,7 +331,7 @@ class Comparer:
             for batch in token_batches(lengths, engine.batch_tokens):
                 passes = self._passes(engine, [questions[i].ids for i in batch])
                 for arm, scores, elapsed in passes:
-                    for i, row in zip(batch, _softmax(scores).tolist(), strict=True):
+                    for i, row in zip(batch, softmax(scores).tolist(), strict=True):
                         sizes[i] = len(batch)
                         found.setdefault(i, {})[arm] = ArmPrediction(arm, tuple(row), elapsed)
             return [
@@ -401,7 +402,7 @@ class Comparer:
         for batch in token_batches([len(tokens) for tokens in ids], self.engine.batch_tokens):
             # Let go between batches: a visitor need not wait for a whole file.
             with self._lock:
-                result[batch] = _softmax(self.engine.scores(arm, [ids[i] for i in batch]))
+                result[batch] = softmax(self.engine.scores(arm, [ids[i] for i in batch]))
         return result
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
@@ -451,12 +452,6 @@ class _Question:
     text: str
     ids: TokenIds
     truncated: bool
-
-
-def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    raised = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-    result: NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
-    return result
 
 
 def _backbone_tokenizer(backbone: Backbone, config: TrainConfig) -> Tokenize:

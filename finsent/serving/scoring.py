@@ -312,6 +312,7 @@ class _Reader:
             with output.there.open(encoding="utf-8", newline="") as stream:
                 there = csv.reader(stream)
                 next(there, None)
+                # The output ends where the run was stopped, and repeats the cells before its own.
                 for row, cells in zip(self._kept(self.task.table.rows()), there, strict=False):
                     for name, now, before in zip(
                         self.task.table.names, row.cells, cells, strict=False

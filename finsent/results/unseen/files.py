@@ -24,6 +24,7 @@ from finsent.results.calibration import (
     conformal_threshold,
     fit_temperature,
     scale,
+    softmax,
 )
 from finsent.results.runs import (
     VALIDATION_FILE,
@@ -143,9 +144,7 @@ def transfers_json(folder: Path) -> dict[str, Any]:
 
 def _left_out(odds: np.ndarray, labels: np.ndarray, own: Mapping[str, Any]) -> LeftOut:
     logits = np.column_stack([np.zeros(len(odds)), odds.astype(np.float64)])
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return LeftOut(probabilities, labels.astype(np.int64), own["temperature"], own["threshold"])
+    return LeftOut(softmax(logits), labels.astype(np.int64), own["temperature"], own["threshold"])
 
 
 def transfers_text(folder: Path) -> str:

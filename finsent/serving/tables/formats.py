@@ -87,6 +87,7 @@ class WorkbookSource:
 
 
 def _sheet_cells(number: int, values: Any, formulas: Any) -> tuple[str, ...]:
+    # A cell that only one of the two readings has cannot be compared.
     for place, (value, formula) in enumerate(zip(values, formulas, strict=False), start=1):
         if value is None and isinstance(formula, str) and formula.startswith("="):
             raise TableError(

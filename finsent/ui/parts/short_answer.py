@@ -12,12 +12,11 @@ from html import escape
 from typing import Any
 
 from finsent.results.catalog import backbone_title, dataset_title
-from finsent.results.metrics import holm
+from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.runs import slug
 from finsent.ui.parts.markup import signed
 
 QUESTION = "Do dendrites help a language model read financial news?"
-SIGNIFICANCE = 0.05
 TELLING_POINTS = 2.0
 """A comparison whose interval is wider than this on either side could hide a large difference."""
 
@@ -147,18 +146,14 @@ def _is_telling(comparison: Comparison) -> bool:
 
 
 def _found(board: Mapping[str, Any]) -> list[_Found]:
-    compared = primary(board)
-    adjusted = holm({str(i): c["p_value"] for i, c in enumerate(compared)})
     return [
         _Found(
             _title(c),
             c,
-            0
-            if adjusted[str(i)] >= SIGNIFICANCE
-            else (1 if c["accuracy_delta_points"] > 0 else -1),
+            0 if c["p_holm"] >= SIGNIFICANCE else (1 if c["accuracy_delta_points"] > 0 else -1),
             _beats_controls(board, c),
         )
-        for i, c in enumerate(compared)
+        for c in primary(board)
     ]
 
 
