@@ -17,7 +17,7 @@ from finsent.ui.tables.scored import PAGE
 from tests.app_fixtures import WITHOUT_VALIDATION, running_app
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url
-from tests.test_app_browser import BROWSER, Watched
+from tests.test_app_browser import BROWSER, Watched, held_back
 from tests.test_app_browser import chromium as chromium
 from tests.test_app_browser import watched as watched
 from tests.test_app_live_browser import ARMS, NAMES, drawn, raw_of, run_of
@@ -113,6 +113,29 @@ def test_a_malformed_file_gives_row_and_reason(
     expect(watched.page.locator("#batch-status")).to_contain_text("Nothing was scored")
     expect(watched.page.locator("#batch-status")).to_contain_text(reason)
     expect(watched.page.locator("#batch-start")).to_be_enabled()
+
+
+@pytest.mark.parametrize("told", ["#batch-found", "#batch-status"])
+def test_another_encoding_is_one_click_from_the_message_that_offers_it(
+    watched: Watched, tmp_path: Path, told: str
+) -> None:
+    page = watched.page
+    path = tmp_path / "old.csv"
+    path.write_bytes("id,text\n1,Gävle profit rose\n2,I fed the cat and the dog\n".encode("cp1252"))
+    open_tab(page, "Many headlines")
+    page.locator("#batch-file input[type=file]").set_input_files(path)
+    expect(page.locator("#batch-found")).to_contain_text("the line reads '1,Gävle profit rose'")
+    if told == "#batch-status":
+        page.locator("#batch-start").click()
+    page.locator(told).get_by_role("button", name="Read it as Windows-1252 and score").click()
+    expect(page.locator("#batch-status")).to_contain_text("2 texts scored of the file")
+    expect(page.locator("#batch-results")).to_contain_text("Gävle profit rose")
+    expect(page.locator("#batch-encoding input")).to_have_value("Windows-1252")
+    # A text that the models were not made for is warned of in its row.
+    expect(page.locator("#batch-status")).to_contain_text("1 carries a warning")
+    page.locator("#batch-filter").get_by_label("Only with a warning").check()
+    expect(page.locator("#batch-results tbody tr")).to_have_count(1)
+    expect(page.locator("#batch-results")).to_contain_text("Nothing here is about a company")
 
 
 def test_nothing_to_score_and_a_broken_model_are_said(watched: Watched) -> None:
@@ -216,6 +239,42 @@ def test_back_and_forward_go_through_the_tabs(watched: Watched) -> None:
     expect(page.locator("#tab-curves")).to_be_visible()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#tab-differ")).to_be_visible()
+
+
+CLICK_AT_ONCE = """
+(ids) => {
+  for (const id of ids) document.querySelector(`[role=tab][data-tab-id="${id}"]`).click();
+}
+"""
+
+
+def test_who_clicks_faster_than_the_page_draws_goes_back_step_by_step(watched: Watched) -> None:
+    page = watched.page
+    open_tab(page, "Studies")
+    open_tab(page, "About")
+    page.evaluate(CLICK_AT_ONCE, ["results", "evidence", "curves", "try", "batch"])
+    expect(page.locator("#tab-batch")).to_be_visible()
+    for place in ("compare", "curves", "studies", "leaderboard", "about", "studies", "curves"):
+        page.go_back()
+        expect(page.locator(f"#tab-{place}")).to_be_visible()
+        assert f"tab={place}" in page.url
+    page.go_back()
+    expect(page.locator("#tab-compare")).to_be_visible()
+
+
+def test_a_tab_opened_while_the_page_still_reads_its_link_stays_open(
+    chromium: Browser, app_url: str
+) -> None:
+    page = chromium.new_page()
+    with held_back(page):
+        page.goto(f"{app_url}?tab=latency")
+        page.get_by_role("tab", name="About", exact=True).click()
+        expect(page.locator("#tab-about")).to_be_visible()
+    page.wait_for_function("window.finsentOpened")
+    page.wait_for_timeout(300)
+    expect(page.locator("#tab-about")).to_be_visible()
+    assert "tab=about" in page.url
+    page.close()
 
 
 def test_a_lost_connection_is_said_and_the_text_stays(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,25 @@ class Watched:
         expect(self.page.locator("#answer")).not_to_have_attribute("data-busy", "")
 
 
+@contextmanager
+def held_back(page: Page) -> Iterator[None]:
+    """What the page asks of the server meanwhile reaches it only afterwards."""
+    held: list[Route] = []
+    holding = True
+
+    def hold(route: Route) -> None:
+        if holding:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route(re.compile("/gradio_api/(queue/join|run/)"), hold)
+    yield
+    holding = False
+    for route in held:
+        route.continue_()
+
+
 @pytest.fixture
 def watched(chromium: Browser, app_url: str) -> Iterator[Watched]:
     watched = Watched(chromium, app_url)
@@ -165,28 +185,15 @@ def test_what_is_asked_before_the_page_listens_is_answered(
           }, true);
         }"""
     )
-    # Its opening waits for the server.
-    held: list[Route] = []
-    holding = True
-
-    def hold(route: Route) -> None:
-        if holding:
-            held.append(route)
+    with held_back(page):
+        page.goto(app_url)
+        box = page.locator("#headline textarea")
+        box.fill("Asked too early")
+        if how == "Enter":
+            box.press("Enter")
         else:
-            route.continue_()
-
-    page.route(re.compile("/gradio_api/(queue/join|run/)"), hold)
-    page.goto(app_url)
-    box = page.locator("#headline textarea")
-    box.fill("Asked too early")
-    if how == "Enter":
-        box.press("Enter")
-    else:
-        page.locator("#compare").click()
-    assert not page.evaluate("window.finsentOpened")
-    holding = False
-    for route in held:
-        route.continue_()
+            page.locator("#compare").click()
+        assert not page.evaluate("window.finsentOpened")
     expect(page.locator("#answer blockquote")).to_have_text("Asked too early")
     page.close()
 

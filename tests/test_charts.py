@@ -105,15 +105,38 @@ def test_smoothing_is_a_weighted_mean_of_what_came_before() -> None:
 
 def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> None:
     figure = draw(runs)
-    stars = traces(figure, "Dendritic, growth")
+    stars = traces(figure, "Dendritic, dendrite grown")
     assert len(stars) == len(curves.PANELS)
     for star, mean in zip(stars, traces(figure, "Dendritic"), strict=True):
         # Run 1 kept no dendrite and its history has no event.
         assert list(star.x) == [GROWTH_EPOCH + 1]
         assert list(star.y) == [mean.y[GROWTH_EPOCH]]
-        assert [place for place, said in enumerate(mean.text) if said] == [GROWTH_EPOCH]
+        grown = [place for place, said in enumerate(mean.text) if "grew" in said]
+        assert grown == [GROWTH_EPOCH]
         assert "run 0 grew dendrite 1" in mean.text[GROWTH_EPOCH]
-    assert not [t for t in figure.data if t.name in ("Baseline, growth", "Matched, growth")]
+    assert {t.name for t in figure.data if "grown" in t.name.lower()} == {
+        "Dendritic, dendrite grown",
+        "Dendrite grown",
+    }
+
+
+def test_the_epochs_whose_state_was_kept_are_marked_and_said(runs: list[Run]) -> None:
+    figure = draw(runs)
+    for arm in ARMS:
+        title = charts.ARM_STYLES[arm].title
+        epochs = {int(run.metrics["best_epoch"]) for run in runs if run.arm == arm}
+        for ring, mean in zip(
+            traces(figure, f"{title}, state kept"), traces(figure, title), strict=True
+        ):
+            assert set(ring.x) == {epoch + 1 for epoch in epochs}
+            assert {n for n, said in enumerate(mean.text) if "kept this state" in said} == epochs
+    assert [t.name for t in figure.data[-2:]] == ["State kept", "Dendrite grown"]
+
+
+def test_no_band_lies_over_a_line(runs: list[Run]) -> None:
+    filled = [trace.fill is not None for trace in draw(runs).data]
+    assert filled == sorted(filled, reverse=True)
+    assert filled[0]
 
 
 def test_loss_shows_training_beside_validation(runs: list[Run]) -> None:
@@ -124,7 +147,7 @@ def test_loss_shows_training_beside_validation(runs: list[Run]) -> None:
 
 def test_one_click_in_the_legend_hides_an_arm_in_all_charts(runs: list[Run]) -> None:
     figure = draw(runs)
-    named = [t.name for t in figure.data if t.showlegend]
+    named = [t.name for t in figure.data if t.showlegend and t.legendgroup]
     assert sorted(named) == ["Baseline", "Dendritic", "Matched"]
     for arm in named:
         group = [t for t in figure.data if t.name.split(",")[0] == arm]
@@ -174,7 +197,13 @@ def test_figures_have_no_background_of_their_own(runs: list[Run]) -> None:
 def test_single_run_is_drawn_as_itself(runs: list[Run]) -> None:
     alone = [run for run in runs if (run.seed, run.arm) == (0, "dendritic")]
     figure = draw(alone, panels=("accuracy",))
-    assert [t.name for t in figure.data] == ["Dendritic", "Dendritic, growth"]
+    assert [t.name for t in figure.data] == [
+        "Dendritic",
+        "Dendritic, state kept",
+        "Dendritic, dendrite grown",
+        "State kept",
+        "Dendrite grown",
+    ]
 
 
 def test_nothing_to_draw_is_an_error() -> None:

@@ -6,7 +6,7 @@ all of them at once. No torch, no gradio: a notebook can use them as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
@@ -114,7 +114,7 @@ def curve_figure(
     """Training curves of one backbone on one data set, a chart below the other.
 
     A thick line with the arm's symbol is the mean over runs; stars mark the epochs at whose end
-    dendrites were grown. beside: another run, drawn dashed.
+    dendrites were grown, rings those whose state a run kept. beside: another run, drawn dashed.
 
     Raises ChartError when there is nothing to draw, or when runs of several backbones or data sets
     are mixed.
@@ -138,6 +138,11 @@ def curve_figure(
             _add_series(figure, panel, one, view, axis)
         _style_panel(figure, panel, view, number, len(panels))
     _style_figure(figure, view, len(panels))
+    # A band over another arm's line would tint it.
+    figure.data = sorted(figure.data, key=lambda trace: trace.fill is None)
+    for mark in _MARKS:
+        if any(mark.of(run) for one in series for run in one.runs):
+            _add_to_legend(figure, mark)
     return figure
 
 
@@ -204,6 +209,46 @@ def growth_events(run: Run) -> list[tuple[int, str]]:
     ]
 
 
+def kept_epochs(run: Run) -> list[tuple[int, str]]:
+    """(epoch from 1, "kept") of the epoch whose state the run kept."""
+    return [(int(run.metrics["best_epoch"]) + 1, "kept this state")]
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What is marked on a line: at which epochs, and how."""
+
+    title: str
+    of: Callable[[Run], list[tuple[int, str]]]
+    marker: Mapping[str, Any]
+
+
+_MARKS = (
+    _Mark("State kept", kept_epochs, {"symbol": "circle-open", "size": 15, "line": {"width": 2}}),
+    _Mark(
+        "Dendrite grown",
+        growth_events,
+        {
+            "symbol": GROWTH_SYMBOL,
+            "size": 12,
+            "line": {"color": "rgba(255,255,255,0.85)", "width": 0.8},
+        },
+    ),
+)
+
+
+def _add_to_legend(figure: go.Figure, mark: _Mark) -> None:
+    """A line of the legend that says what a mark means; on an arm's line it has the arm's colour."""
+    figure.add_scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        name=mark.title,
+        marker={**mark.marker, "size": 10, "color": GREY},
+        hoverinfo="skip",
+    )
+
+
 def _positions(run: Run, view: CurveView) -> list[float]:
     return elapsed_seconds(run) if view.x == "time" else [line["epoch"] + 1 for line in run.history]
 
@@ -254,43 +299,48 @@ def _add_series(
             **shared,
         )
     means = [fmean(at) for at in columns]
-    notes = _growth_notes(series, len(x))
+    noted = [(mark, _notes(series, mark, len(x))) for mark in _MARKS]
+    said = {
+        n: "; ".join(found[n] for _, found in noted if n in found) for n in range(1, len(x) + 1)
+    }
     figure.add_scatter(
         x=x,
         y=means,
         mode="lines+markers",
         name=series.title,
-        text=[f" ({notes[n]})" if n in notes else "" for n in range(1, len(x) + 1)],
+        text=[f" ({note})" if note else "" for note in said.values()],
         line={"color": style.colour, "width": style.width, "dash": series.dash, "shape": shape},
-        marker={"symbol": style.symbol, "size": 5 + style.width / 2, "color": style.colour},
+        marker={"symbol": style.symbol, "size": 5 + style.width, "color": style.colour},
         hovertemplate=_hover(f"{series.title}, {panel.title.lower()}", panel, view, "%{text}"),
         **{**shared, "showlegend": axis == "y"},
     )
-    if notes:
-        figure.add_scatter(
-            x=[x[epoch - 1] for epoch in notes],
-            y=[means[epoch - 1] for epoch in notes],
-            mode="markers",
-            name=f"{series.title}, growth",
-            marker={
-                "symbol": GROWTH_SYMBOL,
-                "size": 12,
-                "color": style.colour,
-                "line": {"color": "rgba(255,255,255,0.85)", "width": 0.8},
-            },
-            hoverinfo="skip",
-            **shared,
-        )
+    for mark, found in noted:
+        if found:
+            figure.add_scatter(
+                x=[x[epoch - 1] for epoch in found],
+                y=[means[epoch - 1] for epoch in found],
+                mode="markers",
+                name=f"{series.title}, {mark.title.lower()}",
+                marker={**mark.marker, "color": style.colour},
+                hoverinfo="skip",
+                **shared,
+            )
 
 
-def _growth_notes(series: _Series, epochs: int) -> dict[int, str]:
-    """Epochs from 1 after which a run grew a dendrite -> which did."""
-    notes: dict[int, list[str]] = {}
+def _notes(series: _Series, mark: _Mark, epochs: int) -> dict[int, str]:
+    """Epochs from 1 that a run has a mark at -> what is said of which run."""
+    notes: dict[int, dict[str, list[str]]] = {}
     for run in series.runs:
-        for epoch, event in growth_events(run):
+        for epoch, event in mark.of(run):
             if epoch <= epochs:
-                notes.setdefault(epoch, []).append(f"run {run.seed} {event}")
-    return {epoch: "; ".join(found) for epoch, found in notes.items()}
+                notes.setdefault(epoch, {}).setdefault(event, []).append(str(run.seed))
+    return {
+        epoch: "; ".join(
+            f"run{'s' if len(runs) > 1 else ''} {', '.join(runs)} {event}"
+            for event, runs in found.items()
+        )
+        for epoch, found in notes.items()
+    }
 
 
 def _hover(name: str, panel: Panel, view: CurveView, behind: str = "") -> str:

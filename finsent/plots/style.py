@@ -26,10 +26,10 @@ class ArmStyle:
 
 
 ARM_STYLES = {
-    "baseline": ArmStyle("Baseline", "#2a78b8", "circle", 4.2),
-    "dendritic": ArmStyle("Dendritic", "#d2600f", "diamond", 1.8),
-    "matched": ArmStyle("Matched", "#0f8f6d", "square", 2.8),
-    "restart": ArmStyle("Restart", "#b0609c", "triangle-up", 2.2),
+    "baseline": ArmStyle("Baseline", "#2a78b8", "circle", 5.4),
+    "dendritic": ArmStyle("Dendritic", "#d2600f", "diamond", 1.6),
+    "matched": ArmStyle("Matched", "#0f8f6d", "square", 2.6),
+    "restart": ArmStyle("Restart", "#b0609c", "triangle-up", 5.0),
     "ensemble": ArmStyle("Ensemble", "#6a6fc8", "hexagon", 2.2),
     "classical": ArmStyle("Classical", "#7d7d7d", "cross", 2.0),
 }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from finsent.results.calibration import Calibration
 from finsent.serving.answers import Answer, answers
+from finsent.serving.notices import Notice, notices
 from finsent.serving.tables.reading import LABEL_COLUMN, Table, open_table, text_column
 from finsent.serving.tables.rows import Reading, Row, TableError
 from finsent.serving.tables.writing import Cell, write_csv
@@ -58,6 +59,8 @@ class Scored:
     answers: tuple[Answer, ...]
     truncated: bool = False
     """Whether only the beginning was read."""
+    notices: tuple[Notice, ...] = ()
+    """What speaks against taking the answers at their word."""
 
     @property
     def differ(self) -> bool:
@@ -156,12 +159,14 @@ def score(
         for item in chunk:
             given: list[Answer] = []
             truncated = False
+            remarks: list[Notice] = []
             if item.problem is None:
                 rows = {arm: values[position].tolist() for arm, values in found.items()}
                 given = answers(rows, label_names, calibrations)
                 truncated = cut[position]
+                remarks = notices(item.text)
                 position += 1
-            done.append(Scored(item, tuple(given), truncated))
+            done.append(Scored(item, tuple(given), truncated, tuple(remarks)))
         yield done
 
 
@@ -194,7 +199,8 @@ def results_csv(scored: Sequence[Scored], arms: Sequence[str], label_names: Sequ
     given = [answer for row in scored for answer in row.answers]
     kind = "raw" if any(answer.calibration is None for answer in given) else "calibrated"
     labelled = any(row.item.label is not None for row in scored)
-    columns = ["row", "text", *["label"] * labelled, "problem", "truncated", "arms_differ"]
+    columns = ["row", "text", *["label"] * labelled, "problem"]
+    columns += ["truncated", "warnings", "arms_differ"]
     for arm in arms:
         columns += [f"{arm}_label", f"{arm}_set_90"]
         columns += [f"{arm}_{name}_{kind}" for name in label_names]
@@ -207,6 +213,7 @@ def results_csv(scored: Sequence[Scored], arms: Sequence[str], label_names: Sequ
             *[row.item.label or ""] * labelled,
             row.item.problem or "",
             ("yes" if row.truncated else "no") if row.answers else "",
+            " ".join(notice.message for notice in row.notices),
             differ,
         ]
         if not row.answers:

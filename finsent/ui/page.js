@@ -15,18 +15,50 @@
     // A section comes after the tab that it is in.
     return shown.at(-1)?.id.replace('tab-', '');
   };
+  const firstIn = (tab) => Object.keys(tabs).find((section) => tabs[section] === tab) ?? tab;
+  const addressed = () => {
+    const place = new URL(window.location.href).searchParams.get('tab');
+    return firstIn(place ?? 'try');
+  };
+  // The place that the address names already and the page is on its way to.
+  let following = addressed() in tabs ? addressed() : null;
+  const follow = (place) => { following = place === shownPlace() ? null : place; };
+  // A step that the browser's back button undoes.
+  const step = (place) => {
+    const address = new URL(window.location.href);
+    if (address.searchParams.get('tab') === place) { return; }
+    address.searchParams.set('tab', place);
+    window.history.pushState(null, '', address);
+  };
+  let driven = false; // By the page, not by a visitor.
   const open = async (place) => {
     for (const id of [tabs[place], place]) {
       // The sections of a tab are drawn when it is opened first.
       for (let tries = 0; id && tries < 60; tries += 1) {
         const button = document.querySelector(`[role=tab][data-tab-id="${id}"]`);
-        if (button) { button.click(); break; }
+        if (button) {
+          driven = true;
+          button.click();
+          driven = false;
+          break;
+        }
         await new Promise(requestAnimationFrame);
       }
     }
   };
-  // The place that the browser's back or forward button asked for, until it is shown.
-  let following = null;
+  // Where a visitor went before the page had read its address, which must not take him elsewhere.
+  let wentEarly = null;
+  document.addEventListener('click', (event) => {
+    const id = event.target.closest('[role=tab]')?.dataset.tabId;
+    if (!id || driven) { return; }
+    const within = document.querySelector(`#tab-${id} [role=tab][aria-selected=true]`);
+    const place = within?.dataset.tabId ?? firstIn(id);
+    if (place === shownPlace() && !following) { return; }
+    // At the click, not once it is drawn: who is faster than the page still goes back step by step.
+    step(place);
+    follow(place);
+    if (!window.finsentOpened) { wentEarly = place; }
+  }, true);
   // Something was asked, and neither an answer nor a sign of the server has come since.
   let unheard = false;
 
@@ -35,20 +67,16 @@
       const place = shownPlace();
       if (!place) { return; }
       root.dataset.tab = tabs[place] ?? place;
-      // The page's own first tab counts as opened too, before the address has been read.
-      if (!window.finsentOpened) { return; }
       if (following) {
-        if (place === following || tabs[place] === following) { following = null; }
+        if (place === following) { following = null; }
         return;
       }
-      const address = new URL(window.location.href);
-      if (address.searchParams.get('tab') === place) { return; }
-      address.searchParams.set('tab', place);
-      // A step that the browser's back button undoes.
-      window.history.pushState(null, '', address);
+      // Opened by the server, as when a sentence is asked anew.
+      if (window.finsentOpened) { step(place); }
     }),
     opened: (askLinked) => {
       window.finsentOpened = true;
+      if (wentEarly) { open(wentEarly); }
       const early = window.finsentEarly;
       if (early?.isConnected) { early.click(); return; }
       const linked = (new URL(window.location.href).searchParams.get('text') ?? '').trim();
@@ -69,9 +97,8 @@
     },
   };
   window.addEventListener('popstate', () => {
-    const place = new URL(window.location.href).searchParams.get('tab') ?? 'try';
-    following = place === shownPlace() ? null : place;
-    open(place);
+    follow(addressed());
+    open(addressed());
   });
 
   document.addEventListener('keydown', (event) => {

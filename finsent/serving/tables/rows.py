@@ -16,6 +16,12 @@ class TableError(ValueError):
         self.option = option
 
     @property
+    def encoding(self) -> str | None:
+        """The encoding in which the file can be read, if another one helps."""
+        name, _, value = self.option.partition(" ")
+        return value if name == "--encoding" else None
+
+    @property
     def for_command(self) -> str:
         """The message with the option that helps."""
         return f"{self}: {self.option}" if self.option else str(self)

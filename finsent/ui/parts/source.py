@@ -16,6 +16,7 @@ from finsent.serving.many_texts import Item, find_labels, pasted, read_upload
 from finsent.serving.many_texts import uploaded as uploaded_items
 from finsent.serving.tables.reading import SUFFIXES, text_column
 from finsent.serving.tables.rows import Reading, TableError
+from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.headline import text_problem
 from finsent.ui.parts.markup import notice
 from finsent.ui.parts.selectors import QUICK
@@ -32,6 +33,7 @@ ENCODINGS = (
     ("Windows-1252", "cp1252"),
     ("Latin-1", "latin-1"),
 )
+_TITLES = {code: title for title, code in ENCODINGS}
 Updates = dict[Any, Any]
 """What becomes of components; those that are not named stay as they are."""
 
@@ -111,7 +113,7 @@ def add_source() -> Source:
         visible=False,
         elem_id="batch-source",
     )
-    found = gr.HTML(elem_id="batch-found")
+    found = interactive_html("", "batch-found")
     parts = Source(lines, file, which, column, labels, header, encoding, found)
     _connect(parts, sample)
     return parts
@@ -199,9 +201,7 @@ def _columns(path: str | None, header: str, encoding: str) -> tuple[Any, Any, An
     try:
         upload = read_upload(Path(path), _reading(header, encoding))
     except TableError as error:
-        choose = " (choose it below Encoding)" if error.option.startswith("--encoding") else ""
-        said = notice("This file cannot be read.", f"{error}{choose}.", tone="warning")
-        return none, none, first, named, said
+        return none, none, first, named, refusal_html("This file cannot be read.", error)
     table, n = upload.table, len(upload.rows)
     columns = "column" if len(table.names) == 1 else "columns"
     said = f"{n:,} {'row' if n == 1 else 'rows'}, {len(table.names)} {columns}. {table.found}."
@@ -217,6 +217,37 @@ def _columns(path: str | None, header: str, encoding: str) -> tuple[Any, Any, An
         first,
         named,
         html,
+    )
+
+
+def refusal_html(title: str, error: TableError) -> str:
+    """Why nothing can be read, with a button that reads it otherwise where that would help."""
+    reason = str(error)
+    said = notice(title, f"{reason[:1].upper()}{reason[1:]}.", tone="warning")
+    title_there = _TITLES.get(error.encoding or "")
+    if title_there is None:
+        return said
+    return (
+        f'{said}<button type="button" class="fs-more" data-send="{escape(error.encoding or "")}">'
+        f"Read it as {escape(title_there)} and score</button>"
+    )
+
+
+def read_otherwise(source: Source, told: Sequence[gr.HTML]) -> Any:
+    """The event of a click on what `refusal_html` offers: the file is read in that encoding.
+
+    told: where such messages are shown.
+    """
+
+    def reread(path: str | None, header: str, event: gr.EventData) -> list[Any]:
+        return list(_columns(path, header, sent(event)))
+
+    return gr.on(
+        [html.click for html in told],
+        reread,
+        inputs=[source.file, source.header],
+        outputs=[source.column, source.labels, source.header, source.encoding, source.found],
+        **QUICK,
     )
 
 

@@ -14,12 +14,13 @@ PAGE = 50
 """Rows of the table at a time."""
 SHOWN_CHARACTERS = 220
 """Of a text in the table; the download has all of it."""
-ALL, DIFFER, UNSURE, WRONG = "all", "differ", "unsure", "wrong"
+ALL, DIFFER, UNSURE, WRONG, WARNED = "all", "differ", "unsure", "wrong", "warned"
 FILTERS = {
     ALL: "All",
     DIFFER: "Only where they differ",
     UNSURE: "Only unsure",
     WRONG: "Only wrong",
+    WARNED: "Only with a warning",
 }
 """What the table may be cut down to."""
 
@@ -48,6 +49,8 @@ class Results:
         row = self.rows[place]
         if kind == DIFFER:
             return row.differ
+        if kind == WARNED:
+            return bool(row.notices)
         if kind == UNSURE:
             return any(answer.unsure for answer in row.answers)
         if kind == WRONG:
@@ -87,6 +90,12 @@ def summary_html(results: Results, total: int, device: str, what: str) -> str:
     beginnings = sum(row.truncated for row in good)
     if beginnings:
         said += f" Of {beginnings:,} only the beginning was read, which the table marks."
+    warned = sum(bool(row.notices) for row in good)
+    if warned:
+        said += (
+            f" {warned:,} {'carries' if warned == 1 else 'carry'} a warning in the table: the "
+            "models were not made for such texts."
+        )
     html = f'<p class="fs-batch-says" role="status">{escape(said)}</p>'
     if len(results.rows) < total:
         html += notice(
@@ -157,7 +166,11 @@ def _cells(results: Results, place: int, arms: int, labelled: bool) -> list[str]
     cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
     differ = '<span class="fs-flag">They differ.</span> ' if row.differ else ""
     read = ' <span class="fs-flag">(only the beginning was read)</span>' if row.truncated else ""
-    cells = [str(row.item.number), f'{differ}<span dir="auto">{escape(cut)}</span>{read}']
+    warned = "".join(
+        f'<span class="fs-note"><b class="fs-flag">Careful.</b> {escape(remark.message)}</span>'
+        for remark in row.notices
+    )
+    cells = [str(row.item.number), f'{differ}<span dir="auto">{escape(cut)}</span>{read}{warned}']
     true = results.true_label(place)
     if labelled:
         cells.append("–" if true is None else f"{label_mark(true)} {escape(true)}")

@@ -27,10 +27,18 @@ from finsent.serving.many_texts import (
 )
 from finsent.serving.service import ModelService
 from finsent.serving.tables.rows import TableError
+from finsent.ui.parts.events import interactive_html
 from finsent.ui.parts.headline import MAX_CHARACTERS
 from finsent.ui.parts.markup import notice
 from finsent.ui.parts.selectors import QUICK, RunSelectors, add_matched_box, add_run_selectors
-from finsent.ui.parts.source import Source, Updates, add_source, items_of
+from finsent.ui.parts.source import (
+    Source,
+    Updates,
+    add_source,
+    items_of,
+    read_otherwise,
+    refusal_html,
+)
 from finsent.ui.tables.scored import (
     ALL,
     FILTERS,
@@ -145,7 +153,7 @@ def _draw(catalog: Catalog) -> _Parts:
             "Include a same-size model without dendrites",
             "batch-matched",
         )
-    status = gr.HTML(elem_id="batch-status")
+    status = interactive_html("", "batch-status")
     accuracy = gr.HTML(elem_id="batch-accuracy")
     chart = gr.Plot(
         show_label=False, container=False, elem_id="batch-chart", visible=False, buttons=[]
@@ -199,31 +207,38 @@ def _connect_work(parts: _Parts, catalog: Catalog, service: ModelService) -> lis
         try:
             items, what = items_of(*source)
         except TableError as error:
-            said = notice("Nothing was scored.", str(error), tone="warning")
+            said = refusal_html("Nothing was scored.", error)
             yield {parts.status: said, **parts.busy(on=False)}
             return
         yield from _scoring(items, Results((), names), what, wanted, catalog, service, parts)
 
-    waiting = parts.start.click(
-        lambda: {
-            parts.status: '<p class="fs-batch-says" role="status">Waiting for a turn …</p>',
-            **parts.busy(on=True),
-        },
-        outputs=parts.filled,
-        **QUICK,
-    )
-    running = waiting.then(
-        run,
-        inputs=[*parts.source.components, *parts.selectors.components, parts.matched],
-        outputs=parts.filled,
-        concurrency_id=LONG_QUEUE,
-        concurrency_limit=BATCHES_AT_ONCE,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    running.failure(
-        lambda: parts.busy(on=False), outputs=parts.filled, queue=False, api_visibility="private"
-    )
+    reread = read_otherwise(parts.source, [parts.source.found, parts.status])
+    running = []
+    for begun in (parts.start.click, reread.success):
+        waiting = begun(
+            lambda: {
+                parts.status: '<p class="fs-batch-says" role="status">Waiting for a turn …</p>',
+                **parts.busy(on=True),
+            },
+            outputs=parts.filled,
+            **QUICK,
+        )
+        work = waiting.then(
+            run,
+            inputs=[*parts.source.components, *parts.selectors.components, parts.matched],
+            outputs=parts.filled,
+            concurrency_id=LONG_QUEUE,
+            concurrency_limit=BATCHES_AT_ONCE,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        work.failure(
+            lambda: parts.busy(on=False),
+            outputs=parts.filled,
+            queue=False,
+            api_visibility="private",
+        )
+        running.append(work)
 
     def stopped(results: Results) -> Updates:
         said = notice("Cancelled.", "Your texts are still there; what was scored is below.")
@@ -235,13 +250,13 @@ def _connect_work(parts: _Parts, catalog: Catalog, service: ModelService) -> lis
         stopped,
         inputs=parts.results,
         outputs=parts.filled,
-        cancels=[running],
+        cancels=running,
         queue=False,
         api_visibility="private",
     ).then(lambda: time.sleep(AFTERMATH_SECONDS), queue=False, api_visibility="private")
     # Once more: news of the batch that was on its way may have come after the first.
     cancelled = cancelled.then(stopped, inputs=parts.results, outputs=parts.filled, **QUICK)
-    return [running, cancelled]
+    return [*running, cancelled]
 
 
 def _connect_pages(parts: _Parts, ended: Sequence[Any]) -> None:
