@@ -238,7 +238,7 @@ _MARKS = (
 
 
 def _add_to_legend(figure: go.Figure, mark: _Mark) -> None:
-    """A line of the legend that says what a mark means; on an arm's line it has the arm's colour."""
+    """A line of the legend that says what a mark means; on a line it has the arm's colour."""
     figure.add_scatter(
         x=[None],
         y=[None],
