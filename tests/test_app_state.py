@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from finsent.data.sets.examples import HEADLINES
 from finsent.machine.timing import PairedWindow
 from finsent.models.weights import ReportProgress
 from finsent.results import catalog as state
@@ -276,7 +277,7 @@ def test_html_of_an_answer_is_escaped(catalog: state.Catalog) -> None:
         joined.add({"baseline": float(ms), "dendritic": float(ms)})
     once = outcome_of(selection, text, [(0.2, 0.3, 0.5)] * 2, times=joined.summary())
     html = answer.answered_html(catalog, once)
-    assert "for all models in one pass" in html
+    assert "All models answer in one pass here" in html
     assert "no measurable difference between" not in html
 
 
@@ -333,6 +334,32 @@ def test_signed_numbers_have_a_true_minus_and_zero_has_none() -> None:
 
 
 def test_verdicts_become_sentences() -> None:
-    assert markup.sentence("tied: b -0.4 points, n = 340 x 3 seeds") == (
-        "Tied: b \u22120.4 points, n = 340 \u00d7 3 seeds."
+    assert markup.sentence("tied: b -0.4 points, sign-flip p = 0.0004; n = 2659 x 3 seeds") == (
+        "Tied: b \u22120.4 points, p = 0.0004; n = 2,659 \u00d7 3 training runs."
     )
+
+
+def test_an_example_says_which_label_it_was_written_for(catalog: state.Catalog) -> None:
+    selection = catalog.select("smollm2-135m", "allagree", 0)
+    loss = next(e for e in HEADLINES if e.label == "negative").text
+    for rows, said in (
+        ([(0.8, 0.1, 0.1)] * 2, "negative</b>."),
+        ([(0.1, 0.1, 0.8)] * 2, "both models got it wrong."),
+        ([(0.8, 0.1, 0.1), (0.1, 0.8, 0.1)], "dendritic got it wrong."),
+    ):
+        html = answer.answered_html(catalog, outcome_of(selection, loss, rows))
+        assert "Our label for this example:" in html
+        assert said in html
+    html = answer.answered_html(catalog, outcome_of(selection, "Mine", [(0.8, 0.1, 0.1)] * 2))
+    assert "Our label" not in html
+
+
+def test_an_interval_that_rounding_leaves_empty_is_not_shown(catalog: state.Catalog) -> None:
+    selection = catalog.select("smollm2-135m", "allagree", 0)
+    window = PairedWindow()
+    for _ in range(8):
+        window.add({"baseline": 43.3, "dendritic": 46.3})
+    outcome = outcome_of(selection, "Mine", [(0.8, 0.1, 0.1)] * 2, times=window.summary())
+    html = answer.answered_html(catalog, outcome)
+    assert "43.3 to 43.3" not in html
+    assert "43.3\u202fms" in html

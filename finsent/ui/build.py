@@ -138,7 +138,8 @@ def build_demo(
 ) -> LivePage:
     """The whole page over one artifacts folder. Loading the model begins at once, in a thread.
 
-    owner: who may train the large backbone from the page; None draws no such tab.
+    owner: who may train the large backbone from the page; None draws no such tab, and neither does
+    a machine that cannot train it.
     A run, a study or a leaderboard that is damaged is left out and named on the page.
     """
     devices.prepare()
@@ -187,12 +188,12 @@ def _draw(
                         differ = DifferTab(catalog, chosen)
                         differ.draw()
                     with _section("evidence", "behaviour"):
-                        add_behaviour_tab(catalog, chosen)
+                        add_behaviour_tab(catalog)
                     with _section("evidence", "studies"):
                         add_studies_tab(catalog)
             with _tab("about"):
                 add_about_tab(catalog)
-            if owner is not None:
+            if owner is not None and owner.obstacle() is None:
                 with _tab("owner"):
                     add_owner_tab(owner)
         bars = Bars(outer, {"try": trying, "results": results, "evidence": evidence})
@@ -251,7 +252,8 @@ def _add_evidence_choice(catalog: Catalog) -> RunSelectors | None:
     if not catalog.runs:
         return None
     first = catalog.select(catalog.backbones()[0])
-    with gr.Row(elem_classes="fs-controls"):
+    # The page's style shows it where it changes something.
+    with gr.Row(elem_classes="fs-controls", elem_id="evidence-choice"):
         return add_run_selectors(catalog, first, all_runs=True, prefix="evidence")
 
 

@@ -14,7 +14,7 @@ from finsent.results.catalog import Selection
 from finsent.serving.answers import answers
 from finsent.serving.service import ModelService, ServiceError
 from finsent.ui.parts.cards import result_dict
-from finsent.ui.parts.headline import text_problem
+from finsent.ui.parts.headline import MAX_ARTICLE_CHARACTERS, text_problem
 from finsent.ui.tabs.compare import MODEL_QUEUE
 
 MAX_SCORED = 64
@@ -37,7 +37,8 @@ def add_endpoints(service: ModelService) -> None:
         """Sentiment of a financial text, or its class on another task, by each arm.
 
         Args:
-            text: one headline or sentence, at most 2,000 characters.
+            text: a headline, a sentence or an article of at most 20,000 characters, which is read
+                in passages.
             dataset: which data set's runs answer; empty for the first.
 
         Returns:
@@ -47,7 +48,7 @@ def add_endpoints(service: ModelService) -> None:
             device answered.
         """
         with _refusals():
-            problem = text_problem(text)
+            problem = text_problem(text, most=MAX_ARTICLE_CHARACTERS)
             if problem is not None:
                 raise InputError(f"text: {problem}")
             service.start()

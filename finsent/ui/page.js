@@ -67,6 +67,7 @@
       const place = shownPlace();
       if (!place) { return; }
       root.dataset.tab = tabs[place] ?? place;
+      root.dataset.place = place;
       if (following) {
         if (place === following) { following = null; }
         return;

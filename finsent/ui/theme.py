@@ -38,6 +38,7 @@ HEAD = f"""<script>
 (() => {{
   const asked = new URL(location.href).searchParams.get('tab') ?? 'try';
   document.documentElement.dataset.tab = ({json.dumps(_PLACES)})[asked] ?? asked;
+  document.documentElement.dataset.place = asked;
   // On a slow line the box is there seconds before anything listens to it.
   const early = (button) => {{
     if (button && !window.finsentOpened) window.finsentEarly = button;

@@ -12,7 +12,13 @@ from typing import Any
 
 from finsent.machine.timing import Median, PairedTimes
 from finsent.plots.style import ARM_STYLES
-from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_title
+from finsent.results.catalog import (
+    Catalog,
+    Selection,
+    backbone_title,
+    dataset_examples,
+    dataset_title,
+)
 from finsent.results.disagreements import Found
 from finsent.results.text import count
 from finsent.serving.answers import Answer
@@ -112,6 +118,7 @@ def _says(outcome: Outcome, agree: bool) -> str:
         points = round(100 * gap)
         by = f"by {points} point{'s' if points > 1 else ''}" if gap >= 0.01 else "by under 1 point"
         sub.append(f"Same answer; confidence differs {by}.")
+    sub += _our_label(outcome)
     unsure = [max(a.shown) for a in given if a.unsure]
     if unsure:
         wrong = round(10 * (1 - min(unsure)))
@@ -123,6 +130,21 @@ def _says(outcome: Outcome, agree: bool) -> str:
         f'<p class="fs-says" data-label="{escape(shown)}">{said}</p>'
         f'<p class="fs-sub">{" ".join(sub)}</p>'
     )
+
+
+def _our_label(outcome: Outcome) -> list[str]:
+    """Of an example that this project wrote: which label it meant, and who misses it."""
+    meant = {e.text: e.label for e in dataset_examples(outcome.selection.dataset)}
+    label = meant.get(outcome.result.text.strip())
+    if label is None:
+        return []
+    wrong = [_name(a.arm).lower() for a in outcome.answers if a.label != label]
+    said = f"Our label for this example: {_label(label)}"
+    if not wrong:
+        return [f"{said}."]
+    everyone = len(wrong) == len(outcome.answers) > 1
+    who = f"{'both' if len(wrong) == 2 else 'all'} models" if everyone else " and ".join(wrong)
+    return [f'{said}; <b class="fs-flag">{who} got it wrong.</b>']
 
 
 def _notices(
@@ -211,24 +233,26 @@ def _passages(passages: Sequence[Passage]) -> str:
 
 
 def _span(found: Median) -> str:
+    """An interval in brackets; nothing where rounding leaves none to be seen."""
     digits = 2 if found.value < 10 else 1 if found.value < 100 else 0
-    return f"{found.low:,.{digits}f} to {found.high:,.{digits}f}"
+    low, high = (f"{bound:,.{digits}f}" for bound in (found.low, found.high))
+    return "" if low == high else f" ({low} to {high})"
 
 
 def _times(times: PairedTimes | None, device: str) -> str:
     """How long each model takes, and whether they differ in that."""
     if times is None:
-        return "Time for each model is shown after six answers; the first would mislead."
+        return "The time taken is shown after six answers; the first would mislead."
     if times.ratios and all(r.low == r.high == 1 for r in times.ratios.values()):
         # Arms that one pass answers have no time of their own.
         both = next(iter(times.medians.values()))
         return (
-            f"Time for a headline: <b>{milliseconds(both.value)}</b> ({_span(both)}) for all "
-            f"models in one pass, median and 95\u202f% interval of the last {times.n} on "
-            f"{escape(device)}. Results, Speed measures each alone."
+            f"Time for a headline: <b>{milliseconds(both.value)}</b>{_span(both)}, median and "
+            f"95\u202f% interval of the last {times.n} on {escape(device)}. All models answer in "
+            "one pass here, so none has a time of its own; Results, Speed times each alone."
         )
     said = ", ".join(
-        f"{_name(arm).lower()} <b>{milliseconds(m.value)}</b> ({_span(m)})"
+        f"{_name(arm).lower()} <b>{milliseconds(m.value)}</b>{_span(m)}"
         for arm, m in times.medians.items()
     )
     compared = []
@@ -236,8 +260,8 @@ def _times(times: PairedTimes | None, device: str) -> str:
     for arm, ratio in times.ratios.items():
         if times.differs(arm):
             compared.append(
-                f"{_name(arm).lower()} takes {ratio.value:.2f} times as long as {first} "
-                f"({_span(ratio)})"
+                f"{_name(arm).lower()} takes {ratio.value:.2f} times as long as {first}"
+                f"{_span(ratio)}"
             )
         else:
             compared.append(f"no measurable difference between {_name(arm).lower()} and {first}")

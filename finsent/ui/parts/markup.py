@@ -81,8 +81,11 @@ def milliseconds(value: float) -> str:
 
 
 def sentence(remark: str, stop: str = ".") -> str:
-    """A stored remark as a sentence: capital first, full stop last, typographic signs."""
+    """A stored remark as a sentence for visitors: capital first, full stop last, typographic signs,
+    and plain names for what the files call otherwise."""
     said = remark[:1].upper() + remark[1:] + ("" if remark.endswith(".") else stop)
+    said = said.replace("sign-flip p", "p").replace(" seeds", " training runs")
+    said = re.sub(r"(?<![\d.])\d{4,}(?![\d.]\d)", lambda number: f"{int(number[0]):,}", said)
     # A hyphen before a digit after a space is a minus; " x " stands for times.
     return re.sub(r"(?<= )-(?=\d)", text.MINUS, said).replace(" x ", " \u00d7 ")
 

@@ -55,6 +55,18 @@ class LinkedDropdown(gr.Dropdown, metaclass=_WithoutStub):  # type: ignore[misc]
         raise gr.Error(f"a single choice was expected, got {payload!r}", print_exception=False)
 
 
+class LinkedCheckboxes(gr.CheckboxGroup, metaclass=_WithoutStub):  # type: ignore[misc]
+    """The same of boxes to tick: one that was a choice a moment ago is no error."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> list[str | int | float]:
+        """What is ticked. Raises gr.Error for what no boxes send."""
+        if isinstance(payload, list) and all(isinstance(v, str | int | float) for v in payload):
+            return payload
+        raise gr.Error(f"a list of choices was expected, got {payload!r}", print_exception=False)
+
+
 @dataclass(frozen=True)
 class RunSelectors:
     """Linked drop-downs: a new backbone renews the data sets, a new data set the seeds."""

@@ -18,7 +18,7 @@ from finsent.results.runs import slug
 from finsent.results.schema import ArtifactError
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.markup import html, notice
-from finsent.ui.parts.selectors import QUICK, RunSelectors
+from finsent.ui.parts.selectors import QUICK
 
 SHOWN = 8
 """Failing cases of a capability that are listed."""
@@ -123,12 +123,12 @@ def differing_html(catalog: Catalog, backbone: str, dataset: str) -> str:
     return html("written", tested=tested, n=len(found), rows=found[:SHOWN])
 
 
-def add_behaviour_tab(catalog: Catalog, selectors: RunSelectors | None) -> None:
-    """Draws the section inside the current gr.Tab. selectors: whose model comes first."""
+def add_behaviour_tab(catalog: Catalog) -> None:
+    """Draws the section inside the current gr.Tab."""
     tested, problems = tested_runs(catalog)
     for problem in problems:
         gr.HTML(notice("Not shown.", problem, tone="warning"))
-    if not tested or selectors is None:
+    if not tested:
         gr.HTML(
             notice(
                 "Nothing tested yet.",
@@ -145,29 +145,13 @@ def add_behaviour_tab(catalog: Catalog, selectors: RunSelectors | None) -> None:
             / len(capabilities[name])
         ),
     )
-    opened = gr.State(first)
+    rates = interactive_html(rates_html(tested, first), "behaviour-rates")
+    failures = gr.HTML(failures_html(tested, first), elem_id="behaviour-failures")
 
-    def draw(name: str, backbone: str, dataset: str) -> tuple[str, str]:
-        # sorted keeps the order of the others.
-        ordered = sorted(tested, key=lambda run: (run.backbone != backbone, run.dataset != dataset))
-        return rates_html(ordered, name), failures_html(ordered, name)
-
-    choice = selectors.components[:2]
-    drawn = draw(first, *(component.value for component in choice))
-    rates = interactive_html(drawn[0], "behaviour-rates")
-    failures = gr.HTML(drawn[1], elem_id="behaviour-failures")
-
-    def open_capability(event: gr.EventData, backbone: str, dataset: str) -> tuple[Any, Any, Any]:
+    def open_capability(event: gr.EventData) -> tuple[Any, Any]:
         name = sent(event)
         if name not in capabilities:
-            return gr.skip(), gr.skip(), gr.skip()
-        return name, *draw(name, backbone, dataset)
+            return gr.skip(), gr.skip()
+        return rates_html(tested, name), failures_html(tested, name)
 
-    rates.click(open_capability, inputs=choice, outputs=[opened, rates, failures], **QUICK)
-    gr.on(
-        [component.change for component in choice],
-        draw,
-        inputs=[opened, *choice],
-        outputs=[rates, failures],
-        **QUICK,
-    )
+    rates.click(open_capability, outputs=[rates, failures], **QUICK)

@@ -36,6 +36,7 @@ from finsent.ui.parts.markup import arm_title, arms_legend, html, label_mark, no
 from finsent.ui.parts.selectors import (
     ALL_RUNS,
     QUICK,
+    LinkedCheckboxes,
     LinkedDropdown,
     RunSelectors,
     chosen_runs,
@@ -214,7 +215,7 @@ class DifferTab:
                     elem_id="differ-level",
                     **plain,
                 ),
-                gr.CheckboxGroup(
+                LinkedCheckboxes(
                     self._variants(backbone, dataset),
                     value=arms,
                     label="Variants",
