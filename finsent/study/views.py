@@ -249,9 +249,9 @@ def short_answer(summary: Summary, titles: Callable[[str], str]) -> str:
         c["errors_removed_ci_pct"][1] for c in comparisons if c["errors_removed_ci_pct"] is not None
     ]
     left = errors_bound(statistics.median(bounds)) if bounds else ""
-    which = "the median test" if len(bounds) > 1 else "the test"
+    which = "half of the tests leave" if len(bounds) > 1 else "the test leaves"
     return f"No difference found in {total}" + (
-        f"; {which} leaves {left} errors possible." if left else "."
+        f"; {which} {left} errors possible." if left else "."
     )
 
 

@@ -300,8 +300,8 @@ def _across(catalog: Catalog, selection: Selection) -> str:
             }[c["outcome"]]
             return (
                 f"{over} ({escape(dataset_title(selection.dataset))}): <b>{found}</b> "
-                f"({signed(c['accuracy_delta_points'])} points, 95\u202f% interval {signed(low)} "
-                f"to {signed(high)})."
+                f"(dendritic minus baseline {signed(c['accuracy_delta_points'])} points, "
+                f"95\u202f% interval {signed(low)} to {signed(high)})."
             )
     return ""
 

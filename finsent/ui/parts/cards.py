@@ -67,9 +67,9 @@ def missing_arm_notice(selection: Selection) -> str:
         return ""
     return notice(
         "Half a comparison.",
-        f"No finished {' and no finished '.join(missing)} run of seed {selection.seed} for "
-        f"{backbone_title(selection.backbone)} on {dataset_title(selection.dataset)} is here. "
-        "Choose another seed or train it.",
+        f"Training run {selection.seed} of {backbone_title(selection.backbone)} on "
+        f"{dataset_title(selection.dataset)} has no finished {' and no '.join(missing)} variant "
+        "here. Choose another training run.",
         tone="warning",
     )
 
@@ -83,7 +83,7 @@ def no_dendrite_notice(catalog: Catalog, selection: Selection) -> str:
         return ""
     return notice(
         "No dendrite in the dendritic run.",
-        f"The run of seed {selection.seed} asked for dendrites and kept none: its model is LoRA "
+        f"Training run {selection.seed} asked for dendrites and kept none: its model is LoRA "
         "only, like the baseline. A difference below is not the work of dendrites.",
         tone="warning",
     )
@@ -123,10 +123,10 @@ def _set(answer: Answer) -> str:
             f", and {percent(min(shares), 0)} to {percent(max(shares), 0)} on sources never seen"
         )
     return (
-        f'<p class="fs-set">{percent(calibration.coverage_asked, 0)} set: '
+        '<p class="fs-set">Labels that cannot be ruled out: '
         f"<b>{escape(answer.set_words)}</b>"
         f'<span class="fs-quiet">such sets held the true label of '
-        f"{percent(calibration.coverage_measured)} of {calibration.n_test} "
+        f"{percent(calibration.coverage_measured)} of {count(calibration.n_test)} "
         f"test sentences{unseen}</span></p>"
     )
 
@@ -139,11 +139,12 @@ def _raw(answer: Answer) -> str:
         for name, p in zip(answer.label_names, answer.raw, strict=True)
     )
     return (
-        f'<details class="fs-raw"><summary>Raw probabilities</summary><p>{listed}</p>'
+        '<details class="fs-raw"><summary>Probabilities before calibration</summary>'
+        f"<p>{listed}</p>"
         f'<p class="fs-quiet">Temperature {answer.calibration.temperature:.2f}, fitted on '
-        f"{answer.calibration.n_validation} validation sentences; test NLL "
-        f"{answer.calibration.nll_raw:.3f} raw, {answer.calibration.nll_calibrated:.3f} "
-        "calibrated.</p></details>"
+        f"{count(answer.calibration.n_validation)} validation sentences; test loss (NLL) "
+        f"{answer.calibration.nll_raw:.3f} before, {answer.calibration.nll_calibrated:.3f} "
+        "after.</p></details>"
     )
 
 
@@ -173,7 +174,7 @@ def _evidence(run: Run) -> str:
             "Test accuracy",
             f"{percent(metrics['accuracy'])} "
             f"<span>95&#8239;% CI {percent_interval(metrics['ci']['accuracy'])}, "
-            f"n&nbsp;=&nbsp;{metrics['n_test']}</span>",
+            f"n&nbsp;=&nbsp;{count(metrics['n_test'])}</span>",
         ),
         (
             "Macro-F1",

@@ -13,10 +13,10 @@ from finsent.ui.tables.filters import ALL, Board, Entry, Filters
 OUTCOMES = {"better": "Better", "worse": "Worse", "tied": "Tied"}
 
 WHAT_P_IS = (
-    "p: exact paired test of accuracy on the same sentences. If the arms were alike, their answers "
-    "to a sentence could be swapped; a sentence is swapped in all runs at once (sign-flip test, "
+    "p: exact paired test of accuracy on the same sentences. If the variants were alike, their "
+    "answers to a sentence could be swapped; a sentence is swapped in all runs at once (sign-flip test, "
     "clustered by sentence). With one run this is McNemar&rsquo;s test. Tied: p is 0.05 or more, "
-    "which does not show that the arms are equal."
+    "which does not show that the variants are equal."
 )
 
 
@@ -74,8 +74,9 @@ def _errors(pair: Entry) -> str:
 
 def _mcnemar(pair: Entry) -> str:
     lines = "".join(
-        f"<li>run {test['seed']}: only {escape(pair['a'])} right {test['only_a_right']}, only "
-        f"{escape(pair['b'])} right {test['only_b_right']}, p = {test['p_value']:.2f}</li>"
+        f"<li>training run {test['seed']}: "
+        f"only {escape(pair['a'])} right {count(test['only_a_right'])}, only "
+        f"{escape(pair['b'])} right {count(test['only_b_right'])}, p = {test['p_value']:.2f}</li>"
         for test in pair["mcnemar"]
     )
     f1_low, f1_high = pair["macro_f1_ci_points"]

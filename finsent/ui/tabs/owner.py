@@ -127,8 +127,8 @@ def add_owner_tab(owner: Owner) -> None:
     what = f"{backbone_title(recipe.backbone)} on {dataset_title(recipe.dataset)}"
     gr.HTML(
         f'<h2>Train {escape(what)}</h2><p class="fs-lead">For the owner of this page. Visitors go '
-        "on using the model that is loaded. All arms of "
-        f"seed {', '.join(map(str, recipe.seeds))} are trained on this machine and kept when all "
+        "on using the model that is loaded. All variants of training run "
+        f"{', '.join(map(str, recipe.seeds))} are trained on this machine and kept when all "
         "have finished; who opens the page then gets this model. A Space forgets its disk when it "
         "restarts: download the runs or push them first.</p>"
     )

@@ -33,7 +33,8 @@ def recorded_html(catalog: Catalog, selection: Selection, example: str) -> str:
         run = catalog.run(selection.backbone, selection.dataset, arm, selection.seed)
         predictions = run.read_predictions()
         if example not in predictions.ids:
-            return f'<p class="fs-quiet">{escape(example)} is no test sentence of this seed.</p>'
+            said = f"{escape(example)} is no test sentence of this training run."
+            return f'<p class="fs-quiet">{said}</p>'
         row = predictions.ids.index(example)
         answer = Answer(arm, run.label_names, predictions.probabilities[row], calibrations[arm])
         given.append(answer)
