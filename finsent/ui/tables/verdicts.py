@@ -14,9 +14,9 @@ OUTCOMES = {"better": "Better", "worse": "Worse", "tied": "Tied"}
 
 WHAT_P_IS = (
     "p: exact paired test of accuracy on the same sentences. If the variants were alike, their "
-    "answers to a sentence could be swapped; a sentence is swapped in all runs at once (sign-flip test, "
-    "clustered by sentence). With one run this is McNemar&rsquo;s test. Tied: p is 0.05 or more, "
-    "which does not show that the variants are equal."
+    "answers to a sentence could be swapped; a sentence is swapped in all runs at once (sign-flip "
+    "test, clustered by sentence). With one run this is McNemar&rsquo;s test. Tied: p is 0.05 or "
+    "more, which does not show that the variants are equal."
 )
 
 
