@@ -249,6 +249,31 @@ def test_the_old_answer_is_dimmed_and_never_comes_back(watched: Watched) -> None
     assert [True, HEADLINES[0].text] in seen, "the old answer was not dimmed"
 
 
+def test_the_old_answer_stays_dimmed_as_long_as_an_article_takes(watched: Watched) -> None:
+    page = watched.page
+    watched.answered(text=HEADLINES[0].text)
+    article = "Profit was slow to rise in any of the regions. " * 400
+    watched.ask(article)
+    expect(page.locator("#answer")).to_have_attribute("data-busy", "")
+    seen = page.evaluate(
+        """old => new Promise((done) => {
+          const seen = [];
+          const look = () => {
+            const answer = document.getElementById('answer');
+            const text = answer.querySelector('blockquote').innerText.trim();
+            if (text !== old) { done(seen); return; }
+            seen.push(answer.hasAttribute('data-busy'));
+            requestAnimationFrame(look);
+          };
+          look();
+        })""",
+        HEADLINES[0].text,
+    )
+    assert len(seen) > 10
+    assert all(seen), "dimmed only for a moment"
+    watched.answered(text=article.strip())
+
+
 def test_examples_and_the_button_answer(watched: Watched) -> None:
     page = watched.page
     page.get_by_role("button", name=HEADLINES[1].kind).click()

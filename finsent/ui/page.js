@@ -189,8 +189,10 @@
   new MutationObserver((changes) => {
     restore();
     for (const change of changes) {
-      const place = change.target.nodeType === 1 ? change.target.closest('#answer') : null;
-      if (!place) { continue; }
+      // Not gradio's own sign of work, which is in there too and comes long before an answer.
+      const html = change.target.nodeType === 1 && change.target.closest('#answer .html-container');
+      if (!html) { continue; }
+      const place = html.closest('#answer');
       unheard = false;
       place.removeAttribute('data-busy');
       for (const details of place.querySelectorAll('details[data-keep]')) {
