@@ -188,6 +188,31 @@ def test_half_a_character_is_refused_with_its_field(
     assert error["title"] == "InputError"
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("compare", (), "text: it is missing"),
+        ("score", (), "texts: it is missing"),
+        ("compare", ("up", "", 1), "compare: 3 values, and it takes 2: text, dataset"),
+        ("leaderboard", ("", ""), "leaderboard: 2 values, and it takes 1: dataset"),
+    ],
+)
+def test_too_few_and_too_many_values_are_refused_by_name(
+    app_url: str, name: str, arguments: tuple[Any, ...], message: str
+) -> None:
+    error = json.loads(posted(app_url, name, *arguments).split("data: ", 1)[1])
+    assert (error["error"], error["title"]) == (message, "InputError")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("compare", ("up",)), ("score", (["up"],)), ("leaderboard", ())]
+)
+def test_what_has_a_default_may_be_left_out(
+    app_url: str, name: str, arguments: tuple[Any, ...]
+) -> None:
+    assert posted(app_url, name, *arguments).startswith("event: complete")
+
+
 def test_nothing_else_is_published_and_what_is_is_documented(client: Client) -> None:
     api = client.view_api(return_format="dict", print_info=False)
     parameters = {

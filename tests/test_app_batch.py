@@ -138,6 +138,28 @@ def test_another_encoding_is_one_click_from_the_message_that_offers_it(
     expect(page.locator("#batch-results")).to_contain_text("Nothing here is about a company")
 
 
+def test_a_separator_that_nobody_expects_can_be_named(watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    path = tmp_path / "odd.csv"
+    path.write_text("id~headline\n1~profit rose, sales fell\n2~no change\n", encoding="utf-8")
+    open_tab(page, "Many headlines")
+    expect(page.locator("#batch-separator")).to_be_hidden()
+    page.locator("#batch-file input[type=file]").set_input_files(path)
+    expect(page.locator("#batch-found")).to_contain_text("2 rows, 1 column")
+    separator = page.locator("#batch-separator input")
+    separator.fill("~")
+    separator.press("Enter")
+    expect(page.locator("#batch-found")).to_contain_text("2 rows, 2 columns")
+    expect(page.locator("#batch-column input")).to_have_value("headline")
+    page.locator("#batch-start").click()
+    expect(page.locator("#batch-status")).to_contain_text("2 texts scored")
+    path.write_text("id,headline\n1,profit rose\n", encoding="utf-8")
+    page.locator("#batch-file button[aria-label='Clear']").click()
+    page.locator("#batch-file input[type=file]").set_input_files(path)
+    expect(page.locator("#batch-found")).to_contain_text("1 row, 2 columns")
+    expect(page.locator("#batch-separator")).to_be_hidden()
+
+
 def test_nothing_to_score_and_a_broken_model_are_said(watched: Watched) -> None:
     page = watched.page
     start_batch(page, " \n")

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -87,6 +88,29 @@ def test_backbones_that_cannot_be_had_are_one_line_errors(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(BackboneError, match="pip install bitsandbytes"):
         load_backbone("tiny-phi", "nf4", CPU)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would try again for minutes."""
+    asked = []
+
+    class Unreachable:
+        def repo_info(self, repo: str, **options: object) -> None:
+            asked.append(repo)
+            raise ConnectionError("no route to host\nand a long explanation")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
+    with pytest.raises(BackboneError, match=r"'no/such-model': no route to host\. Name a preset"):
+        load_backbone("no/such-model", "fp32", CPU)
+    assert asked == ["no/such-model"]
+
+
+def test_pickled_weights_are_not_loaded(tiny: Backbone, tmp_path: Path) -> None:
+    tiny.decoder.config.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    torch.save(tiny.decoder.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(BackboneError, match="could not load backbone"):
+        load_backbone("tiny-phi", "fp32", CPU, folder=tmp_path)
 
 
 def test_more_adapted_blocks_than_there_are(tiny: Backbone) -> None:

@@ -175,6 +175,15 @@ class FakeComparer:
         return answers if self.good else answers[:, ::-1] * (2, 0, 0) + (0.4, 0, 0)
 
 
+@pytest.mark.parametrize("named", [("--seeds", "0", "0"), ("--arms", "baseline", "baseline")])
+def test_nothing_is_tested_twice(
+    named: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main([*named])
+    assert "is named twice; name it once" in capsys.readouterr().err
+
+
 def test_the_command_writes_results_and_checks_against_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

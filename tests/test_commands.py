@@ -184,6 +184,8 @@ print(ROOT.name, checkout(), len(load_dataset("sample").examples), len(agreement
         ("train --backbone tiny-phi --dataset sample --learning-rate inf", "finite, got inf"),
         ("train --backbone tiny-phi --dataset sample --lora-alpha nan", "alpha must be positive"),
         ("study lora --seeds 1 1", "--seeds: 1 is named twice"),
+        ("evaluate x --seeds 0 0", "--seeds: 0 is named twice"),
+        ("evaluate x --datasets fiqa fiqa", "--datasets: fiqa is named twice"),
         ("study lora --regimes a a", "--regimes: a is named twice"),
         ("study nothing\x1b[31m\nhere", r"unknown study 'nothing\x1b[31m\nhere'"),
     ],

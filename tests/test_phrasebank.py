@@ -22,6 +22,7 @@ from finsent.data.sets.phrasebank import (
     read_level,
     repair_mojibake,
 )
+from finsent.machine import hub
 from tests.data_factory import (
     no_data_dir,
 )
@@ -233,6 +234,7 @@ def test_without_a_folder_the_canonical_zip_comes_from_the_hub(
         asked.append((repo, name, repo_type))
         return str(path)
 
+    monkeypatch.setattr(hub, "require", lambda *asked: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(phrasebank, "ZIP_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     assert len(load_dataset("allagree").examples) == 2
@@ -248,6 +250,7 @@ def test_an_unreachable_hub_says_what_to_do_in_one_line(monkeypatch: pytest.Monk
     def download(*args: object, **kwargs: object) -> str:
         raise ConnectionError("no route to host\nand a long explanation")
 
+    monkeypatch.setattr(hub, "require", lambda *asked: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(DataError) as caught:
         load_dataset("allagree")

@@ -11,7 +11,7 @@ import os
 import random
 import tracemalloc
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,12 @@ def score(
     about: dict[str, Any] | None = None,
     on_empty: str = "keep",
     label_column: str | None = None,
+    engine: str | None = None,
+    engine_here: Callable[[], str] | None = None,
     **options: Any,
 ) -> Scored:
-    task = Task(open_table(source, reading), column, LABELS, about or ABOUT, on_empty, label_column)
+    table = open_table(source, reading)
+    task = Task(table, column, LABELS, about or ABOUT, on_empty, label_column, engine, engine_here)
     return score_table(task, source, target, lambda: contextlib.nullcontext(answering), **options)
 
 
@@ -281,8 +284,11 @@ def test_rows_that_come_later_are_added(source: Path, tmp_path: Path) -> None:
         ({"label_column": "id"}, "label column none there, id now"),
         ({"answering": functools.partial(map, functools.partial(predict_block, engine="graphs"))},
          "engine torch there, graphs now"),
+        ({"engine": "graphs", "answering": None}, "engine torch there, graphs now"),
+        ({"engine_here": lambda: "graphs", "answering": None}, "engine torch there, graphs now"),
     ],
-    ids=("arm", "model", "seed", "long", "column", "on-empty", "label-column", "engine"),
+    ids=("arm", "model", "seed", "long", "column", "on-empty", "label-column", "engine",
+         "named-engine", "engine-before-loading"),
 )  # fmt: skip
 def test_what_was_begun_otherwise_is_refused_and_left_alone(
     changes: dict[str, Any], says: str, source: Path, tmp_path: Path
@@ -294,7 +300,7 @@ def test_what_was_begun_otherwise_is_refused_and_left_alone(
         score(source, target, **changes)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     score(source, target, block_rows=10)
-    if "answering" not in changes:
+    if "engine" in changes or "answering" not in changes:
         with pytest.raises(ScoringError, match=f"out.csv was begun otherwise: {says}"):
             score(source, target, **changes)
 

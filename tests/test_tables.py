@@ -13,7 +13,12 @@ import pytest
 from hypothesis import given, settings
 
 from finsent.serving import many_texts
-from finsent.serving.tables.reading import looks_like_data, open_table, text_column
+from finsent.serving.tables.reading import (
+    looks_like_data,
+    may_hold_columns,
+    open_table,
+    text_column,
+)
 from finsent.serving.tables.rows import Reading, TableError
 from finsent.serving.tables.text import known_encoding
 from finsent.serving.tables.writing import csv_writer, neutralize, restored, write_csv, written
@@ -154,6 +159,26 @@ def test_a_row_of_texts_is_told_from_a_header(
     first: list[str], rows: list[list[str]], expected: bool
 ) -> None:
     assert looks_like_data(first, rows) is expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("id~headline\n1~Profit rose, sales fell\n2~No change\n", True),
+        ("id::headline\n1::Profit rose\n", True),
+        ("1^Profit rose\n2^Sales fell\n", True),
+        ("headline\nProfit rose: up\nSales fell\n", False),
+        ("Profit rose by 2 %.\nSales fell by 3 %.\n", False),
+        ("id,headline\n1,Profit~rose\n2,Sales~fell\n", False),
+    ],
+)
+def test_a_separator_that_was_not_found_is_suspected(
+    content: str, expected: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(content, encoding="utf-8")
+    table = open_table(path, Reading(header=None))
+    assert may_hold_columns(table, list(table.rows())) is expected
 
 
 def test_uploads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

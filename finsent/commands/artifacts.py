@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finsent.commands.options import KEPT, add_artifacts, add_data, rebuild_index
+from finsent.machine.options import Distinct
 from finsent.machine.places import artifacts_to_read
 
 Run = Callable[[argparse.Namespace], int]
@@ -159,7 +160,9 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backbone", required=True, help="of the runs, such as minilm-l6")
     parser.add_argument("--dataset", default="news", help="made of several sources (%(default)s)")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["baseline", "dendritic"])
+    parser.add_argument(
+        "--arms", nargs="+", action=Distinct, choices=ARMS, default=["baseline", "dendritic"]
+    )
 
 
 def _calibrate(options: argparse.Namespace) -> int:

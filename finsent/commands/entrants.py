@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from finsent.commands.options import add_artifacts, add_data, shown_command
+from finsent.machine.options import Distinct, seed
 from finsent.machine.places import artifacts_to_read
 
 UNCHANGED = "interrupted; the board is as it was, and answers so far are kept"
@@ -51,10 +52,18 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add(
         "--datasets",
         nargs="+",
+        action=Distinct,
         metavar="SET",
         help="default: those on the board whose labels the model has",
     )
-    add("--seeds", nargs="+", type=int, default=[0], help="of the split (default: 0)")
+    add(
+        "--seeds",
+        nargs="+",
+        action=Distinct,
+        type=seed,
+        default=[0],
+        help="of the split (default: 0)",
+    )
     add("--no-folds", action="store_true", help="test parts only")
     add(
         "--time",
@@ -105,7 +114,7 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
         "Scores predictions for the test part of a data set, and puts them on the board as "
         "self-reported. Columns: id and the names of the labels."
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="predictions.csv")
+    parser.add_argument("files", nargs="+", action=Distinct, type=Path, metavar="predictions.csv")
     parser.add_argument("--name", required=True, help="on the board")
     parser.add_argument("--url", required=True, help="page that describes the model")
     _add_shared(parser)

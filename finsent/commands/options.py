@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finsent.machine.workers import add_worker_options
 
@@ -16,34 +16,8 @@ if TYPE_CHECKING:
     from finsent.study.cycles.runner import CycleResources
 
 KEPT = "interrupted; finished runs are kept"
-SEED_DIGITS = 9
-"""Generators of random numbers take seeds below 2 ** 32."""
 PATHS = ("--data-dir", "--backbone-dir", "--artifacts", "--out")
 """Options whose values are of one machine and are not recorded with a run."""
-
-
-class Distinct(argparse.Action):
-    """Takes several values, each of them once: whoever names one twice meant another."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Keeps the values. Argparse ends the command where one comes twice."""
-        for value in values:
-            if values.count(value) > 1:
-                raise argparse.ArgumentError(self, f"{value} is named twice; name it once")
-        setattr(namespace, self.dest, values)
-
-
-def seed(text: str) -> int:
-    """A seed as typed. Raises ArgumentTypeError for anything but a whole number from 0."""
-    if not text.isdecimal() or len(text) > SEED_DIGITS:
-        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0, not {text!r}")
-    return int(text)
 
 
 def add_artifacts(parser: argparse.ArgumentParser, *names: str) -> None:

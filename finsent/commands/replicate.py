@@ -11,13 +11,12 @@ import sys
 
 from finsent.commands.options import (
     KEPT,
-    Distinct,
     add_artifacts,
     add_data,
     add_resources,
     cycle_resources,
-    seed,
 )
+from finsent.machine.options import Distinct, seed
 from finsent.machine.places import artifacts_to_write
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from finsent.commands.options import seed
 from finsent.machine.errors import one_line
+from finsent.machine.options import seed
 from finsent.machine.places import artifacts_to_read
 from finsent.machine.workers import Workers, add_worker_options, connected, workers_from_options
 from finsent.serving.output import ScoringError
@@ -148,6 +148,8 @@ def run(options: argparse.Namespace) -> int:
             model.about(),
             options.on_empty,
             options.label_column,
+            model.engine,
+            model.engine_here if workers.alone else None,  # workers may be other machines
         )
         done = _scored(task, model, workers, options)
     except TableError as error:

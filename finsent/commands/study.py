@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from finsent.commands.options import (
     KEPT,
-    Distinct,
     add_artifacts,
     add_data,
     add_resources,
@@ -22,9 +21,9 @@ from finsent.commands.options import (
     cycle_resources,
     gpus_for,
     recipe_config,
-    seed,
 )
 from finsent.machine.extras import missing
+from finsent.machine.options import Distinct, seed
 from finsent.machine.places import artifacts_to_write
 from finsent.machine.workers import workers_from_options
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from finsent.commands.options import (
     KEPT,
-    Distinct,
     add_artifacts,
     add_data,
     add_resources,
@@ -16,7 +15,6 @@ from finsent.commands.options import (
     gpus_for,
     rebuild_index,
     recipe_config,
-    seed,
     shown_command,
 )
 from finsent.config import (
@@ -34,6 +32,7 @@ from finsent.config import (
     STORED_PRECISIONS,
     STUDY_ARMS,
 )
+from finsent.machine.options import Distinct, seed
 from finsent.machine.places import artifacts_to_write, checkout
 from finsent.machine.workers import workers_from_options
 
@@ -196,9 +195,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
+    from finsent.models.presets import PRESETS, require_source
     from finsent.results.provenance import git_commit
     from finsent.training.scheduling import Plan
 
+    if options.backbone not in PRESETS and options.backbone_dir is None:
+        # Told once, before every run finds it out for itself.
+        require_source(options.backbone, options.backbone)
     base = _base(options, device)
     return Plan(
         base=base,

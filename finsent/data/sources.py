@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finsent.data.records import DataError, Row
+from finsent.machine import hub
 
 
 def named_folder(data_dir: Path | None) -> Path | None:
@@ -40,6 +41,7 @@ def from_hub(repo: str, name: str, advice: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
+        hub.require(repo, name, "dataset")
         return Path(hf_hub_download(repo, name, repo_type="dataset"))
     except Exception as error:  # the Hub client's transport, and so its errors, vary by release
         reason = (str(error).splitlines() or [""])[0]

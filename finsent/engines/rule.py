@@ -8,14 +8,20 @@ without should not wait for it.
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finsent.config import TrainConfig
 from finsent.machine.timing import Conditions
 from finsent.models.adapter_files import Adapter
+from finsent.models.presets import preset
+from finsent.models.weights import ReportProgress
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
 """Most tokens of a batch that pay, by type of device: a CPU's caches hold less than what a GPU
@@ -151,3 +157,34 @@ def choose_engine(
 
         bf16 = multiplies_bf16()
     return "openvino" if bf16 else "openvino-fp32"
+
+
+def chosen_engine(
+    config: TrainConfig,
+    device: str,
+    asked: str | None,
+    backbone_dir: Path | None = None,
+    progress: ReportProgress | None = None,
+) -> tuple[str, Path | None]:
+    """The engine for a run's backbone, and the local folder of the weights if they have one.
+
+    Loads nothing, but takes the weights where the rule has to look at them.
+    """
+    source, on_gpu = backbone_dir, device.startswith("cuda")
+    if source is None and (not on_gpu or asked):
+        source = Path(preset(config.backbone).source(progress))
+    local = source if source is not None and (source / "config.json").is_file() else None
+    if asked is not None:
+        return asked, local
+    if config.adapt == "full":
+        return "torch", local  # whole weights differ from arm to arm
+    if local is not None:
+        about = json.loads((local / "config.json").read_text(encoding="utf-8"))
+    elif on_gpu:
+        from transformers import AutoConfig
+
+        about = AutoConfig.from_pretrained(preset(config.backbone).source(None)).to_dict()
+    else:
+        return "torch", None
+    kind = "cuda" if on_gpu else "cpu"
+    return choose_engine(about, config.precision, kind, os.environ), local

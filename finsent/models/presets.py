@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from finsent.config import Precision
 from finsent.data.registry import DATASETS
+from finsent.machine import hub
 from finsent.models.encoder_families import FAMILIES
 from finsent.models.encoder_weights import MINILM, MPNET, ensure_encoder
 from finsent.models.weights import ReportProgress, ensure_embedded, ensure_tiny_phi
@@ -116,6 +118,26 @@ PRESETS = {
         ),
     )
 }
+
+
+def require_source(name: str, source: str) -> None:
+    """Raises BackboneError where a backbone's source is neither a folder nor on the Hub."""
+    if Path(source).is_dir():
+        return
+    try:
+        hub.require(source, "config.json")
+    except Exception as error:  # the Hub client's transport, and so its errors, vary by release
+        raise not_loaded(name, source, error) from error
+
+
+def not_loaded(name: str, source: str, error: Exception) -> BackboneError:
+    """The error in one line, with what to do."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    place = "" if source == name else f" from {source!r}"
+    return BackboneError(
+        f"could not load backbone {name!r}{place}: {reason}. Name a preset, a Hub id (with network "
+        "access) or a local model folder."
+    )
 
 
 def preset(name: str) -> Preset:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
-import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsent.config import BACKBONE_TITLES, TrainConfig
-from finsent.engines.rule import Engine, EngineError, JoinsArms, check_engine, choose_engine
+from finsent.engines.rule import Engine, EngineError, JoinsArms, check_engine, chosen_engine
 from finsent.machine.devices import cuda_available
 from finsent.machine.timing import Conditions, LatencyStats, time_interleaved, timed
 from finsent.models.adapter_files import AdapterError, load_adapter
-from finsent.models.presets import BackboneError, preset
+from finsent.models.presets import BackboneError
 from finsent.models.tokenization import (
     FileTokenizer,
     repeated,
@@ -158,7 +156,7 @@ class Comparer:
     ) -> Comparer:
         """Load the runs <folder>/<arm>/seed-<n>, `folder` being artifacts/<backbone>/<dataset>.
 
-        engine: one of finsent.engines.rule.ENGINES; None follows the rule of `choose_engine`.
+        engine: one of finsent.engines.rule.ENGINES; None follows the rule of `chosen_engine`.
         Raises ArtifactError, AdapterError, BackboneError, EngineError or WeightsError, each saying
         what to do.
         """
@@ -205,7 +203,9 @@ class Comparer:
         threading.Thread(target=base.engine.warm_up, name="warm-up", daemon=True).start()
 
     def _load_base(self, key: tuple[object, ...], config: TrainConfig, sha256: str) -> _Base:
-        name, folder = self._choose(config)
+        name, folder = chosen_engine(
+            config, self._device, self._asked_engine, self._backbone_dir, self._progress
+        )
         if name.startswith("openvino"):
             return self._load_openvino(key, name, folder, config, sha256)
         import torch
@@ -229,27 +229,6 @@ class Comparer:
         tokenize = _backbone_tokenizer(backbone, config)
         suffix = backbone.tokenizer(config.prompt_suffix, add_special_tokens=False)["input_ids"]
         return _Base(key, engine, name, tokenize, len(suffix))
-
-    def _choose(self, config: TrainConfig) -> tuple[str, Path | None]:
-        """The engine, and the local folder of the weights if they have one."""
-        source = self._backbone_dir
-        if source is None and (not self._on_gpu or self._asked_engine):
-            source = Path(preset(config.backbone).source(self._progress))
-        local = source if source is not None and (source / "config.json").is_file() else None
-        if self._asked_engine is not None:
-            return self._asked_engine, local
-        if config.adapt == "full":
-            return "torch", local  # whole weights differ from arm to arm
-        if local is not None:
-            about = json.loads((local / "config.json").read_text(encoding="utf-8"))
-        elif self._on_gpu:
-            from transformers import AutoConfig
-
-            about = AutoConfig.from_pretrained(preset(config.backbone).source(None)).to_dict()
-        else:
-            return "torch", None
-        kind = "cuda" if self._on_gpu else "cpu"
-        return choose_engine(about, config.precision, kind, os.environ), local
 
     def _load_openvino(
         self,

@@ -88,6 +88,15 @@ class Model:
             "long": "windows" if self.whole else "truncate",
         }
 
+    def engine_here(self) -> str:
+        """What will compute in a process of this machine. Raises what Comparer raises."""
+        from finsent.config import TrainConfig
+        from finsent.engines.rule import chosen_engine
+        from finsent.machine.devices import cuda_available
+
+        config = TrainConfig.from_dict(self.run().config["config"])
+        return chosen_engine(config, "cuda" if cuda_available() else "cpu", None)[0]
+
     def load(self, progress: Callable[[str, float], None] | None = None) -> Predict:
         """Raises what Comparer.from_artifacts raises."""
         from finsent.serving.comparer import Comparer
@@ -149,6 +158,10 @@ class Task:
     on_empty: str = "keep"
     label_column: str | None = None
     """Column with the true labels; None: one named `label`, if there is one."""
+    engine: str | None = None
+    """That was asked for by name."""
+    engine_here: Callable[[], str] | None = None
+    """Tells before the model is loaded what will compute; None: only the answers tell."""
 
     @property
     def place(self) -> int:
@@ -223,6 +236,11 @@ def score_table(
         reader.pass_over(output, target)
         begun = output.begun
         more = reader.more()
+        engine = task.engine
+        if engine is None and more and begun.engine is not None and task.engine_here is not None:
+            engine = task.engine_here()
+        if engine is not None:
+            output.check_engine(engine)
         if more or not output.finished:
             loaded = answering() if more else contextlib.nullcontext(None)
             with loaded as predict, output.appending() as appender:

@@ -19,7 +19,7 @@ from finsent.results.catalog import Catalog, Damage
 from finsent.serving.lifecycle.states import Status
 from finsent.serving.many_texts import MAX_BYTES
 from finsent.serving.service import ComparerFactory, ModelService, ServiceError
-from finsent.ui.endpoints import add_endpoints
+from finsent.ui.endpoints import Page, add_endpoints
 from finsent.ui.guard import RequestGuard, hosts_from_environment, is_local
 from finsent.ui.parts.markup import notice
 from finsent.ui.parts.places import TABS, Bars
@@ -162,7 +162,7 @@ def _draw(
 ) -> tuple[gr.Blocks, First]:
     """The page, and what is filled into it anew for each visitor."""
     # Unset would mean "on": gradio reports usage and looks for updates elsewhere.
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT_SECONDS) as demo:
+    with Page(title=TITLE, analytics_enabled=False, delete_cache=KEPT_SECONDS) as demo:
         gr.HTML(head_html(catalog.leaderboard), elem_id="head")
         with gr.Row(elem_classes="fs-standing"):
             status = gr.HTML(_status(service, catalog, problem), elem_id="status")

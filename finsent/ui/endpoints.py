@@ -4,7 +4,8 @@ become the documentation of the API and of the MCP tools."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,40 @@ from finsent.ui.tabs.compare import MODEL_QUEUE
 
 MAX_SCORED = 64
 """Texts per call of /score: about as many as the model reads in a few seconds."""
+
+
+ENDPOINTS = ("compare", "score", "leaderboard")
+
+
+class Page(gr.Blocks):  # type: ignore[misc]
+    """gradio's page. A call of an endpoint with too few or too many values is told in the
+    endpoint's own words; gradio would speak of event handlers, and leave out what is too much."""
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> Any:
+        """As gradio's, with the values that a program may leave out filled in."""
+        if block_fn.api_name in ENDPOINTS:
+            inputs = complete(block_fn.fn, inputs)
+        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+
+
+def complete(function: Callable[..., Any], given: Sequence[Any]) -> list[Any]:
+    """Values for every parameter of a function, defaults where there are fewer.
+
+    Raises gr.Error, naming the parameter, where there is none, and where there are too many.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    with _refusals():
+        if len(given) > len(parameters):
+            names = ", ".join(parameter.name for parameter in parameters)
+            raise InputError(
+                f"{function.__name__}: {len(given)} values, and it takes {len(parameters)}: {names}"
+            )
+        for parameter in parameters[len(given) :]:
+            if parameter.default is parameter.empty:
+                raise InputError(f"{parameter.name}: it is missing")
+        return [*given, *(parameter.default for parameter in parameters[len(given) :])]
 
 
 def add_endpoints(service: ModelService) -> None:

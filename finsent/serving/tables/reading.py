@@ -41,6 +41,8 @@ _HEADER_WORDS = frozenset(
 )
 _LABELS = frozenset({"negative", "neutral", "positive", "bearish", "bullish"})
 _FIGURE = re.compile(r"[\W_]*\d[\d\W_]*")
+_OF_TEXTS = frozenset(" .,'\"()-–’‘“”%?!$€£&")
+"""Signs of ordinary texts."""
 _LONG = 5
 """Words: no column is named by so many."""
 
@@ -161,6 +163,17 @@ def text_column(table: Table, rows: Sequence[Row]) -> str:
             return by_name[name]
     lengths = [sum(len(row.cells[i]) for row in rows) for i in range(len(table.names))]
     return table.names[lengths.index(max(lengths))]
+
+
+def may_hold_columns(table: Table, rows: Sequence[Row]) -> bool:
+    """Whether the lines of a file that was read as one column all hold a sign equally often that
+    texts seldom hold: a separator that nobody expects, as in `id^headline`."""
+    if len(table.names) != 1:
+        return False
+    cells = [*(table.header if table.has_header else ()), *(row.cells[0] for row in rows)]
+    cells = [cell for cell in cells if cell.strip()][:SAMPLE_ROWS]
+    signs = {sign for cell in cells[:1] for sign in cell if not sign.isalnum()} - _OF_TEXTS
+    return len(cells) > 1 and any(len({cell.count(sign) for cell in cells}) == 1 for sign in signs)
 
 
 def looks_like_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:

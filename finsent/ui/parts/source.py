@@ -14,7 +14,7 @@ import gradio as gr
 
 from finsent.serving.many_texts import Item, find_labels, pasted, read_upload
 from finsent.serving.many_texts import uploaded as uploaded_items
-from finsent.serving.tables.reading import SUFFIXES, text_column
+from finsent.serving.tables.reading import SUFFIXES, may_hold_columns, text_column
 from finsent.serving.tables.rows import Reading, TableError
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.headline import text_problem
@@ -34,6 +34,15 @@ ENCODINGS = (
     ("Latin-1", "latin-1"),
 )
 _TITLES = {code: title for title, code in ENCODINGS}
+SEPARATORS = (
+    ("as found", ""),
+    ("comma", "comma"),
+    ("semicolon", "semicolon"),
+    ("tab", "tab"),
+    ("pipe", "pipe"),
+    ("none: every line is one text", "none"),
+)
+"""Beside any one character that a visitor types."""
 Updates = dict[Any, Any]
 """What becomes of components; those that are not named stay as they are."""
 
@@ -54,6 +63,8 @@ class Source:
     labels: gr.Dropdown
     header: gr.Dropdown
     encoding: gr.Dropdown
+    separator: gr.Dropdown
+    """Shown only where none was found."""
     found: gr.HTML
     """What was found in the file; no argument of `items_of`."""
 
@@ -71,6 +82,7 @@ def items_of(
     labels: str | None,
     header: str,
     encoding: str,
+    separator: str | None,
 ) -> tuple[list[Item], str]:
     """The texts that are asked for, and what they come from, PASTED or FILE.
 
@@ -78,7 +90,7 @@ def items_of(
     """
     if path is None or (which == PASTED and (text or "").strip()):
         return pasted(text or "", row_problem), PASTED
-    upload = read_upload(Path(path), _reading(header, encoding))
+    upload = read_upload(Path(path), _reading(header, encoding, separator))
     return uploaded_items(
         upload, column, row_problem, None if labels == NO_LABELS else labels
     ), FILE
@@ -106,6 +118,7 @@ def add_source() -> Source:
             with gr.Row():
                 header = _way_of_reading("Row 1", FIRST_ROWS, "batch-header")
                 encoding = _way_of_reading("Encoding", ENCODINGS, "batch-encoding")
+                separator = _way_of_reading("Separator", SEPARATORS, "batch-separator", typed=True)
     which = gr.Radio(
         [("The pasted texts", PASTED), ("The file", FILE)],
         value=PASTED,
@@ -114,7 +127,7 @@ def add_source() -> Source:
         elem_id="batch-source",
     )
     found = interactive_html("", "batch-found")
-    parts = Source(lines, file, which, column, labels, header, encoding, found)
+    parts = Source(lines, file, which, column, labels, header, encoding, separator, found)
     _connect(parts, sample)
     return parts
 
@@ -131,13 +144,16 @@ def _column_choice(label: str, elem_id: str) -> gr.Dropdown:
     )
 
 
-def _way_of_reading(label: str, choices: Sequence[tuple[str, str]], elem_id: str) -> gr.Dropdown:
+def _way_of_reading(
+    label: str, choices: Sequence[tuple[str, str]], elem_id: str, *, typed: bool = False
+) -> gr.Dropdown:
     return gr.Dropdown(
         choices=list(choices),
         value="",
         label=label,
         elem_id=elem_id,
-        filterable=False,
+        filterable=typed,
+        allow_custom_value=typed,
         interactive=True,
         visible=False,
         min_width=120,
@@ -152,24 +168,27 @@ def _connect(parts: Source, sample: gr.Button) -> None:
         which = gr.update(visible=both, value=PASTED if path is None else FILE)
         return {**about(path), parts.which: which}
 
-    def about(path: str | None, header: str = "", encoding: str = "") -> Updates:
-        return dict(zip(about_file, _columns(path, header, encoding), strict=True))
+    def about(
+        path: str | None, header: str = "", encoding: str = "", separator: str | None = ""
+    ) -> Updates:
+        return dict(zip(about_file, _columns(path, header, encoding, separator), strict=True))
 
     def typed(text: str, path: str | None) -> Any:
         both = path is not None and bool((text or "").strip())
         return gr.update(visible=True, value=PASTED) if both else gr.update(visible=False)
 
-    about_file = [parts.column, parts.labels, parts.header, parts.encoding, parts.found]
+    ways = [parts.header, parts.encoding, parts.separator]
+    about_file = [parts.column, parts.labels, *ways, parts.found]
     parts.file.change(
         brought,
         inputs=[parts.file, parts.lines],
         outputs=[*about_file, parts.which],
         **QUICK,
     )
-    for choice in (parts.header, parts.encoding):
+    for choice in ways:
         choice.input(
             about,
-            inputs=[parts.file, parts.header, parts.encoding],
+            inputs=[parts.file, *ways],
             outputs=about_file,
             **QUICK,
         )
@@ -188,25 +207,34 @@ def _sample() -> Iterator[str]:
         yield str(path)
 
 
-def _columns(path: str | None, header: str, encoding: str) -> tuple[Any, Any, Any, Any, str]:
-    """What is offered for a file: its columns, those of true labels, what row 1 is, and its
-    encoding; and what the status line says of it.
+def _columns(
+    path: str | None, header: str, encoding: str, separator: str | None
+) -> tuple[Any, ...]:
+    """What is offered for a file: its columns, those of true labels, what row 1 is, its encoding
+    and its separator; and what the status line says of it.
 
-    header, encoding: as chosen; empty where the file tells.
+    header, encoding, separator: as chosen; empty where the file tells.
     """
     none = gr.update(choices=[], value=None, visible=False)
     first, named = (gr.update(value=v, visible=path is not None) for v in (header, encoding))
+    asked = gr.update(value=separator, visible=path is not None and bool(separator))
     if path is None:
-        return none, none, first, named, ""
+        return none, none, first, named, asked, ""
     try:
-        upload = read_upload(Path(path), _reading(header, encoding))
+        upload = read_upload(Path(path), _reading(header, encoding, separator))
     except TableError as error:
-        return none, none, first, named, refusal_html("This file cannot be read.", error)
+        if error.option.startswith("--delimiter"):
+            asked = gr.update(visible=True)
+        said = refusal_html("This file cannot be read.", error)
+        return none, none, first, named, asked, said
     table, n = upload.table, len(upload.rows)
     columns = "column" if len(table.names) == 1 else "columns"
     said = f"{n:,} {'row' if n == 1 else 'rows'}, {len(table.names)} {columns}. {table.found}."
     if not header and not table.has_header:
         said += " Row 1 looks like a text and is scored too; choose otherwise if it is not."
+    if not separator and may_hold_columns(table, upload.rows):
+        asked = gr.update(visible=True)
+        said += " If these are several columns, choose what stands between them below Separator."
     html = f'<p class="fs-batch-says">{escape(said)}</p>'
     if table.warnings:
         html += notice("This looks wrong.", "; ".join(table.warnings), tone="warning")
@@ -216,6 +244,7 @@ def _columns(path: str | None, header: str, encoding: str) -> tuple[Any, Any, An
         gr.update(choices=[NO_LABELS, *names], value=find_labels(table) or NO_LABELS, visible=True),
         first,
         named,
+        asked,
         html,
     )
 
@@ -223,6 +252,8 @@ def _columns(path: str | None, header: str, encoding: str) -> tuple[Any, Any, An
 def refusal_html(title: str, error: TableError) -> str:
     """Why nothing can be read, with a button that reads it otherwise where that would help."""
     reason = str(error)
+    if error.option.startswith("--delimiter"):
+        reason += ", or choose another one below Separator"
     said = notice(title, f"{reason[:1].upper()}{reason[1:]}.", tone="warning")
     title_there = _TITLES.get(error.encoding or "")
     if title_there is None:
@@ -240,18 +271,27 @@ def read_otherwise(source: Source, told: Sequence[gr.HTML]) -> Any:
     """
 
     def reread(path: str | None, header: str, event: gr.EventData) -> list[Any]:
-        return list(_columns(path, header, sent(event)))
+        return list(_columns(path, header, sent(event), ""))
 
     return gr.on(
         [html.click for html in told],
         reread,
         inputs=[source.file, source.header],
-        outputs=[source.column, source.labels, source.header, source.encoding, source.found],
+        outputs=[
+            source.column,
+            source.labels,
+            source.header,
+            source.encoding,
+            source.separator,
+            source.found,
+        ],
         **QUICK,
     )
 
 
-def _reading(header: str, encoding: str) -> Reading:
+def _reading(header: str, encoding: str, separator: str | None) -> Reading:
     return Reading(
-        encoding=encoding or None, header={"": None, "names": True, "text": False}[header]
+        encoding=encoding or None,
+        delimiter=separator or None,
+        header={"": None, "names": True, "text": False}[header],
     )
