@@ -3,7 +3,8 @@
     python -m tests.advisories <clone of github.com/pypa/advisory-database>
 
 writes tests/advisories.json: for every package in constraints.txt the ranges of versions that an
-advisory names. tests/test_advisories.py compares them with the pins. The data is PyPA's (CC BY 4.0).
+advisory names, which tests/test_advisories.py compares with the pins. The data is PyPA's
+(CC BY 4.0).
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.trust.__main__ import SCENARIOS, page
+from bench.trust.__main__ import page
 from bench.trust.scenario import Setting
+from bench.trust.scenarios import SCENARIOS
 
 QUICK = ("parsers", "artifacts-a-bit-flipped", "artifacts-cut-off", "artifacts-swapped-forged")
 
@@ -25,7 +26,7 @@ def test_a_few_tries_hold(name: str, tmp_path: Path) -> None:
 
 def test_the_table_counts_what_held() -> None:
     row = {"scenario": "a", "held_if": "b", "tried": 1200, "held": 1199, "seconds": 60.0}
-    text = page([row, row], 0.5)
-    assert "2,398 of 2,400 tries held, in 2 minutes" in text
+    text = page([row, row], 0.5, 90, 120)
+    assert "2,398 of 2,400 tries held, in 2 minutes on " in text
     assert "at 0.5 of its size" in text
     assert text.count("| a | b | 1,200 | 1,199 |") == 2

@@ -291,6 +291,12 @@ UGLY: dict[str, Callable[[Path], Ugly]] = {
         names=("headline", "x"),
         rows=(("Profit\u200b rose\u2028today\x0b", "\x85\x1c"),),
     ),
+    "separator named in the first line": _plain("sep=;\n" + PLAIN_CSV.replace(",", ";")),
+    "json lines named csv": _plain(
+        '{"id": 1, "headline": "Profit, up"}\n{"id": 2, "headline": "Sales"}\n',
+        names=("id", "headline"),
+        rows=(("1", "Profit, up"), ("2", "Sales")),
+    ),
     "gzip": packed,
     "gzip of utf-16": packed_wide,
     "json lines": json_lines,
@@ -337,6 +343,16 @@ def two_sheets_of_different_width(folder: Path) -> Broken:
     return Broken(folder / "wide.xlsx", "row 2: 4 cells, the header has 2")
 
 
+def empty_first_sheet(folder: Path) -> Broken:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.active.title = "Notes"
+    book.create_sheet("Data").append(["headline"])
+    book.save(folder / "notes.xlsx")
+    return Broken(folder / "notes.xlsx", "first sheet, 'Notes', is empty; there are .*'Data'")
+
+
 BROKEN: dict[str, Callable[[Path], Broken]] = {
     "nothing": _broken(b"", "the file is empty"),
     "line ends alone": _broken("\n\r\n\n", "the file is empty"),
@@ -369,6 +385,9 @@ BROKEN: dict[str, Callable[[Path], Broken]] = {
     "a formula without a result": formula_without_result,
     "cells beside the table": two_sheets_of_different_width,
     "json of a list": _broken("[1, 2]\n", "line 1: a JSON list", "x.jsonl"),
+    "json of objects in a list": _broken('[\n  {"headline": "up"}\n]\n', "JSON", "x.json"),
+    "a web page": _broken("\n<!DOCTYPE html>\n<table>", "a web page or XML", "x.csv"),
+    "an empty first sheet": empty_first_sheet,
     "json cut off": _broken('{"headline": "up"}\n{"head', "line 2: not a JSON object", "x.jsonl"),
     "json with a field twice": _broken('{"a": 1, "a": 2}\n', "a field comes twice", "x.jsonl"),
     "json of no number": _broken('{"a": NaN}\n', "NaN is no JSON number", "x.jsonl"),

@@ -38,6 +38,8 @@ class Setting:
     seed: int
     scale: float
     """Of every number of tries; 1 is what docs/trust.md was made with."""
+    users_seconds: float = 600.0
+    """For how long the users ask."""
 
     def count(self, tries: int) -> int:
         """So many tries under this scale, at least 2."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from finsent.data.folds import Fold, grouped_folds
 from finsent.data.registry import Dataset, Split, make_split
-from finsent.entrants.labels import Labels, Probabilities
+from finsent.entrants.labels import EntrantError, Labels, Probabilities
 from finsent.entrants.models import Model
 from finsent.entrants.simple import SimpleEntrant
 from finsent.results.external.runs import FOLD_METRICS, FoldScore, as_stored
@@ -53,10 +53,18 @@ class Answers:
         self._path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.csv"
         self._known: dict[str, tuple[float, ...]] = {}
         if self._path.is_file():
-            for row in csv.reader(self._path.read_text(encoding="utf-8").splitlines()):
-                # The last line of an interrupted test may be cut.
-                if len(row) == 1 + len(labels) + 1 and row[-1] == ".":
-                    self._known[row[0]] = tuple(map(float, row[1:-1]))
+            try:
+                self._read(1 + len(labels) + 1)
+            except (ValueError, csv.Error) as error:
+                raise EntrantError(
+                    f"{self._path}: kept answers that cannot be read ({error}); remove the file"
+                ) from error
+
+    def _read(self, width: int) -> None:
+        for row in csv.reader(self._path.read_text(encoding="utf-8").splitlines()):
+            # The last line of an interrupted test may be cut.
+            if len(row) == width and row[-1] == ".":
+                self._known[row[0]] = tuple(map(float, row[1:-1]))
 
     def of(self, texts: Sequence[str]) -> Probabilities:
         """Probabilities (n, labels) in the order of the texts."""

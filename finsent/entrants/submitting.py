@@ -129,7 +129,13 @@ def read_rows(path: Path) -> list[Row]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise EntrantError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return _rows(path, csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise EntrantError(f"{path}: not CSV ({error}); write it anew") from error
+
+
+def _rows(path: Path, reader: csv.DictReader[str]) -> list[Row]:
     header = reader.fieldnames or []
     if "id" not in header or len(set(header)) != len(header):
         raise EntrantError(

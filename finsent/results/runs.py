@@ -374,15 +374,20 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return history
 
 
+def read_csv(path: Path) -> list[list[str]]:
+    """Rows of a CSV file. Raises ArtifactError when it is missing or cannot be read."""
+    try:
+        return list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise ArtifactError(f"{path}: not CSV ({error}); {RESTORE}") from error
+
+
 def read_predictions(path: Path, label_names: Sequence[str]) -> Predictions:
     """predictions.csv with the columns `id, label, *label_names`.
 
     Raises ArtifactError when the file is missing, its header differs, or a row is damaged.
     """
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
-    except csv.Error as error:
-        raise ArtifactError(f"{path}: not CSV ({error}); {RESTORE}") from error
+    rows = read_csv(path)
     header = ["id", "label", *label_names]
     if not rows or rows[0] != header:
         found = ",".join(rows[0]) if rows else "an empty file"

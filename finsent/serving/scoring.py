@@ -246,10 +246,12 @@ def score_table(
             with loaded as predict, output.appending() as appender:
                 _write(task, reader, output, appender, predict, block_rows, report)
             if reader.fault is not None:
+                fault = reader.fault
+                said = fault.for_command if isinstance(fault, TableError) else str(fault)
                 raise ScoringError(
-                    f"{reader.fault} ({output.begun.rows:,} rows before it are in "
+                    f"{source}: {said} ({output.begun.rows:,} rows before it are in "
                     f"{output.beside(output.part)}; mend it and run the same command again)"
-                ) from reader.fault
+                ) from fault
             output.publish()
         end = output.begun
         return Scored(end.rows, begun.rows, end.read - end.rows, end.tally)

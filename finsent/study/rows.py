@@ -104,6 +104,13 @@ def read_runs(path: Path) -> list[StudyRun]:
     """
     if not path.exists():
         return []
+    try:
+        return _read(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read ({error}); restore it") from error
+
+
+def _read(path: Path) -> list[StudyRun]:
     found: dict[RunKey, StudyRun] = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)

@@ -43,15 +43,18 @@ def cell_label(dataset: str, regime: str, recipe: str, arm: str) -> str:
 def read_selection(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
     """Lines of selection.csv by cell and settings; none when it is not there.
 
-    Raises StudyError for a file of another version.
+    Raises StudyError for a file of another version or a damaged one.
     """
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != SELECTION_COLUMNS:
-            raise StudyError(f"{path} is of another version; move it away or use another --out")
-        return {tuple(row[name] for name in SELECTION_COLUMNS[:7]): row for row in reader}
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            if tuple(reader.fieldnames or ()) != SELECTION_COLUMNS:
+                raise StudyError(f"{path} is of another version; move it away or use another --out")
+            return {tuple(row[name] for name in SELECTION_COLUMNS[:7]): row for row in reader}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read ({error}); restore it") from error
 
 
 def append_selection(path: Path, rows: Iterable[Mapping[str, str]]) -> None:

@@ -22,6 +22,7 @@ from finsent.results.runs import (
     Predictions,
     Run,
     predictions_csv,
+    read_csv,
     read_json,
     slug,
     write_json,
@@ -31,7 +32,6 @@ from finsent.results.schema import (
     ArtifactError,
     check_external_config,
     check_external_metrics,
-    read_text,
 )
 
 CONFIG, METRICS, FOLDS = "config.json", "metrics.json", "folds.csv"
@@ -171,7 +171,7 @@ def read_folds(folder: Path) -> list[FoldScore]:
     path = folder / FOLDS
     if not path.is_file():
         return []
-    rows = list(csv.reader(io.StringIO(read_text(path))))
+    rows = read_csv(path)
     if not rows or tuple(rows[0]) != _HEADER:
         raise ArtifactError(f"{path}: header is not {','.join(_HEADER)}; {RESTORE}")
     found = []

@@ -179,5 +179,5 @@ def read_transfers(folder: Path) -> dict[str, Transfer]:
             )
             for arm, found in read_json(path)["arms"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error!r}); {RESTORE}") from error

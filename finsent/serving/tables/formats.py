@@ -50,6 +50,12 @@ class WorkbookSource:
         self._sheet = reading.sheet or sheets[0]
         others = f" of {len(sheets)}" if len(sheets) > 1 else ""
         self.found = f"workbook, sheet {self._sheet!r}{others}"
+        if others and next(self.rows(), None) is None:
+            raise TableError(
+                f"the first sheet, {self._sheet!r}, is empty; there are "
+                f"{', '.join(map(repr, sheets))}: put the table first",
+                "--sheet names another",
+            )
 
     @contextlib.contextmanager
     def _opened(self, *, values: bool) -> Iterator[Any]:

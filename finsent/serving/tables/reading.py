@@ -35,6 +35,9 @@ _OTHERS = (
     (b"%PDF", "a PDF document"),
     (b"\x1f\x8b", "packed twice; unpack it once"),
 )
+START_BYTES = 256
+_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\{\s*"|\[\s*\{)')
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|\?xml)", re.IGNORECASE)
 _HEADER_WORDS = frozenset(
     {*TEXT_COLUMNS, LABEL_COLUMN, "labels", "id", "index", "date", "time", "url", "source"}
     | {"sentiment", "ticker", "name", "note", "score", "author", "category", "news", "company"}
@@ -194,7 +197,7 @@ def looks_like_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool
 def _source(path: Path, reading: Reading) -> Source:
     with opened(path) as (raw, unpacked):
         try:
-            start = unpacked.read(8)
+            start = unpacked.read(START_BYTES)
         except DAMAGED_GZIP as error:
             raise TableError(f"the gzip file is damaged: {error}") from error
         packed = unpacked is not raw
@@ -209,8 +212,11 @@ def _source(path: Path, reading: Reading) -> Source:
         raise TableError("this is a Parquet file packed by gzip; unpack it first")
     if reading.sheet is not None:
         raise TableError("only workbooks (.xlsx) have sheets")
+    if _PAGE.match(start):
+        raise TableError("this is a web page or XML; save the table as CSV or .xlsx")
     suffixes = {suffix.lower() for suffix in path.suffixes[-2:]}
-    if suffixes & {".jsonl", ".ndjson"}:
+    as_text = reading.delimiter is not None or reading.quoting is not None
+    if suffixes & {".jsonl", ".ndjson"} or (_JSON.match(start) and not as_text):
         return JsonSource(path, reading)
     return TextSource(path, reading)
 

@@ -62,6 +62,8 @@ _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _MARK = "finsent.marked"
 _MARKED = re.compile(r"[\ud800-\udfff]")
 _C1 = re.compile(r"[\x80-\x9f]")
+_NAMED = re.compile(r"sep=(.)(?:\r\n|\n|\r)", re.IGNORECASE)
+"""The first line of files that spreadsheet programs write: it names the separator."""
 
 
 def _mark(error: UnicodeError) -> tuple[str, int]:
@@ -99,7 +101,12 @@ class TextSource:
         self.encoding = _encoding(sample, reading.encoding)
         text = codecs.getincrementaldecoder(self.encoding)(errors=_MARK).decode(sample, whole)
         text = text.removeprefix("\ufeff")
-        self.dialect = find_dialect(text, whole, reading.delimiter, reading.quoting)
+        named = _NAMED.match(text) if reading.delimiter is None else None
+        self._before = 0 if named is None else 1
+        """Lines before row 1."""
+        delimiter = reading.delimiter if named is None else named[1]
+        text = text if named is None else text[named.end() :]
+        self.dialect = find_dialect(text, whole, delimiter, reading.quoting)
         names = {sign: name for name, sign in DELIMITERS.items()}
         cells = names.get(self.dialect.delimiter, repr(self.dialect.delimiter))
         self.found = f"{self.title}, " + (
@@ -116,7 +123,7 @@ class TextSource:
     def rows(self) -> Iterator[Row]:
         """Every record, an empty line among them as a row without cells."""
         with opened(self._path) as (raw, unpacked):
-            lines = self._lines(raw, unpacked)
+            lines = itertools.islice(self._lines(raw, unpacked), self._before, None)
             if not self.dialect.delimiter:
                 for number, text in enumerate(lines, start=1):
                     cell = text.rstrip("\r\n")
@@ -125,7 +132,7 @@ class TextSource:
             csv.field_size_limit(MAX_CELL)
             reader = csv.reader(lines, **_arguments(self.dialect))
             for number in itertools.count(1):
-                line = reader.line_num + 1
+                line = reader.line_num + 1 + self._before
                 try:
                     cells = tuple(next(reader))
                 except StopIteration:

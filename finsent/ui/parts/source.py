@@ -171,7 +171,7 @@ def _connect(parts: Source, sample: gr.Button) -> None:
     def about(
         path: str | None, header: str = "", encoding: str = "", separator: str | None = ""
     ) -> Updates:
-        return dict(zip(about_file, _columns(path, header, encoding, separator), strict=True))
+        return dict(zip(about_file, file_updates(path, header, encoding, separator), strict=True))
 
     def typed(text: str, path: str | None) -> Any:
         both = path is not None and bool((text or "").strip())
@@ -207,7 +207,7 @@ def _sample() -> Iterator[str]:
         yield str(path)
 
 
-def _columns(
+def file_updates(
     path: str | None, header: str, encoding: str, separator: str | None
 ) -> tuple[Any, ...]:
     """What is offered for a file: its columns, those of true labels, what row 1 is, its encoding
