@@ -62,6 +62,7 @@ def test_the_command_says_how_it_read_and_what_it_did(
         ("in.csv --column y --out out.csv", "no column 'y'; there are 'x'"),
         ("in.csv --column x --label-column y --out out.csv", "no column 'y'; there are 'x'"),
         ("in.csv --column x --out .", "is no file that could be replaced"),
+        ("in.csv --column x --out loop", "a link that leads to itself"),
         ("in.csv --column x --out no/out.csv", "there is no folder no to write into"),
         (f"in.csv --column x --out {'x' * 300}", "File name too long"),
         ("in.csv --column x --out in.csv", "both input and output"),
@@ -87,6 +88,7 @@ def test_a_mistake_is_one_line_and_status_2(
         Path(f"{name}.csv").write_bytes(content)
     Path("cp1252.csv").write_bytes(b"x\nNorthmill\x92s profit\n")
     Path("locked.csv").chmod(0)
+    Path("loop").symlink_to("loop")
     Path("closed").mkdir(mode=0o500)
     if says == "Permission denied" and os.geteuid() == 0:
         pytest.skip("root may read and write everything")

@@ -95,6 +95,8 @@ def test_rows_are_numbered_as_a_spreadsheet_has_them(tmp_path: Path) -> None:
         ({"encoding": "punycode"}, "no encoding of files"),
         ({"encoding": "x" * 300}, "there is no encoding"),
         ({"encoding": "a\0b"}, "there is no encoding"),
+        ({"encoding": "utf-16"}, "not UTF-16"),
+        ({"encoding": "utf-32"}, "not UTF-32|byte 0x"),
         ({"encoding": "ascii"}, "line 2: byte 0xe2 is not ascii"),
         ({"delimiter": "ab"}, "the separator must be one of comma"),
         ({"delimiter": '"'}, "the separator must be one of comma"),

@@ -78,7 +78,11 @@ class Output:
 
     def __init__(self, target: Path, about: Mapping[str, Any], head: bytes) -> None:
         """about: what decides the rows, by name; head: the header line."""
-        self.target = target.resolve()
+        try:
+            self.target = target.resolve()
+        except (RuntimeError, OSError) as error:
+            # Which of them a loop is depends on Python's version.
+            raise ScoringError(f"{target}: a link that leads to itself; name another") from error
         self.part = self.target.with_name(self.target.name + PART)
         self.record = self.target.with_name(self.target.name + RECORD)
         self._shown, self._about, self._head = target, dict(about), head

@@ -99,7 +99,10 @@ class TextSource:
         self.share = 0.0
         sample, whole = _sample(path)
         self.encoding = _encoding(sample, reading.encoding)
-        text = codecs.getincrementaldecoder(self.encoding)(errors=_MARK).decode(sample, whole)
+        try:
+            text = codecs.getincrementaldecoder(self.encoding)(errors=_MARK).decode(sample, whole)
+        except UnicodeError as error:
+            raise TableError(f"the file is not {self.title} ({error})") from error
         text = text.removeprefix("\ufeff")
         named = _NAMED.match(text) if reading.delimiter is None else None
         self._before = 0 if named is None else 1
@@ -151,6 +154,8 @@ class TextSource:
         for number in itertools.count(1):
             try:
                 line = text.readline(MAX_LINE)
+            except UnicodeError as error:
+                raise TableError(f"line {number}: not {self.title} ({error})") from error
             except DAMAGED_GZIP as error:
                 raise TableError(
                     f"line {number}: the gzip file is damaged from here on ({error})"
