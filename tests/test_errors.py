@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finsent.config import ConfigError
-from finsent.machine.errors import message_for_user
+from finsent.machine.errors import message_for_user, traceback_of
 from finsent.serving.lifecycle.states import State, TransitionError
 from finsent.training import child_main
 from finsent.training.progress_lines import ProgressLines
@@ -83,3 +83,13 @@ def test_a_real_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "missing/out.csv" in said
     with pytest.raises(TransitionError):
         State().failed("from nothing")
+
+
+def test_a_log_gets_the_place_of_an_error_and_not_its_words() -> None:
+    with pytest.raises(ValueError, match="typed") as caught:
+        raise ValueError("what somebody typed")
+    said = traceback_of(caught.value)
+    assert "test_errors.py" in said
+    assert said.endswith("ValueError")
+    # The line of the code is quoted, as it stands in the file.
+    assert "ValueError: what somebody typed" not in said

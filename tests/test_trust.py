@@ -13,12 +13,18 @@ from bench.trust.__main__ import page
 from bench.trust.scenario import Setting
 from bench.trust.scenarios import SCENARIOS
 
-QUICK = ("parsers", "artifacts-a-bit-flipped", "artifacts-cut-off", "artifacts-swapped-forged")
+QUICK = (
+    "parsers",
+    "files-page",
+    "artifacts-a-bit-flipped",
+    "artifacts-cut-off",
+    "artifacts-swapped-forged",
+)
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_few_tries_hold(name: str, tmp_path: Path) -> None:
-    scale = 0.05 if name == "parsers" else 0.02
+    scale = 0.02 if name.startswith("artifacts") else 0.05
     tally = SCENARIOS[name].run(Setting(tmp_path, seed=1, scale=scale))
     assert tally.tried >= 2
     assert tally.failures == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 import unicodedata
 
 WRONG_USE = 2
@@ -62,6 +63,12 @@ def one_line(text: str) -> str:
 def _breaks_a_line(character: str) -> bool:
     category = unicodedata.category(character)
     return category[0] == "C" or category in ("Zl", "Zp")
+
+
+def traceback_of(error: BaseException) -> str:
+    """Where an error was raised and of what kind it is, without its message, for a log."""
+    lines = traceback.format_tb(error.__traceback__)
+    return f"{''.join(lines)}{type(error).__name__}"
 
 
 def end_with(error: Exception) -> int:

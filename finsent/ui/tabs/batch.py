@@ -14,6 +14,7 @@ import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
 
+from finsent.machine.errors import traceback_of
 from finsent.plots.live import distribution_figure
 from finsent.results.catalog import Catalog, Selection
 from finsent.serving.many_texts import (
@@ -322,7 +323,8 @@ def _scoring(
                 **parts.busy(on=True),
             }
     except (RuntimeError, OSError, ValueError) as error:
-        _log.exception("a batch stopped")
+        # Without the message, which may hold a text.
+        _log.error("a batch stopped\n%s", traceback_of(error))
         said = notice("Stopped.", f"{error} Your texts are still there.", tone="warning")
         if not results.rows:
             yield {parts.status: said, **parts.busy(on=False)}
