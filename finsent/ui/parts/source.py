@@ -271,7 +271,7 @@ def read_otherwise(source: Source, told: Sequence[gr.HTML]) -> Any:
     """
 
     def reread(path: str | None, header: str, event: gr.EventData) -> list[Any]:
-        return list(_columns(path, header, sent(event), ""))
+        return list(file_updates(path, header, sent(event), ""))
 
     return gr.on(
         [html.click for html in told],
