@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Any
 from finsent.behaviour.results import run_suite
 from finsent.behaviour.suite import load_suite
 from finsent.data.records import LABELS
-from finsent.data.registry import DATASETS, Dataset, load_dataset, make_split
+from finsent.data.registry import DATASETS, Dataset, Split, load_dataset
 from finsent.data.sets.news import SOURCES
 from finsent.data.sets.phrasebank import LEVELS
 from finsent.entrants.labels import EntrantError, Labels
@@ -30,8 +29,8 @@ from finsent.entrants.models import Model, load_classifier
 from finsent.entrants.publishing import Staged, staged
 from finsent.entrants.simple import SIMPLE, TRAINED, SimpleEntrant
 from finsent.entrants.sources import Source, find_source, local_source
+from finsent.entrants.timing import Ask, time_beside_ours
 from finsent.machine.places import checkout
-from finsent.machine.timing import time_interleaved
 from finsent.models.presets import PRESETS
 from finsent.models.weights import default_cache_dir
 from finsent.results.external.rows import BACKBONE_LICENCES
@@ -46,7 +45,7 @@ from finsent.results.provenance import git_commit, versions
 from finsent.results.runs import EXTERNAL, Predictions, find_runs, slug, write_json
 from finsent.results.schema import HERE, PER_SOURCE
 
-TIMED_TEXTS, ROUNDS = 30, 3
+TIMED_TEXTS = 30
 BEHAVIOUR = "behaviour"
 BEHAVIOUR_DATASET = "news"
 """An entrant that is tested on this data set is asked the behaviour suite as well; if it is trained
@@ -95,7 +94,7 @@ def evaluate(
     _check_datasets([*(request.datasets or ()), *(request.trained_on or ())])
     tester: _Simple | _Asked
     if request.model in SIMPLE:
-        tester = _Simple(request, data_dir, backbone_dir, report)
+        tester = _Simple(request, backbone_dir, report)
     else:
         tester = _Asked(request, backbone_dir, report)
     wanted = request.datasets or on_board(artifacts)
@@ -109,10 +108,16 @@ def evaluate(
             folds = tester.folds(dataset) if request.folds else ()
             for number, one in enumerate(tester.test(dataset)):
                 # Folds are of all sentences, whatever the seed of the split: they are kept once.
-                said = _write(place, request, tester, dataset, one, () if number else folds)
-                say(said)
-        if LABELS in tester.label_sets and BEHAVIOUR_DATASET in wanted:
-            say(_write_behaviour(place, tester))
+                ask = tester.asker(dataset, one.split)
+                timed: dict[str, Any] = {}
+                if request.timed:
+                    texts = [dataset.examples[row].text for row in one.split.test[:TIMED_TEXTS]]
+                    timed = time_beside_ours(
+                        ask, texts, tester.device, artifacts, dataset.name, one.seed
+                    )
+                say(_write(place, tester, dataset, one, () if number else folds, timed, request))
+                if name == BEHAVIOUR_DATASET and not number:
+                    say(_write_behaviour(place, tester.name, dataset.name, ask, one.seed))
         return place.publish()
 
 
@@ -141,11 +146,10 @@ class _Simple:
     device = "CPU"
     label_sets = tuple(dict.fromkeys(entry.label_names for entry in DATASETS.values()))
 
-    def __init__(
-        self, request: Request, data_dir: Path | None, backbone_dir: Path | None, report: Report
-    ) -> None:
-        self._request, self._data_dir = request, data_dir
+    def __init__(self, request: Request, backbone_dir: Path | None, report: Report) -> None:
+        self._request = request
         self._backbone_dir, self._report = backbone_dir, report
+        self._last: tuple[str, SimpleEntrant] | None = None
         simple = SIMPLE[request.model]
         self.name = request.name or request.model
         self.settings: dict[str, Any] = {"what": simple.what}
@@ -167,20 +171,14 @@ class _Simple:
     def seen(self, dataset: str) -> tuple[str, bool]:
         return "yes", False
 
-    def time(self, texts: Sequence[str], labels: Labels) -> dict[str, Any]:
-        raise EntrantError(f"{self.name} is trained and asked at once; leave out --time")
+    def asker(self, dataset: Dataset, split: Split) -> Ask:
+        return self._entrant(dataset).asker(split)
 
-    def suite(self) -> tuple[str, dict[str, Any]]:
-        suite = load_suite()
-        texts = list(dict.fromkeys(text for case in suite.cases for text in case.texts))
-        dataset = load_dataset(BEHAVIOUR_DATASET, self._data_dir)
-        entrant = self._entrant(dataset, texts)
-        answers = dict(zip(texts, entrant.answer_further(make_split(dataset, 0)), strict=True))
-        found = run_suite(suite, lambda asked: [answers[text] for text in asked], LABELS)
-        return BEHAVIOUR_DATASET, found
-
-    def _entrant(self, dataset: Dataset, further: Sequence[str] = ()) -> SimpleEntrant:
-        return SimpleEntrant(self._request.model, dataset, further, backbone_dir=self._backbone_dir)
+    def _entrant(self, dataset: Dataset) -> SimpleEntrant:
+        if self._last is None or self._last[0] != dataset.name:
+            made = SimpleEntrant(self._request.model, dataset, backbone_dir=self._backbone_dir)
+            self._last = dataset.name, made
+        return self._last[1]
 
 
 class _Asked:
@@ -221,23 +219,8 @@ class _Asked:
     def seen(self, dataset: str) -> tuple[str, bool]:
         return knowledge(dataset, self._request.trained_on)
 
-    def time(self, texts: Sequence[str], labels: Labels) -> dict[str, Any]:
-        turns = itertools.cycle(texts)
-        stats = time_interleaved(
-            {"model": lambda: self.model.answer([next(turns)], labels)},
-            repeats=ROUNDS * len(texts),
-            warmup=3,
-            seed=0,
-        )["model"]
-        return {
-            "latency_ms_p50": stats.p50_ms,
-            "latency_ms_p95": stats.p95_ms,
-            "latency_protocol": f"alone, tokenised too, n = {stats.n}, on {self.device}",
-        }
-
-    def suite(self) -> tuple[str, dict[str, Any]]:
-        answers = self._answers(LABELS)
-        return BEHAVIOUR_DATASET, run_suite(load_suite(), answers.of, LABELS)
+    def asker(self, dataset: Dataset, split: Split) -> Ask:
+        return lambda texts: self.model.answer(texts, dataset.label_names)
 
     def _answers(self, labels: Labels) -> Answers:
         folder = default_cache_dir() / "answers"
@@ -279,20 +262,20 @@ def _sources(dataset: str) -> set[str]:
 
 def _write(
     place: Staged,
-    request: Request,
     tester: _Simple | _Asked,
     dataset: Dataset,
     tested: Tested,
     folds: Sequence[FoldScore],
+    timed: Mapping[str, Any],
+    request: Request,
 ) -> str:
     """Writes a run to the place where it waits; returns what it says in a line."""
     trained, seen = tester.seen(dataset.name)
-    texts = [dataset.examples[row].text for row in tested.split.test[:TIMED_TEXTS]]
     metrics = {
         **scores_of(dataset.name, tested.predictions),
         "trainable_params": tested.parameters,
         "train_seconds": tested.train_seconds,
-        **(tester.time(texts, dataset.label_names) if request.timed else {}),
+        **timed,
     }
     config = {
         "kind": EXTERNAL,
@@ -343,11 +326,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _write_behaviour(place: Staged, tester: _Simple | _Asked) -> str:
-    dataset, found = tester.suite()
+def _write_behaviour(place: Staged, name: str, dataset: str, ask: Ask, seed: int) -> str:
     suite = load_suite()
-    path = place.root / BEHAVIOUR / f"{slug(tester.name)}-{dataset}.json"
+    found = run_suite(suite, ask, LABELS)
+    path = place.root / BEHAVIOUR / f"{slug(name)}-{dataset}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"suite_sha256": suite.sha256, "cases": len(suite.cases)}
-    write_json(path, {**about, "runs": [{"arm": EXTERNAL, "seed": 0, **found}]})
+    write_json(path, {**about, "runs": [{"arm": EXTERNAL, "seed": seed, **found}]})
     return f"behaviour suite: {found['passed']} of {found['n']} cases pass"

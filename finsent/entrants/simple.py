@@ -7,11 +7,11 @@ probabilities for the board.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from finsent.data.folds import Fold
 from finsent.data.registry import Dataset, Split
 from finsent.entrants.labels import EntrantError, Probabilities
 from finsent.machine.extras import missing
+
+if TYPE_CHECKING:
+    from finsent.study.heads.classical import Fitted
 
 TRAINED = "trained on the training part"
 """The form of these entrants."""
@@ -76,16 +79,9 @@ SIMPLE: Mapping[str, Simple] = MappingProxyType(
 
 
 class SimpleEntrant:
-    """One of `SIMPLE` on one data set, with further texts that are only answered."""
+    """One of `SIMPLE` on one data set."""
 
-    def __init__(
-        self,
-        name: str,
-        dataset: Dataset,
-        further: Sequence[str] = (),
-        *,
-        backbone_dir: Path | None = None,
-    ) -> None:
+    def __init__(self, name: str, dataset: Dataset, *, backbone_dir: Path | None = None) -> None:
         """EntrantError where a package that it needs is not installed."""
         self.about = SIMPLE[name]
         problem = missing(self.about.needs) if self.about.needs else None
@@ -94,38 +90,39 @@ class SimpleEntrant:
         # scikit-learn and torch: whoever only reads what entrants there are need not wait.
         from finsent.study.heads.classical import CLASSIFIERS, make_task
 
+        self._dataset, self._backbone_dir = dataset, backbone_dir
         self._fit = CLASSIFIERS[self.about.classifier]
-        task = make_task(dataset, self.about.backbone, backbone_dir, self.about.precision)
-        self._known = len(task.texts)
-        if further:
-            features = self._features_of(dataset, further, backbone_dir)
-            task = replace(
-                task,
-                texts=np.array([*task.texts, *further], dtype=object),
-                labels=np.concatenate([task.labels, np.zeros(len(further), np.int64)]),
-                features=features(task.features),
-            )
-        self._task = task
+        self._task = make_task(dataset, self.about.backbone, backbone_dir, self.about.precision)
+        self._last: tuple[Split | Fold, Fitted] | None = None
+        """What was trained last, and for what."""
 
     def answer(self, split: Split | Fold) -> tuple[Probabilities, int, float]:
         """Probabilities (n, labels) of a split's test part, after training on its training part;
         how many parameters were trained, and in how many seconds."""
-        train, validation, test = (
-            np.asarray(part) for part in (split.train, split.validation, split.test)
-        )
         started = time.perf_counter()
-        fitted = self._fit(self._task, Fold(0, 0, train, validation, test), None)
+        fitted = self._trained(split)
         return fitted.test, fitted.parameters, time.perf_counter() - started
 
-    def answer_further(self, split: Split) -> Probabilities:
-        """The same of the further texts."""
-        rows = tuple(range(self._known, len(self._task.texts)))
-        return self.answer(replace(split, test=rows))[0]
+    def asker(self, split: Split) -> Callable[[Sequence[str]], Probabilities]:
+        """The function that answers any texts after training on a split's training part."""
+        fitted = self._trained(split)
+        read = self._reader()
+        return lambda texts: fitted.predict(texts, read(texts))
 
-    def _features_of(self, dataset: Dataset, texts: Sequence[str], folder: Path | None) -> Any:
-        """A function that gives features those of further texts."""
+    def _trained(self, split: Split | Fold) -> Fitted:
+        """Trained on a split's training part, unless it was just now."""
+        if self._last is None or self._last[0] is not split:
+            train, validation, test = (
+                np.asarray(part) for part in (split.train, split.validation, split.test)
+            )
+            fold = Fold(0, 0, train, validation, test)
+            self._last = split, self._fit(self._task, fold, None)
+        return self._last[1]
+
+    def _reader(self) -> Callable[[Sequence[str]], dict[str, Any]]:
+        """A function that reads the frozen features of any texts; none where none are needed."""
         if self.about.backbone is None:
-            return lambda features: features
+            return lambda texts: {}
         import torch
 
         from finsent.models.backbones import load_backbone
@@ -133,11 +130,14 @@ class SimpleEntrant:
         from finsent.study.heads.features import pooled_states
 
         backbone = load_backbone(
-            self.about.backbone, self.about.precision, torch.device("cpu"), folder=folder
+            self.about.backbone,
+            self.about.precision,
+            torch.device("cpu"),
+            folder=self._backbone_dir,
         )
-        suffix = cue(preset(self.about.backbone).cpu, dataset.name)
-        more = pooled_states(backbone, texts, suffix)
-        return lambda features: {
-            name: torch.cat([values, more[name].half().float()])
-            for name, values in features.items()
+        suffix = cue(preset(self.about.backbone).cpu, self._dataset.name)
+        return lambda texts: {
+            # As features are kept on the disk, which the classifier was trained on.
+            name: values.half().float()
+            for name, values in pooled_states(backbone, texts, suffix).items()
         }

