@@ -159,6 +159,7 @@ def serve(artifacts: Path, options: argparse.Namespace) -> None:
         comparer_factory=factory,
         probe_cuda=lambda: options.cuda,
         owner=made_up_owner(artifacts) if options.owner else None,
+        open_to_visitors=True,
     )
     launch(page, host="127.0.0.1", port=options.port, mcp=options.mcp)
 

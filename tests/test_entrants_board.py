@@ -270,11 +270,12 @@ def test_what_a_model_may_have_seen() -> None:
 def test_only_the_owner_enters_predictions_from_the_page(root: Path, tmp_path: Path) -> None:
     import gradio as gr
 
+    from finsent.entrants.guest import Guest
     from finsent.serving.owner_training import OwnerTraining, Recipe
     from finsent.ui.tabs.owner import Owner, _Actions
 
     request: Any = SimpleNamespace(client=SimpleNamespace(host="here"))
-    actions = _Actions(Owner(OwnerTraining(root, Recipe()), token="a secret of the owner"))
+    actions = _Actions(Owner(OwnerTraining(root, Recipe()), token="a secret of the owner"), Guest())
     path = str(sent(root, tmp_path / "sent.csv"))
     before = state(root)
     with pytest.raises(gr.Error, match="for the owner of the page only"):

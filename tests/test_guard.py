@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 import pytest
 
+from finsent.entrants.guest import Guest
 from finsent.ui import guard
 from finsent.ui.guard import LARGEST_REQUEST, Guesses, RequestGuard, hosts_from_environment
 from finsent.ui.tabs.owner import _Actions
@@ -138,7 +139,7 @@ def test_wrong_secrets_cost_time_and_a_right_one_ends_it() -> None:
 
 
 def test_a_hundred_guesses_are_not_a_hundred_looks(app_artifacts: Path) -> None:
-    actions = _Actions(made_up_owner(app_artifacts))  # type: ignore[arg-type]
+    actions = _Actions(made_up_owner(app_artifacts), Guest())  # type: ignore[arg-type]
     request: Any = SimpleNamespace(client=SimpleNamespace(host="10.0.0.1"))
     said = []
     for number in range(100):

@@ -44,9 +44,12 @@ def run(options: argparse.Namespace) -> int:
     # Before gradio is imported: it reads this once and would otherwise report usage.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from finsent.ui.build import build_demo, launch
+    from finsent.ui.guard import hosts_from_environment, is_local
     from finsent.ui.tabs.owner import owner_from_environment
 
-    page = build_demo(artifacts, owner=owner_from_environment(artifacts))
+    # A page that others reach would let them load whatever they like into this machine's memory.
+    alone = is_local(options.host) and not hosts_from_environment()
+    page = build_demo(artifacts, owner=owner_from_environment(artifacts), open_to_visitors=alone)
     launch(page, host=options.host, port=options.port, mcp=options.mcp)
     return 0
 

@@ -31,6 +31,7 @@ from finsent.entrants.simple import SIMPLE, TRAINED, SimpleEntrant
 from finsent.entrants.sources import Source, find_source, local_source
 from finsent.entrants.timing import Ask, time_beside_ours
 from finsent.machine.places import checkout
+from finsent.machine.timing import Conditions
 from finsent.models.presets import PRESETS
 from finsent.models.weights import default_cache_dir
 from finsent.results.external.rows import BACKBONE_LICENCES
@@ -143,18 +144,20 @@ class _Simple:
     """An entrant that is trained on the training part of every data set."""
 
     form = TRAINED
-    device = "CPU"
     label_sets = tuple(dict.fromkeys(entry.label_names for entry in DATASETS.values()))
 
     def __init__(self, request: Request, backbone_dir: Path | None, report: Report) -> None:
         self._request = request
         self._backbone_dir, self._report = backbone_dir, report
         self._last: tuple[str, SimpleEntrant] | None = None
+        import torch
+
         simple = SIMPLE[request.model]
+        self.device = str(Conditions("CPU", torch.get_num_threads(), simple.engine))
         self.name = request.name or request.model
         self.settings: dict[str, Any] = {"what": simple.what}
         if simple.backbone is not None:
-            self.settings |= {"backbone": simple.backbone, "precision": simple.precision}
+            self.settings |= {"backbone": simple.backbone, "precision": "fp32"}
         self.about: dict[str, Any] = {
             "source": request.model,
             "revision": None,

@@ -29,6 +29,7 @@ from finsent.entrants.sources import (
     read_settings,
     tensor_shapes,
 )
+from finsent.machine.timing import Conditions
 from finsent.models.adapter_files import AdapterError
 from finsent.models.tokenization import FileTokenizer, token_batches
 from finsent.results.calibration import softmax
@@ -164,7 +165,7 @@ class TorchClassifier(_Classifier):
         super().__init__(source.form, names, given)
         self.settings |= settings
         self.parameters: int | None = sum(p.numel() for p in self._model.parameters())
-        self.device = f"CPU, {torch.get_num_threads()} threads, PyTorch fp32"
+        self.device = str(Conditions("CPU", torch.get_num_threads(), "PyTorch fp32"))
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         found = self._tokenizer(list(texts), truncation=True, max_length=self._longest)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finsent.config import Precision
 from finsent.data.folds import Fold
 from finsent.data.registry import Dataset, Split
 from finsent.entrants.labels import EntrantError, Probabilities
@@ -41,7 +40,8 @@ class Simple:
     """A module of an extra."""
     backbone: str | None = None
     """Whose frozen features it reads."""
-    precision: Precision = "fp32"
+    engine: str = "Python"
+    """What computes."""
 
 
 SIMPLE: Mapping[str, Simple] = MappingProxyType(
@@ -51,6 +51,7 @@ SIMPLE: Mapping[str, Simple] = MappingProxyType(
             "words and word pairs by TF-IDF, multinomial logistic regression",
             "BSD-3-Clause (scikit-learn)",
             "https://scikit-learn.org",
+            engine="scikit-learn",
         ),
         "lexicon-loughran-mcdonald": Simple(
             "lexicon",
@@ -72,7 +73,7 @@ SIMPLE: Mapping[str, Simple] = MappingProxyType(
             "Apache-2.0",
             "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
             backbone="smollm2-135m",
-            precision="bf16",
+            engine="PyTorch fp32",
         ),
     }
 )
@@ -92,7 +93,7 @@ class SimpleEntrant:
 
         self._dataset, self._backbone_dir = dataset, backbone_dir
         self._fit = CLASSIFIERS[self.about.classifier]
-        self._task = make_task(dataset, self.about.backbone, backbone_dir, self.about.precision)
+        self._task = make_task(dataset, self.about.backbone, backbone_dir)
         self._last: tuple[Split | Fold, Fitted] | None = None
         """What was trained last, and for what."""
 
@@ -130,10 +131,7 @@ class SimpleEntrant:
         from finsent.study.heads.features import pooled_states
 
         backbone = load_backbone(
-            self.about.backbone,
-            self.about.precision,
-            torch.device("cpu"),
-            folder=self._backbone_dir,
+            self.about.backbone, "fp32", torch.device("cpu"), folder=self._backbone_dir
         )
         suffix = cue(preset(self.about.backbone).cpu, self._dataset.name)
         return lambda texts: {

@@ -53,12 +53,13 @@ class Source:
     url: str | None
 
 
-def local_source(folder: Path, *, generative: bool = False) -> Source:
-    """A model folder. EntrantError when it holds none that can be read safely."""
+def local_source(folder: Path, *, generative: bool = False, largest: int | None = None) -> Source:
+    """A model folder. EntrantError when it holds none that can be read safely, or that is larger
+    than `largest` bytes in fp32."""
     files = [*folder.glob("*"), *folder.glob("onnx/*")]
     names = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
     form = form_of(names, str(folder), generative=generative)
-    _check_size(folder)
+    _check_size(folder, largest)
     readme = folder / "README.md"
     return Source(
         folder,
@@ -72,13 +73,20 @@ def local_source(folder: Path, *, generative: bool = False) -> Source:
     )
 
 
-def find_source(model: str, revision: str | None = None, *, generative: bool = False) -> Source:
+def find_source(
+    model: str,
+    revision: str | None = None,
+    *,
+    generative: bool = False,
+    largest: int | None = None,
+) -> Source:
     """A model by its folder or Hub id; the Hub's is downloaded the first time.
 
     Args:
         model: A folder, or `owner/name` on the Hub.
         revision: Branch, tag or commit there; None: main.
         generative: Whether it is asked to continue texts, not to classify them.
+        largest: Bytes that its weights may have in fp32; None: as many as fit into memory.
 
     Raises:
         EntrantError: No such folder or repository, it may not be read, it has no weights in
@@ -87,16 +95,16 @@ def find_source(model: str, revision: str | None = None, *, generative: bool = F
     if Path(model).is_dir():
         if revision is not None:
             raise EntrantError(f"{model} is a folder, which has no --revision; leave it out")
-        return local_source(Path(model), generative=generative)
+        return local_source(Path(model), generative=generative, largest=largest)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         raise EntrantError(
             f"there is no folder {model}, and a model on the Hub is named owner/name; give one of "
             "both"
         )
-    return _from_hub(model, revision, generative)
+    return _from_hub(model, revision, generative, largest)
 
 
-def _from_hub(model: str, revision: str | None, generative: bool) -> Source:
+def _from_hub(model: str, revision: str | None, generative: bool, largest: int | None) -> Source:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -105,14 +113,16 @@ def _from_hub(model: str, revision: str | None, generative: bool) -> Source:
         form = form_of(list(sizes), model, generative=generative)
         wanted = _READ if form != ONNX else ("*.json", "*.txt", "*.model", "*.onnx*", "README.md")
         _check_fits(
-            sum(n for f, n in sizes.items() if f.endswith((".safetensors", ".onnx"))), model
+            sum(n for f, n in sizes.items() if f.endswith((".safetensors", ".onnx"))),
+            model,
+            largest,
         )
         folder = Path(snapshot_download(model, revision=info.sha, allow_patterns=list(wanted)))
     except EntrantError:
         raise
     except Exception as error:  # the Hub client's transport, and so its errors, vary by release
         raise EntrantError(_why_not_from_hub(model, revision, error)) from error
-    _check_size(folder)
+    _check_size(folder, largest)
     licence = getattr(info.card_data, "license", None) or UNKNOWN
     return Source(folder, model, form, info.sha, str(licence), f"https://huggingface.co/{model}")
 
@@ -205,13 +215,18 @@ def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return found
 
 
-def _check_size(folder: Path) -> None:
+def _check_size(folder: Path, largest: int | None) -> None:
     count = parameters_in(folder)
     onnx = sum(path.stat().st_size for path in folder.rglob("*.onnx*"))
-    _check_fits(max(4 * count, onnx), str(folder))
+    _check_fits(max(4 * count, onnx), str(folder), largest)
 
 
-def _check_fits(size: int, where: str) -> None:
+def _check_fits(size: int, where: str, largest: int | None) -> None:
+    if largest is not None and size > largest:
+        raise EntrantError(
+            f"{where} is too large to answer live: its weights take {size / 1e9:.2g} GB, and at "
+            f"most {largest / 1e9:.2g} GB may; take a smaller one, or test it by finsent evaluate"
+        )
     free = available_bytes()
     if ROOM * size > free:
         raise EntrantError(

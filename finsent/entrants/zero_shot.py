@@ -18,6 +18,7 @@ from finsent.data.registry import DATASETS, SENTIMENT_CUE
 from finsent.entrants.labels import EntrantError, Labels, Probabilities
 from finsent.entrants.models import checked_answers, load_quietly, load_tokenizer
 from finsent.entrants.sources import GENERATIVE
+from finsent.machine.timing import Conditions
 from finsent.models.tokenization import room_for, token_batches
 from finsent.results.calibration import softmax
 
@@ -55,8 +56,9 @@ class ZeroShot:
 
         self._tokenizer = load_tokenizer(folder)
         try:
-            # In the precision that the weights are stored in: more would be made up.
-            model, missing = load_quietly(AutoModelForCausalLM, folder, dtype="auto")
+            # Whatever precision the weights are stored in: in bf16 an answer would depend on which
+            # texts are asked together.
+            model, missing = load_quietly(AutoModelForCausalLM, folder, dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise EntrantError(
@@ -67,14 +69,11 @@ class ZeroShot:
                 f"{folder.name} lacks {missing[0]}: it was never trained to continue texts; give a "
                 "generative model"
             )
-        if model.dtype not in (torch.bfloat16, torch.float32):
-            model = model.float()
         self._model = model.eval()
         head = model.get_output_embeddings()
         self._weight, self._bias = head.weight, getattr(head, "bias", None)
         self.parameters: int | None = sum(p.numel() for p in model.parameters())
-        stored = "bf16" if model.dtype == torch.bfloat16 else "fp32"
-        self.device = f"CPU, {torch.get_num_threads()} threads, PyTorch {stored}"
+        self.device = str(Conditions("CPU", torch.get_num_threads(), "PyTorch fp32"))
         self.settings: dict[str, Any] = {
             "prompts": {
                 "/".join(labels): {"after the text": prompt, "words": dict(words)}
@@ -134,9 +133,9 @@ class ZeroShot:
             return self._model.base_model(input_ids=right_padded(ids)).last_hidden_state
 
     def _logits(self, states: Any, rows: Any = None) -> Any:
-        """Scores in fp32 of some words or of all: in bf16 close ones would be ties."""
+        """Scores of some words or of all."""
         weight = self._weight if rows is None else self._weight[rows]
-        scores = states.float() @ weight.float().T
+        scores = states @ weight.T
         if self._bias is not None:
-            scores += (self._bias if rows is None else self._bias[rows]).float()
+            scores += self._bias if rows is None else self._bias[rows]
         return scores.detach()

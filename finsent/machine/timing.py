@@ -47,7 +47,8 @@ class Conditions:
     """Library and precision, e.g. "PyTorch fp32"."""
 
     def __str__(self) -> str:
-        threads = "" if self.threads is None else f", {self.threads} threads"
+        number = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        threads = "" if self.threads is None else f", {number}"
         return f"{self.device}{threads}, {self.engine}"
 
 

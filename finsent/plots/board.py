@@ -13,11 +13,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from finsent.config import BACKBONE_TITLES
-from finsent.plots.style import ARM_STYLES, GREY, GRID, ArmStyle, ChartError, faded, style_figure
+from finsent.plots.style import ARM_STYLES, GREY, GRID, OTHER_STYLE, ChartError, faded, style_figure
 
 Entry = Mapping[str, Any]
 
-_OTHER = ArmStyle("", "#7d7d7d", "circle", 2.0)
 _WHISKER = 1.4
 _DASHES = ("solid", "dash", "dot", "dashdot")
 """A line's dash tells its backbone, its colour the arm."""
@@ -116,7 +115,7 @@ def _name(arm: Entry) -> str:
 
 def _add_model(figure: go.Figure, arm: Entry, rows: Sequence[Entry], cost: Cost) -> None:
     """A model's point with its bars, and its runs faint beside it."""
-    style = ARM_STYLES.get(arm["arm"], _OTHER)
+    style = ARM_STYLES.get(arm["arm"], OTHER_STYLE)
     name = _name(arm)
     own = [row for row in rows if row[cost.key] is not None]
     figure.add_scatter(
@@ -179,7 +178,7 @@ def reliability_figure(arms: Sequence[Entry]) -> go.Figure:
         col=1,
     )
     for arm in arms:
-        style = ARM_STYLES.get(arm["arm"], _OTHER)
+        style = ARM_STYLES.get(arm["arm"], OTHER_STYLE)
         title = style.title or arm["arm"]
         bins = arm["reliability"]
         x = [entry["confidence"] for entry in bins]
@@ -228,7 +227,7 @@ def selective_figure(curves: Mapping[tuple[str, str], Sequence[float]]) -> go.Fi
     figure = go.Figure()
     backbones = list(dict.fromkeys(backbone for backbone, _ in curves))
     for (backbone, arm), accuracies in curves.items():
-        style = ARM_STYLES.get(arm, _OTHER)
+        style = ARM_STYLES.get(arm, OTHER_STYLE)
         name = _name({"backbone": backbone, "arm": arm})
         figure.add_scatter(
             x=SHARES,

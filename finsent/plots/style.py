@@ -38,6 +38,8 @@ colour-vision deficiencies and at least 3:1 against both page backgrounds. The l
 of studies only, violet is drawn beside blue alone, and grey is no head at all."""
 
 
+OTHER_STYLE = ArmStyle("Other model", "#7d7d7d", "circle", 2.0)
+"""Of models from elsewhere, which are no arms."""
 GROWTH_SYMBOL = "star"
 CHART_HEIGHT = 300
 FONT = {"color": "#888888", "size": 12, "family": "IBM Plex Sans, system-ui, sans-serif"}

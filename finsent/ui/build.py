@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from finsent.entrants.guest import Guest
 from finsent.machine import devices
 from finsent.machine.devices import cuda_available
 from finsent.machine.extras import missing
@@ -135,19 +136,23 @@ def build_demo(
     comparer_factory: ComparerFactory = load_comparer,
     probe_cuda: Callable[[], bool] = cuda_available,
     owner: Owner | None = None,
+    open_to_visitors: bool = False,
 ) -> LivePage:
     """The whole page over one artifacts folder. Loading the model begins at once, in a thread.
 
-    owner: who may train the large backbone from the page; None draws no such tab, and neither does
-    a machine that cannot train it.
+    owner: who may train the large backbone from the page, where this machine can, and put models
+    of others on it; None draws no such tab.
+    open_to_visitors: whether whoever opens the page may let another model answer beside ours, as
+    on a laptop. An owner may in any case, and then nobody else.
     A run, a study or a leaderboard that is damaged is left out and named on the page.
     """
     devices.prepare()
     service = ModelService(read_catalog(artifacts_root), comparer_factory, probe_cuda)
     service.start()
+    guest = Guest()
 
     def build(catalog: Catalog, problem: str) -> tuple[gr.Blocks, First]:
-        demo, first = _draw(catalog, service, owner, problem)
+        demo, first = _draw(catalog, service, owner, guest, open_to_visitors, problem)
         service.renew(catalog)
         return demo, first
 
@@ -158,6 +163,8 @@ def _draw(
     catalog: Catalog,
     service: ModelService,
     owner: Owner | None,
+    guest: Guest,
+    open_to_visitors: bool,
     problem: str,
 ) -> tuple[gr.Blocks, First]:
     """The page, and what is filled into it anew for each visitor."""
@@ -171,7 +178,9 @@ def _draw(
         with _tab_bar("try", "tabs") as outer:
             with _tab("try"), _sections("try") as trying:
                 with _section("try", "compare"):
-                    compare = add_compare_tab(catalog, service)
+                    compare = add_compare_tab(
+                        catalog, service, guest, open_to_visitors=open_to_visitors and not owner
+                    )
                 with _section("try", "batch"):
                     batch = add_batch_tab(catalog, service)
             with _tab("results"), _sections("results") as results:
@@ -193,9 +202,9 @@ def _draw(
                         add_studies_tab(catalog)
             with _tab("about"):
                 add_about_tab(catalog)
-            if owner is not None and owner.obstacle() is None:
+            if owner is not None:
                 with _tab("owner"):
-                    add_owner_tab(owner)
+                    add_owner_tab(owner, guest)
         bars = Bars(outer, {"try": trying, "results": results, "evidence": evidence})
         add_endpoints(service)
         if catalog.runs:

@@ -18,7 +18,6 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 from tqdm import tqdm
 
-from finsent.config import Precision
 from finsent.data.folds import FOLDS, Fold, grouped_folds, smaller
 from finsent.data.records import LABELS
 from finsent.data.registry import Dataset, load_dataset
@@ -286,14 +285,12 @@ def make_task(
     dataset: Dataset,
     backbone: str | None,
     backbone_dir: Path | None = None,
-    precision: Precision = "fp32",
 ) -> Task:
     """The data set with the frozen features of a backbone; None: without, for the classifiers that
     read words only."""
     features = {}
     if backbone is not None:
-        made = frozen_features(backbone, dataset, folder=backbone_dir, precision=precision)
-        features = made.values
+        features = frozen_features(backbone, dataset, folder=backbone_dir).values
     return Task(
         dataset,
         np.array([example.text for example in dataset.examples], dtype=object),

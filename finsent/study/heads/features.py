@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finsent.config import POOLINGS, Precision
+from finsent.config import POOLINGS
 from finsent.data.registry import Dataset
 from finsent.machine.files import published
 from finsent.models.backbones import Backbone, load_backbone, pool, right_padded
@@ -43,7 +43,6 @@ def frozen_features(
     dataset: Dataset,
     *,
     folder: Path | None = None,
-    precision: Precision = "fp32",
     cache: Path | None = None,
     device: torch.device | None = None,
     progress: ReportProgress | None = None,
@@ -63,15 +62,13 @@ def frozen_features(
         "suffix": suffix,
         "layers": LAYERS,
         "max_length": MAX_LENGTH,
-        # Features of before there was a choice keep their names.
-        **({} if precision == "fp32" else {"precision": precision}),
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     root = (cache or default_cache_dir()) / "features"
     path = root / f"{slug(backbone)}-{dataset.name}-{key}.safetensors"
     if not path.exists():
         loaded = load_backbone(
-            backbone, precision, device or torch.device("cpu"), folder=folder, progress=progress
+            backbone, "fp32", device or torch.device("cpu"), folder=folder, progress=progress
         )
         texts = [example.text for example in dataset.examples]
         values = pooled_states(loaded, texts, suffix, progress=progress)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finsent.machine.timing import Median, PairedTimes
-from finsent.plots.style import ARM_STYLES
+from finsent.plots.style import ARM_STYLES, OTHER_STYLE, ArmStyle
 from finsent.results.catalog import (
     Catalog,
     Selection,
@@ -20,6 +20,7 @@ from finsent.results.catalog import (
     dataset_title,
 )
 from finsent.results.disagreements import Found
+from finsent.results.runs import EXTERNAL
 from finsent.results.text import count
 from finsent.serving.answers import Answer
 from finsent.serving.service import Outcome, Passage
@@ -35,6 +36,9 @@ from finsent.ui.parts.markup import (
     table,
 )
 
+if TYPE_CHECKING:
+    from finsent.entrants.guest import Beside
+
 WORTH_SAYING_MS = 500.0
 """A wait that is shorter is not mentioned."""
 PASSAGE_CHARACTERS = 170
@@ -48,27 +52,34 @@ def answered_html(
     coming: str = "",
     problem: str = "",
     found: Found | None = None,
+    beside: Beside | None = None,
 ) -> str:
     """An answer as the page shows it.
 
     guess: hide it until the visitor has guessed. coming: folder name of the base model that was
     asked for and is not in memory. problem: why that cannot be loaded, if it cannot. found: the
-    search that this text came from, if it came from one.
+    search that this text came from, if it came from one. beside: what a model from elsewhere says.
     """
-    agree = len({answer.label for answer in outcome.answers}) == 1
+    given = [*outcome.answers]
+    if beside is not None and beside.answer is not None:
+        given.append(beside.answer)
+    agree = len({answer.label for answer in given}) == 1
     waits = f' data-waits-for="{escape(coming)}"' if coming and not problem else ""
     body = (
-        _says(outcome, agree)
-        + f"{_notices(catalog, outcome, coming, problem, found)}{_chart(outcome.answers)}"
+        _says(outcome, given, agree)
+        + _notices(catalog, outcome, coming, problem, found)
+        + _beside_notice(outcome, beside)
+        + _chart(given, beside)
         + _passages(outcome.passages)
-        + f'<p class="fs-quiet">{_times(outcome.times, outcome.device_name)}</p>'
+        + f'<p class="fs-quiet">{_times(outcome.times, outcome.device_name)}'
+        + f"{_beside_time(beside)}</p>"
         + f'<p class="fs-quiet">{_context(catalog, outcome.selection)}</p>'
         + _details(catalog, outcome)
     )
     return (
         f'<section class="fs-result" data-agree="{str(agree).lower()}"{waits}>'
         f'<blockquote dir="auto">{escape(outcome.result.text.strip())}</blockquote>'
-        + (_guessing(outcome.answers, body) if guess else body)
+        + (_guessing(given, body) if guess else body)
         + "</section>"
     )
 
@@ -90,17 +101,20 @@ def problem_html(problem: str) -> str:
     )
 
 
+def _style(arm: str) -> ArmStyle:
+    return ARM_STYLES.get(arm, OTHER_STYLE)
+
+
 def _name(arm: str) -> str:
-    return ARM_STYLES[arm].title
+    return _style(arm).title
 
 
 def _label(label: str) -> str:
     return f'<b data-label="{escape(label)}">{label_mark(label)} {escape(label)}</b>'
 
 
-def _says(outcome: Outcome, agree: bool) -> str:
+def _says(outcome: Outcome, given: Sequence[Answer], agree: bool) -> str:
     """The answer in words."""
-    given = outcome.answers
     if len(given) == 1:
         said = f"{_name(given[0].arm)} says {_label(given[0].label)}"
     elif agree:
@@ -119,7 +133,7 @@ def _says(outcome: Outcome, agree: bool) -> str:
         by = f"by {points} point{'s' if points > 1 else ''}" if gap >= 0.01 else "by under 1 point"
         sub.append(f"Same answer; confidence differs {by}.")
     sub += _our_label(outcome)
-    unsure = [max(a.shown) for a in given if a.unsure]
+    unsure = [max(a.shown) for a in outcome.answers if a.unsure]
     if unsure:
         wrong = round(10 * (1 - min(unsure)))
         sub.append(f"<b>Low confidence: expect {wrong} of 10 such answers to be wrong.</b>")
@@ -184,11 +198,35 @@ def _notices(
     return said
 
 
-def _chart(given: Sequence[Answer]) -> str:
+def _beside_notice(outcome: Outcome, beside: Beside | None) -> str:
+    """Why a model from elsewhere has no bar, or what it did not read."""
+    if beside is None:
+        return ""
+    if beside.problem:
+        return notice(f"{beside.name} is left out.", beside.problem, tone="warning")
+    if outcome.result.truncated:
+        return notice("Long text.", f"{beside.name} reads its beginning only.")
+    return ""
+
+
+def _beside_time(beside: Beside | None) -> str:
+    if beside is None or beside.answer is None:
+        return ""
+    said = f"<b>{milliseconds(beside.latency_ms)}</b> this time"
+    if beside.times is not None:
+        said = (
+            f"<b>{milliseconds(beside.times.value)}</b> ({_span(beside.times)}), median of its "
+            f"last {beside.n}"
+        )
+    return f" The other model: {said}, reading the text included, on {escape(beside.device)}."
+
+
+def _chart(given: Sequence[Answer], beside: Beside | None) -> str:
     """All labels, a bar for each model in each."""
+    notes = {**ARM_NOTES, **({} if beside is None else {EXTERNAL: beside.name})}
     legend = "".join(
-        f'<li title="{escape(ARM_NOTES[a.arm])}">{swatch(a.arm)}{escape(_name(a.arm))} '
-        f'<span class="fs-quiet">{escape(ARM_NOTES[a.arm])}</span></li>'
+        f'<li title="{escape(notes[a.arm])}">{swatch(a.arm, style=_style(a.arm))}'
+        f'{escape(_name(a.arm))} <span class="fs-quiet">{escape(notes[a.arm])}</span></li>'
         for a in given
     )
     groups = ""
@@ -203,7 +241,7 @@ def _bar(answer: Answer, place: int, label: str) -> str:
     return (
         f'<div class="fs-bar" data-arm="{answer.arm}" data-label="{escape(label)}" '
         f'data-top="{str(answer.label == label).lower()}" '
-        f'style="--arm:{ARM_STYLES[answer.arm].colour}">'
+        f'style="--arm:{_style(answer.arm).colour}">'
         f'<span class="fs-hidden">{escape(_name(answer.arm))}</span>'
         f'<span class="fs-track" aria-hidden="true"><i style="width:{100 * value:.2f}%"></i></span>'
         f"<b>{percent(value)}</b></div>"
@@ -277,10 +315,9 @@ def _context(catalog: Catalog, selection: Selection) -> str:
     said = []
     share = catalog.agreement(selection)
     if share is not None and len(selection.arms) > 1:
-        who = "two" if len(selection.arms) == 2 else str(len(selection.arms))
-        said.append(
-            f"These {who} agree on <b>{percent(share[0])}</b> of {share[1]:,} held-out texts."
-        )
+        *others, last = (_name(arm).lower() for arm in selection.arms)
+        who = f"{', '.join(others)} and {last}".capitalize()
+        said.append(f"{who} agree on <b>{percent(share[0])}</b> of {share[1]:,} held-out texts.")
     said.append(_across(catalog, selection))
     return " ".join(said)
 

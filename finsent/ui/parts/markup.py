@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from finsent.data.registry import DATASETS
-from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL
+from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL, ArmStyle
 from finsent.results import text
 from finsent.results.catalog import Damage
 from finsent.results.runs import EXTERNAL
@@ -90,14 +90,14 @@ def sentence(remark: str, stop: str = ".") -> str:
     return re.sub(r"(?<= )-(?=\d)", text.MINUS, said).replace(" x ", " \u00d7 ")
 
 
-def swatch(arm: str, symbol: str | None = None) -> str:
+def swatch(arm: str, symbol: str | None = None, style: ArmStyle | None = None) -> str:
     """The arm's line and symbol as in the charts; decorative, its name stands beside it.
 
-    Nothing for what has no style: models of others.
+    Nothing for what has no style: models of others, unless one is given.
     """
-    if arm not in ARM_STYLES:
+    style = style or ARM_STYLES.get(arm)
+    if style is None:
         return ""
-    style = ARM_STYLES[arm]
     line = "" if symbol else '<path d="M0 6h26" stroke-width="2.4"/>'
     return (
         f'<svg class="fs-swatch" viewBox="0 0 26 12" aria-hidden="true" fill="{style.colour}" '

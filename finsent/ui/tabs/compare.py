@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from finsent.data.registry import DATASETS
+from finsent.entrants.guest import Guest
 from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_examples
 from finsent.results.disagreements import Found, read_found
 from finsent.results.schema import ArtifactError
@@ -28,6 +29,14 @@ from finsent.ui.parts.selectors import (
 )
 from finsent.ui.parts.share import ASKING_JS, COPY_ADDRESS_JS, answered, keep_in_address
 from finsent.ui.parts.words import explain_words, words_html
+from finsent.ui.tabs.guest import (
+    GuestForm,
+    add_guest,
+    add_guest_box,
+    draw_guest_form,
+    remove_guest,
+    renewed_box,
+)
 from finsent.ui.tabs.recorded import RECORDED_HINT, add_recorded
 
 MODEL_QUEUE = "model"
@@ -70,6 +79,9 @@ class _Parts:
     words: gr.HTML
     selectors: RunSelectors
     matched: gr.Checkbox
+    guest: gr.Checkbox
+    form: GuestForm | None
+    """None where visitors may not add a model."""
 
     @property
     def chosen(self) -> list[Any]:
@@ -77,18 +89,24 @@ class _Parts:
         return [*self.selectors.components, self.matched]
 
 
-def add_compare_tab(catalog: Catalog, service: ModelService) -> CompareTab | None:
-    """Draws the section inside the current gr.Tab; None when there are no runs."""
+def add_compare_tab(
+    catalog: Catalog, service: ModelService, guest: Guest, *, open_to_visitors: bool
+) -> CompareTab | None:
+    """Draws the section inside the current gr.Tab; None when there are no runs.
+
+    guest: the model from elsewhere that answers too. open_to_visitors: whether they may choose it.
+    """
     if not catalog.runs:
         gr.HTML(notice("Nothing trained yet.", NOTHING_HERE, tone="warning"))
         return None
     opening = Opening(catalog, service)
-    parts = _draw(catalog, opening)
-    again = _connect(parts, _Answers(catalog, service))
+    parts = _draw(catalog, opening, guest, open_to_visitors)
+    again = _connect(parts, _Answers(catalog, service, guest))
+    _connect_guest(parts, guest, again)
     return CompareTab(parts.selectors, parts.text, parts.matched, opening, again)
 
 
-def _draw(catalog: Catalog, opening: Opening) -> _Parts:
+def _draw(catalog: Catalog, opening: Opening, guest: Guest, open_to_visitors: bool) -> _Parts:
     first = opening.selection
     with gr.Row(elem_classes="fs-ask", equal_height=False):
         text = gr.Textbox(
@@ -132,6 +150,11 @@ def _draw(catalog: Catalog, opening: Opening) -> _Parts:
             "Include a same-size model without dendrites",
             "matched",
         )
+        included = add_guest_box(guest)
+    form = None
+    if open_to_visitors:
+        with gr.Accordion("Add another model", open=False, elem_id="guest-section"):
+            form = draw_guest_form()
     add_recorded(catalog, [*selectors.components, matched])
     return _Parts(
         text,
@@ -145,6 +168,8 @@ def _draw(catalog: Catalog, opening: Opening) -> _Parts:
         words,
         selectors,
         matched,
+        included,
+        form,
     )
 
 
@@ -160,8 +185,8 @@ def _found(catalog: Catalog, selection: Selection) -> Found | None:
 class _Answers:
     """What the section's events show."""
 
-    def __init__(self, catalog: Catalog, service: ModelService) -> None:
-        self._catalog, self._service = catalog, service
+    def __init__(self, catalog: Catalog, service: ModelService, guest: Guest) -> None:
+        self._catalog, self._service, self._guest = catalog, service, guest
         self._random = random.Random()
 
     def answer(self, value: str, *asked: Any) -> Iterator[tuple[Any, Any]]:
@@ -183,6 +208,7 @@ class _Answers:
         dataset: str,
         seed: int,
         with_matched: bool,
+        with_guest: bool,
         *,
         retry: bool,
     ) -> Iterator[tuple[Any, Any]]:
@@ -213,6 +239,8 @@ class _Answers:
                     service.default_selection().backbone, dataset, matched=with_matched
                 )
             outcome = service.compare(value, selection)
+            labels = outcome.result.label_names
+            beside = self._guest.answer(value, labels) if with_guest else None
             found = _found(catalog, selection)
             yield (
                 answered_html(
@@ -222,6 +250,7 @@ class _Answers:
                     coming=coming,
                     problem=failed,
                     found=found if found is not None and value in found.texts else None,
+                    beside=beside,
                 ),
                 "",
             )
@@ -270,7 +299,7 @@ def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
     inputs = [parts.text, *parts.chosen]
     asked: dict[str, Any] = {
         "fn": answers.answer,
-        "inputs": [parts.text, parts.guess, *parts.chosen],
+        "inputs": [parts.text, parts.guess, *parts.chosen, parts.guest],
         "outputs": [parts.answer, parts.words],
         "concurrency_id": MODEL_QUEUE,
         "concurrency_limit": VISITORS_AT_ONCE,
@@ -326,8 +355,31 @@ def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
         **QUICK,
     )
     # Other runs answer the same headline.
-    answered(gr.on([component.change for component in parts.chosen], **again))
+    changes = [component.change for component in parts.chosen]
+    answered(gr.on([*changes, parts.guest.input], **again))
     return again
+
+
+def _connect_guest(parts: _Parts, guest: Guest, again: Mapping[str, Any]) -> None:
+    """A model that comes or goes answers the same headline at once, or no longer does."""
+    if parts.form is None:
+        return
+    for event, act, inputs in (
+        (
+            parts.form.add.click,
+            lambda model, labels: add_guest(guest, model, labels),
+            [parts.form.model, parts.form.labels],
+        ),
+        (parts.form.remove.click, lambda: remove_guest(guest), []),
+    ):
+        changed = event(
+            act,
+            inputs=inputs,
+            outputs=parts.form.said,
+            show_progress="minimal",
+            api_visibility="private",
+        ).then(lambda: renewed_box(guest), outputs=parts.guest, **QUICK)
+        answered(changed.then(**again))
 
 
 def _chips(dataset: str) -> list[dict[str, Any]]:

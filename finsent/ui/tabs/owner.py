@@ -21,6 +21,7 @@ from typing import Any
 import gradio as gr
 from huggingface_hub import HfApi
 
+from finsent.entrants.guest import Guest
 from finsent.machine.devices import cuda_available, zero_gpu
 from finsent.plots.live import training_figure
 from finsent.results.catalog import backbone_title, dataset_title
@@ -34,6 +35,7 @@ from finsent.serving.owner_training import (
 )
 from finsent.ui.guard import Guesses
 from finsent.ui.parts.markup import notice
+from finsent.ui.tabs.guest import add_guest, draw_guest_form, remove_guest
 
 SHORTEST_TOKEN = 16
 TICK_SECONDS = 2.0
@@ -121,17 +123,11 @@ def state_html(state: TrainingState) -> str:
     )
 
 
-def add_owner_tab(owner: Owner) -> None:
-    """Draws the tab inside the current gr.Tab."""
-    recipe = owner.training.recipe
-    what = f"{backbone_title(recipe.backbone)} on {dataset_title(recipe.dataset)}"
-    gr.HTML(
-        f'<h2>Train {escape(what)}</h2><p class="fs-lead">For the owner of this page. Visitors go '
-        "on using the model that is loaded. All variants of training run "
-        f"{', '.join(map(str, recipe.seeds))} are trained on this machine and kept when all "
-        "have finished; who opens the page then gets this model. A Space forgets its disk when it "
-        "restarts: download the runs or push them first.</p>"
-    )
+def add_owner_tab(owner: Owner, guest: Guest) -> None:
+    """Draws the tab inside the current gr.Tab. guest: the model from elsewhere that answers too."""
+    obstacle = owner.obstacle()
+    lead = f"It cannot train here: {obstacle}." if obstacle else _training_lead(owner)
+    gr.HTML(f'<h2>For the owner of this page</h2><p class="fs-lead">{escape(lead)}</p>')
     with gr.Row(elem_classes="fs-controls"):
         token = gr.Textbox(
             label="Owner's secret",
@@ -142,10 +138,32 @@ def add_owner_tab(owner: Owner) -> None:
         )
         if owner.username is not None:
             gr.LoginButton(elem_id="owner-login", min_width=200)
-    actions = _Actions(owner)
-    _add_training(actions, token)
-    _add_push(actions, token)
+    actions = _Actions(owner, guest)
+    if obstacle is None:
+        _add_training(actions, token)
+        _add_push(actions, token)
     _add_entry(actions, token)
+    with gr.Accordion("Let another model answer", open=False, elem_id="owner-guest-section"):
+        form = draw_guest_form()
+    for event, act in ((form.add.click, actions.invite), (form.remove.click, actions.dismiss)):
+        event(
+            act,
+            inputs=[token, form.model, form.labels],
+            outputs=form.said,
+            show_progress="minimal",
+            api_visibility="private",
+        )
+
+
+def _training_lead(owner: Owner) -> str:
+    recipe = owner.training.recipe
+    return (
+        f"Train {backbone_title(recipe.backbone)} on {dataset_title(recipe.dataset)}. Visitors go "
+        "on using the model that is loaded. All variants of training run "
+        f"{', '.join(map(str, recipe.seeds))} are trained on this machine and kept when all "
+        "have finished; who opens the page then gets this model. A Space forgets its disk when it "
+        "restarts: download the runs or push them first."
+    )
 
 
 def _add_training(actions: _Actions, token: gr.Textbox) -> None:
@@ -255,8 +273,8 @@ def _add_entry(actions: _Actions, token: gr.Textbox) -> None:
 class _Actions:
     """What the owner may do. Every action asks who is there; raises gr.Error for anybody else."""
 
-    def __init__(self, owner: Owner) -> None:
-        self._owner, self._training = owner, owner.training
+    def __init__(self, owner: Owner, guest: Guest) -> None:
+        self._owner, self._training, self._guest = owner, owner.training, guest
         self._guesses = Guesses()
         self._folder = tempfile.TemporaryDirectory(prefix="finsent-zip-")
 
@@ -335,6 +353,30 @@ class _Actions:
             shown = str(error).replace(str(Path(file).parent) + os.sep, "")
             raise gr.Error(shown, print_exception=False) from error
         return notice("Done.", f"{Path(said[0]).name} Load the page again to see it.")
+
+    def invite(
+        self,
+        given: str,
+        model: str,
+        labels: str,
+        profile: gr.OAuthProfile | None,
+        request: gr.Request,
+    ) -> str:
+        """Lets a model from elsewhere answer beside ours."""
+        self._require(given, profile, request)
+        return add_guest(self._guest, model, labels)
+
+    def dismiss(
+        self,
+        given: str,
+        model: str,
+        labels: str,
+        profile: gr.OAuthProfile | None,
+        request: gr.Request,
+    ) -> str:
+        """Lets it answer no longer."""
+        self._require(given, profile, request)
+        return remove_guest(self._guest)
 
     def _require(self, given: str, profile: gr.OAuthProfile | None, request: gr.Request) -> None:
         username = None if profile is None else profile.username
