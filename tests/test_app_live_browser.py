@@ -22,7 +22,8 @@ from tests.app_fixtures import (
 )
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url
-from tests.test_app_browser import ANSWER, BROWSER, Watched
+from tests.entrant_factory import make_classifier
+from tests.test_app_browser import ANSWER, BROWSER, SECONDS, Watched
 from tests.test_app_browser import chromium as chromium
 from tests.test_app_browser import watched as watched
 
@@ -290,3 +291,33 @@ def test_a_benchmark_can_be_cancelled(watched: Watched) -> None:
     expect(page.locator("#latency-status")).to_contain_text("Cancelled.")
     expect(page.locator("#latency-start")).to_be_enabled()
     expect(page.locator("#latency-numbers table")).to_have_count(0)
+
+
+# --------------------------------------------------------------------------- a model from elsewhere
+
+
+def test_a_model_is_added_on_the_page_and_its_bars_stand_beside_ours(
+    watched: Watched, tmp_path: Path
+) -> None:
+    folder, page = make_classifier("bert", tmp_path / "my-bert"), watched.page
+    watched.ask("Operating profit fell and the plant was closed")
+    watched.answered()
+    expect(page.locator("#guest-include")).to_have_count(0)
+    page.locator("#guest-section").get_by_role("button", name="Add another model").click()
+    page.locator("#guest-model input, #guest-model textarea").fill("nowhere")
+    page.locator("#guest-add").click()
+    expect(page.locator("#guest-said")).to_contain_text("There is no folder nowhere")
+    page.locator("#guest-model input, #guest-model textarea").fill(str(folder))
+    page.locator("#guest-add").click()
+    expect(page.locator("#guest-said")).to_contain_text(
+        "my-bert answers beside ours now", timeout=60 * SECONDS
+    )
+    watched.answered(arms=3)
+    expect(page.locator("#answer .fs-bar[data-arm=external]")).to_have_count(3)
+    expect(page.locator("#answer .fs-legend")).to_contain_text("Other model my-bert")
+    expect(page.locator("#answer")).to_contain_text(re.compile(r"The other model: [\d.]+.ms"))
+    page.locator("#guest-include input").uncheck()
+    watched.answered(arms=2)
+    page.locator("#guest-remove").click()
+    expect(page.locator("#guest-said")).to_contain_text("answer alone")
+    expect(page.locator("#guest-include")).to_have_count(0)

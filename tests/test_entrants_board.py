@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,32 @@ def test_a_tested_model_stands_on_the_board_like_any_other(root: Path) -> None:
     assert suite["runs"][0]["passed"] > 0
     # Once more gives the same numbers, and takes the place of the first.
     evaluate(Request("tfidf-logistic", folds=False), root, say=said.append)
+    assert verify(root) == []
+
+
+def test_a_timed_model_takes_turns_with_ours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def ours(artifacts: Path, dataset: str, seed: int) -> Any:
+        assert (artifacts, dataset, seed) == (root, "sample", 0)
+        return "Tiny dendritic", lambda texts: asked.append(len(texts)), "CPU, 1 thread, made up"
+
+    monkeypatch.setattr("finsent.entrants.timing._ours", ours)
+    evaluate(Request("lexicon-vader", folds=False, timed=True), root, say=lambda line: None)
+    board = read_json(root / "leaderboard.json")
+    (arm,) = (arm for arm in board["arms"] if arm["backbone"] == "lexicon-vader")
+    assert arm["mean"]["latency_ms_p50"] > 0
+    (protocol,) = arm["latency_protocol"]
+    assert re.fullmatch(
+        r"beside Tiny dendritic with [\d.]+ ms on CPU, 1 thread, made up, n = 90, "
+        r"on CPU, \d+ threads?, Python",
+        protocol,
+    )
+    assert asked == [1] * 93
+    monkeypatch.setattr("finsent.entrants.timing._ours", lambda *place: None)
+    evaluate(Request("lexicon-vader", folds=False, timed=True), root, say=lambda line: None)
+    run = read_external(external_folder(root, "lexicon-vader", "sample", 0))
+    assert run.metrics["latency_protocol"].startswith("alone, n = 90")
     assert verify(root) == []
 
 

@@ -5,25 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, expect
 
-from bench.screenshots import open_tab
 from finsent.entrants import guest as guests
 from finsent.entrants.guest import Guest
 from finsent.entrants.labels import EntrantError
 from tests.app_fixtures import app_artifacts as app_artifacts
-from tests.app_fixtures import app_url as app_url
 from tests.app_fixtures import made_up_owner
 from tests.entrant_factory import LABELS, make_classifier, make_peft
-from tests.test_app_browser import BROWSER, SECONDS, Watched
-from tests.test_app_browser import chromium as chromium
 
 TEXT = "Operating profit fell and the plant was closed"
 
@@ -125,40 +119,3 @@ def test_only_the_owner_of_a_public_page_adds_a_model(app_artifacts: Path, folde
     assert guest.name is None
     assert "answers beside ours" in actions.invite(OWNER_TOKEN, str(folder), "", None, request)
     assert "answer alone" in actions.dismiss(OWNER_TOKEN, "", "", None, request)
-
-
-@pytest.fixture
-def watched(chromium: Browser, app_url: str) -> Iterator[Watched]:
-    watched = Watched(chromium, app_url)
-    yield watched
-    watched.page.close()
-    assert watched.problems == []
-
-
-@BROWSER
-def test_a_model_is_added_on_the_page_and_its_bars_stand_beside_ours(
-    watched: Watched, folder: Path
-) -> None:
-    page = watched.page
-    open_tab(page, "Try")
-    watched.ask(TEXT)
-    watched.answered()
-    expect(page.locator("#guest-include")).to_have_count(0)
-    page.locator("#guest-section").get_by_role("button", name="Add another model").click()
-    page.locator("#guest-model input, #guest-model textarea").fill("nowhere")
-    page.locator("#guest-add").click()
-    expect(page.locator("#guest-said")).to_contain_text("There is no folder nowhere")
-    page.locator("#guest-model input, #guest-model textarea").fill(str(folder))
-    page.locator("#guest-add").click()
-    expect(page.locator("#guest-said")).to_contain_text(
-        "my-bert answers beside ours now", timeout=60 * SECONDS
-    )
-    watched.answered(arms=3)
-    expect(page.locator("#answer .fs-bar[data-arm=external]")).to_have_count(3)
-    expect(page.locator("#answer .fs-legend")).to_contain_text("Other model my-bert")
-    expect(page.locator("#answer")).to_contain_text(re.compile(r"The other model: [\d.]+.ms"))
-    page.locator("#guest-include input").uncheck()
-    watched.answered(arms=2)
-    page.locator("#guest-remove").click()
-    expect(page.locator("#guest-said")).to_contain_text("answer alone")
-    expect(page.locator("#guest-include")).to_have_count(0)
