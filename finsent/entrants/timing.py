@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ def time_beside_ours(
     if ours is not None:
         title, calls["ours"], of_ours = ours
     turns = {name: itertools.cycle(texts) for name in calls}
+
+    def call(name: str) -> Probabilities:
+        return calls[name]([next(turns[name])])
+
     found = time_interleaved(
-        {
-            name: lambda name=name, call=call: call([next(turns[name])])
-            for name, call in calls.items()
-        },
+        {name: partial(call, name) for name in calls},
         repeats=ROUNDS * len(texts),
         warmup=WARM_UP,
         seed=0,

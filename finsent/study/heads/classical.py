@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +210,19 @@ def _logistic(
                 model.predict_proba(validation),
                 model.predict_proba(test),
                 model.coef_.size + model.intercept_.size,
-                lambda texts, features, model=model: model.predict_proba(read(texts, features)),
+                partial(_predict, model, read),
             )
         )
     return min(found, key=lambda fitted: _nll(task, fold, fitted.validation))
+
+
+def _predict(
+    model: LogisticRegression,
+    read: Callable[[Texts, Features], Any],
+    texts: Texts,
+    features: Features,
+) -> Probabilities:
+    return np.asarray(model.predict_proba(read(texts, features)))
 
 
 def _nll(task: Task, fold: Fold, probabilities: Probabilities) -> float:
