@@ -313,3 +313,22 @@ def test_only_the_owner_enters_predictions_from_the_page(root: Path, tmp_path: P
     assert state(root) == before
     assert "accuracy" in actions.enter("a secret of the owner", "theirs", URL, path, None, request)
     assert verify(root) == []
+
+
+def test_the_owner_of_a_page_that_cannot_train_may_still_add_to_it(root: Path) -> None:
+    import gradio as gr
+
+    from finsent.entrants.guest import Guest
+    from finsent.serving.owner_training import OwnerTraining, Recipe
+    from finsent.ui.tabs.owner import Owner, add_owner_tab
+
+    shown = {}
+    for obstacle in (None, "no CUDA device here"):
+        owner = Owner(
+            OwnerTraining(root, Recipe()), "a secret of the owner", None, lambda said=obstacle: said
+        )
+        with gr.Blocks() as demo:
+            add_owner_tab(owner, Guest())
+        shown[obstacle] = {block.elem_id for block in demo.blocks.values() if block.elem_id}
+    assert {"owner-token", "owner-enter", "guest-add"} <= shown["no CUDA device here"]
+    assert "owner-start" in shown[None] - shown["no CUDA device here"]
