@@ -1,6 +1,7 @@
 """Many users at once: throughput, wrong or mixed-up answers, memory.
 
     python bench/load.py model              # the model alone, in this process: 1, 8 and 64 users
+                                            # (--model smollm2-135m/allagree: another one)
     python bench/load.py app                # the running app, asked by gradio_client: 1 and 64
     python bench/load.py memory             # 10,000 requests through the app, with a tiny model
     python bench/load.py served             # the same of the model that is served, all lengths
@@ -120,11 +121,11 @@ def wrong(answers: Sequence[Any], expected: Sequence[Any], n: int) -> tuple[int,
     return bad, largest
 
 
-def model_ask() -> tuple[Ask, str]:
-    """The model in this process, and where it computes."""
+def model_ask(name: str) -> tuple[Ask, str]:
+    """The model of that folder below artifacts/ in this process, and where it computes."""
     from finsent.serving.comparer import Comparer
 
-    comparer = Comparer.from_artifacts(FOLDER, 0, ARMS)
+    comparer = Comparer.from_artifacts(ROOT / "artifacts" / name, 0, ARMS)
     comparer.engine.warm_up()
 
     def ask(text: str) -> dict[str, list[float]]:
@@ -299,6 +300,7 @@ def main() -> None:
     """Runs what was asked for and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("model", "app", "memory", "served", "shapes"))
+    parser.add_argument("--model", default="mpnet-base/news", help="folder below artifacts/")
     parser.add_argument("--users", type=int, nargs="+")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--requests", type=int, default=10_000)
@@ -308,12 +310,13 @@ def main() -> None:
     result = json.loads(options.out.read_text()) if options.out.exists() else {}
     load = round(os.getloadavg()[0], 2)
     if options.what == "model":
-        ask, result["device"] = model_ask()
+        ask, device = model_ask(options.model)
         found = measure(lambda n: [ask] * n, options.users or [1, 8, 64], options.seconds, 512)
-        result["in_process"] = found
+        found |= {"device": device, "load_before": load}
         if {"users_1", "users_64"} <= set(found):
             ratio = found["users_64"]["per_second"] / found["users_1"]["per_second"]
-            result["throughput_ratio_64_users"] = round(ratio, 3)
+            found["throughput_ratio_64_users"] = round(ratio, 3)
+        result.setdefault("in_process", {})[options.model] = found
     elif options.what == "app":
         with own_app(None) as url:
             found = measure(
@@ -329,8 +332,8 @@ def main() -> None:
         result[kind] = memory(options.requests, users, tiny=options.what == "memory")
     result["n"] = sum(
         of_users["answered"]
-        for kind in ("in_process", "through_the_app")
-        for of_users in result.get(kind, {}).values()
+        for found in (*result.get("in_process", {}).values(), result.get("through_the_app", {}))
+        for of_users in found.values()
         if isinstance(of_users, dict)
     )
     result["versions"] = {n: importlib.metadata.version(n) for n in ("openvino", "torch", "gradio")}

@@ -7,8 +7,8 @@
     python bench/serve_cpu.py accuracy   # every AllAgree test sentence of seed 0, all arms
     python bench/serve_cpu.py startup    # python app.py to page and to first prediction
 
-Each part writes its keys into bench/results/serve_cpu.json; the throughput ratio is taken over from
-bench/results/load.json (bench/load.py). Real sentences come from FINSENT_DATA_DIR.
+Each part writes its keys into bench/results/serve_cpu.json. Real sentences come from
+FINSENT_DATA_DIR.
 """
 
 from __future__ import annotations
@@ -318,9 +318,6 @@ def main() -> None:
     part = parser.parse_args().part
     result = read_json(RESULTS) if RESULTS.exists() else {}
     result.update(parts[part]())
-    load = ROOT / "bench/results/load.json"
-    if load.exists():
-        result["throughput_ratio_64_users"] = read_json(load)["throughput_ratio_64_users"]
     result |= {
         "device": f"{_cpu()}, {len(os.sched_getaffinity(0))} threads",
         "arms": list(ARMS),

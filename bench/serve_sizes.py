@@ -1,13 +1,15 @@
 """Both sizes of encoder on a CPU beside transformers' eager fp32 answer of one SmolLM2 arm.
 
-    python bench/serve_sizes.py [--threads 2] [--sentences 40] [--labels 1200]
+    python bench/serve_sizes.py [--threads 2] [--sentences 40] [--labels 1200] [--rows 320]
 
 All variants in turns, one AllAgree test sentence at a time, from token ids to scores, with the
 committed runs on `news` of seed 0. `served` is what the app does: bf16 with fp32 for close calls
 where the processor multiplies bf16, else fp32; `both` is one pass for both arms, as one headline is
 answered. Labels are compared with transformers' fp32 on `--labels` validation sentences of `news`,
-in batches. Wall and processor times are both told: on a machine that others use too, processor time
-over threads says more. Writes the key `sizes` of bench/results/serve_cpu.json.
+in batches. `file` scores `--rows` test sentences of `news` as `finsent score` and *Many headlines*
+do, both arms, in blocks of 64 by both sizes and by SmolLM2 in turns, each with the engine that the
+app takes on this machine. Wall and processor times are both told: on a machine that others use too,
+processor time over threads says more. Writes the key `sizes` of bench/results/serve_cpu.json.
 """
 
 from __future__ import annotations
@@ -42,11 +44,16 @@ from finsent.models.tokenization import FileTokenizer, token_batches
 from finsent.models.weights import default_cache_dir, folder_sha256
 from finsent.results.provenance import git_commit
 from finsent.results.runs import read_json, read_run, write_json
+from finsent.serving.comparer import Comparer
 
 RESULTS = ROOT / "bench/results/serve_cpu.json"
 DECODER = ROOT / "artifacts/smollm2-135m/allagree/baseline/seed-0"
 SIZES = {"accurate": "mpnet-base", "fast": "minilm-l6"}
 ARMS = ("baseline", "dendritic")
+FILE_MODELS = {name: f"{backbone}/news" for name, backbone in SIZES.items()} | {
+    "smollm2-135m": "smollm2-135m/allagree"
+}
+BLOCK = 64
 Score = Callable[[list[list[int]]], Any]
 
 
@@ -164,18 +171,51 @@ def measure(threads: int, sentences: int, labels: int) -> dict[str, Any]:
     return result
 
 
+def file_rows(rows: int) -> dict[str, Any]:
+    """Rows a second of a file that both arms score, and how many times SmolLM2's."""
+    data = load_dataset("news")
+    texts = [data.examples[i].text for i in make_split(data, 0).test[:rows]]
+    models = {
+        name: Comparer.from_artifacts(ROOT / "artifacts" / folder, 0, ARMS)
+        for name, folder in FILE_MODELS.items()
+    }
+    for model in models.values():
+        model.engine.warm_up()
+    seconds = dict.fromkeys(models, 0.0)
+    order, shuffler = list(models), random.Random(0)
+    for start in range(0, len(texts), BLOCK):
+        block = texts[start : start + BLOCK]
+        shuffler.shuffle(order)
+        for name in order:
+            for untimed in (True, False):
+                before = perf_counter()
+                for arm in ARMS:
+                    models[name].predict_proba(block, arm)
+                seconds[name] += 0.0 if untimed else perf_counter() - before
+    return {
+        "rows": len(texts),
+        "engines": {name: model.device_name for name, model in models.items()},
+        "rows_per_second": {name: round(len(texts) / s, 1) for name, s in seconds.items()},
+        "times_smollm2": {
+            name: round(seconds["smollm2-135m"] / seconds[name], 2) for name in SIZES
+        },
+    }
+
+
 def main() -> None:
     """Measures and adds the key to the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--sentences", type=int, default=40)
     parser.add_argument("--labels", type=int, default=1200)
+    parser.add_argument("--rows", type=int, default=320)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = measure(options.threads, options.sentences, options.labels)
+    found["file"] = file_rows(options.rows)
     found |= {
         "command": f"python bench/serve_sizes.py --threads {options.threads} "
-        f"--sentences {options.sentences} --labels {options.labels}",
+        f"--sentences {options.sentences} --labels {options.labels} --rows {options.rows}",
         "commit": git_commit(ROOT),
         "load_average": os.getloadavg()[0],
     }
