@@ -9,7 +9,8 @@ answered. Labels are compared with transformers' fp32 on `--labels` validation s
 in batches. `file` scores `--rows` test sentences of `news` as `finsent score` and *Many headlines*
 do, both arms, in blocks of 64 by both sizes and by SmolLM2 in turns, each with the engine that the
 app takes on this machine. Wall and processor times are both told: on a machine that others use too,
-processor time over threads says more. Writes the key `sizes` of bench/results/serve_cpu.json.
+processor time over threads says more. `--sentences 0` or `--rows 0` leaves a part out, and its
+former figures as they are. Writes the key `sizes` of bench/results/serve_cpu.json.
 """
 
 from __future__ import annotations
@@ -211,16 +212,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=320)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = measure(options.threads, options.sentences, options.labels)
-    found["file"] = file_rows(options.rows)
-    found |= {
+    about = {
         "command": f"python bench/serve_sizes.py --threads {options.threads} "
         f"--sentences {options.sentences} --labels {options.labels} --rows {options.rows}",
         "commit": git_commit(ROOT),
-        "load_average": os.getloadavg()[0],
     }
+    found: dict[str, Any] = {}
+    if options.sentences:
+        found |= measure(options.threads, options.sentences, options.labels) | about
+        found["load_average"] = os.getloadavg()[0]
+    if options.rows:
+        found["file"] = file_rows(options.rows) | about | {"load_average": os.getloadavg()[0]}
     result = read_json(RESULTS)
-    result.setdefault("sizes", {})[f"{options.threads} threads"] = found
+    result.setdefault("sizes", {}).setdefault(f"{options.threads} threads", {}).update(found)
     write_json(RESULTS, result)
     print(json.dumps(found, indent=1))
 
