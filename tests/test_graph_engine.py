@@ -31,6 +31,7 @@ from finsent.kernels.triton_support import without_triton
 from finsent.models.backbones import Backbone
 from finsent.models.fused_decoder import FusedArm, FusedDecoder
 from finsent.models.products import FusionError
+from tests import test_openvino as families
 from tests.test_serving import CPU, TEXTS, adapter_of, decoder_of, reference
 
 QV = ("self_attn.q_proj", "self_attn.v_proj")
@@ -469,3 +470,31 @@ def test_a_fair_lock_forgets_who_gave_up(monkeypatch: pytest.MonkeyPatch) -> Non
     with lock:
         pass
     assert not lock._held
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_arms_of_an_encoder_share_its_weights_and_nothing_else(family: str) -> None:
+    model = families.model_of(family)
+    arms = {f"k{k}": families.adapter_of(family, k) for k in (0, 1)}
+    expected = {name: families.reference(family, arm, "mean") for name, arm in arms.items()}
+    asked: list[str] = []
+
+    def ask(number: int) -> None:
+        # While one arm is recorded the other is asked, by what is recorded of it or without.
+        other = f"k{(number + 1) % 2}"
+        np.testing.assert_allclose(engine.scores(other, families.TEXTS), expected[other], atol=1e-5)
+        asked.append(other)
+
+    backbone = Backbone(family, model, None, "fp32", CPU, "abc")
+    engine = GraphEngine(backbone, "mean", 48, record=(recorder := Recorder(ask)))
+    before = sum(p.numel() for p in model.parameters()) * 4
+    engine.set_arms(arms)
+    engine.warm_up()
+    # Four batches times the lengths up to 48, each for both.
+    assert recorder.recorded == len(asked) == 2 * 4 * 5
+    assert engine.description == "PyTorch fp32, CUDA graphs (ready)"
+    for name, scores in expected.items():
+        np.testing.assert_allclose(engine.scores(name, families.TEXTS), scores, atol=1e-5)
+    base, adapters = engine.parameter_bytes()
+    assert base >= before
+    assert 0 < adapters["k0"] < adapters["k1"] < base / 2

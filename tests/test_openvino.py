@@ -356,6 +356,8 @@ PHI = {"model_type": "phi"}
         (LLAMA, "bf16", "cpu", {}, True, "torch"),
         ({"model_type": "gemma"}, "fp32", "cpu", {}, True, "torch"),
         (PHI, "bf16", "cuda", {}, True, "graphs"),
+        ({"model_type": "mpnet"}, "fp32", "cuda", {}, True, "graphs"),
+        ({"model_type": "bert"}, "nf4", "cuda", {}, True, "torch"),
         (LLAMA, "nf4", "cuda", {}, True, "graphs"),
         # Blocks that share a scale lie across rows, and cannot be joined.
         ({**LLAMA, "hidden_size": 96}, "nf4", "cuda", {}, True, "torch"),

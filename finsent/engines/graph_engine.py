@@ -1,8 +1,4 @@
-"""Engines that run the forward pass in torch; finsent.engines.rule has what all have in common.
-
-`TorchEngine` is the reference: any decoder, any device, nothing compiled. `GraphEngine` is for a
-GPU of one's own.
-"""
+"""The engine of a GPU of one's own: recorded forward passes of decoders and encoders."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,12 +24,14 @@ from finsent.engines.cuda_graphs import (
     Record,
     compiled,
 )
+from finsent.engines.encoder_arms import AdaptedEncoder, EncoderArm
 from finsent.engines.rule import BATCH_TOKENS
 from finsent.engines.torch_engine import bytes_of, conditions
 from finsent.kernels.triton_support import without_triton
 from finsent.machine.timing import Conditions
 from finsent.models.adapter_files import Adapter
 from finsent.models.backbones import Backbone
+from finsent.models.encoders import family_of
 from finsent.models.fused_decoder import FusedArm, FusedDecoder
 from finsent.models.products import FusionError
 
@@ -61,7 +59,7 @@ def few_rows_forward(decoder: FusedDecoder, arm: FusedArm) -> tuple[Any, str]:
 class _Loaded:
     """Arms, what answers for them, and how far warming up has come."""
 
-    layouts: Mapping[str, FusedArm]
+    layouts: Mapping[str, FusedArm | EncoderArm]
     runs: Mapping[str, GraphedForward]
     stage: str = "recording"
     few_rows: dict[str, str] = field(default_factory=dict)
@@ -77,11 +75,12 @@ class _Exchanged(Exception):
 
 
 class GraphEngine:
-    """Fused products, replayed as CUDA graphs by bucket of batch and length.
+    """A forward pass replayed as CUDA graphs by bucket of batch and length.
 
-    Answers at once, unrecorded. `warm_up` records: first one short text with the kernels of
-    `few_rows_forward`, which compile in seconds, then other single texts, then everything else with
-    element-wise kernels compiled. A recording is used as soon as it is there.
+    Answers at once, unrecorded. `warm_up` records. A decoder's products are fused: first one short
+    text with the kernels of `few_rows_forward`, which compile in seconds, then other single texts,
+    then everything else with element-wise kernels compiled. An encoder, which is small, is recorded
+    as it is. A recording is used as soon as it is there.
     """
 
     def __init__(
@@ -94,10 +93,15 @@ class GraphEngine:
         record: Record | None = None,
     ) -> None:
         """record: how, None for CUDA graphs."""
-        self._decoder = FusedDecoder(backbone.decoder, pooling, max_length)
+        self._model: FusedDecoder | AdaptedEncoder
+        if family_of(backbone.decoder) is None:
+            self._model = FusedDecoder(backbone.decoder, pooling, max_length)
+        else:
+            self._model = AdaptedEncoder(backbone.decoder, pooling)
+        self._fused = isinstance(self._model, FusedDecoder)
         self._device = backbone.device
         self._precision = backbone.precision
-        self._compile = compile_kernels
+        self._compile = compile_kernels and self._fused
         self._record = record or CudaGraphs()
         # There are no angles for positions beyond the maximum length.
         self._lengths = tuple(dict.fromkeys(min(length, max_length) for length in LENGTHS))
@@ -116,7 +120,8 @@ class GraphEngine:
             each = ", ".join(f"{name}: {why}" for name, why in loaded.few_rows.items())
             about.append(f"one sentence: {each}")
         about += loaded.failures
-        return f"PyTorch {self._precision}, fused, CUDA graphs ({'; '.join(about)})"
+        how = f"{self._precision}, fused" if self._fused else self._precision
+        return f"PyTorch {how}, CUDA graphs ({'; '.join(about)})"
 
     @property
     def conditions(self) -> Conditions:
@@ -131,10 +136,10 @@ class GraphEngine:
     def set_arms(self, adapters: Mapping[str, Adapter]) -> None:
         """Exchange all arms; their recordings are made anew by `warm_up`."""
         with DEVICE:
-            layouts = {name: self._decoder.arm(a) for name, a in adapters.items()}
+            layouts = {name: self._model.arm(a) for name, a in adapters.items()}
         runs = {
             name: GraphedForward(
-                partial(self._decoder, arm=layout),
+                partial(self._model, arm=layout),
                 self._device,
                 lengths=self._lengths,
                 record=self._record,
@@ -191,8 +196,10 @@ class GraphEngine:
         ways: dict[str, Forward] = {}
         why: dict[str, str] = {}
         most = 0
+        if not isinstance(self._model, FusedDecoder):
+            return
         for name, layout in loaded.layouts.items():
-            few, why[name] = few_rows_forward(self._decoder, layout)
+            few, why[name] = few_rows_forward(self._model, cast(FusedArm, layout))
             if few is not None:
                 ways[name], most = few, few.most
         small = [(n, length) for n, length in self._buckets() if n * length <= most]
@@ -211,7 +218,7 @@ class GraphEngine:
         ]
         if not self._compile or not left:
             return
-        forward = compiled(self._decoder)
+        forward = compiled(self._model)
         ways = {name: partial(forward, arm=arm) for name, arm in loaded.layouts.items()}
         self._record_all(loaded, ways, left, "compiled", settled=True)
         # Only now: with every form compiled, no question waits for a compiler.
@@ -234,7 +241,7 @@ class GraphEngine:
         return [(batch, length) for batch in BATCHES for length in self._lengths]
 
     def _plain(self, loaded: _Loaded) -> dict[str, Forward]:
-        return {name: partial(self._decoder, arm=arm) for name, arm in loaded.layouts.items()}
+        return {name: partial(self._model, arm=arm) for name, arm in loaded.layouts.items()}
 
     def _record_all(
         self,
@@ -268,5 +275,8 @@ class GraphEngine:
 
     def parameter_bytes(self) -> tuple[int, dict[str, int]]:
         """Bytes of the base, and of each arm."""
-        arms = {name: bytes_of(layout) for name, layout in self._loaded.layouts.items()}
-        return bytes_of(self._decoder), arms
+        arms = {
+            name: bytes_of(layout, besides=self._model)
+            for name, layout in self._loaded.layouts.items()
+        }
+        return bytes_of(self._model), arms

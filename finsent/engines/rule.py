@@ -27,7 +27,7 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
 """Most tokens of a batch that pay, by type of device: a CPU's caches hold less than what a GPU
 needs to be busy. Measured by bench/serve_cpu.py batches."""
 ENGINES = ("torch", "graphs", "openvino", "openvino-fp32")
-"""`torch`: transformers' forward. `graphs`: fused products, compiled, as CUDA graphs. `openvino`:
+"""`torch`: transformers' forward. `graphs`: recorded as CUDA graphs, decoders fused. `openvino`:
 bf16 (8-bit where the processor lacks it), fp32 for close calls. `openvino-fp32`: all in fp32."""
 
 ENCODERS = ("bert", "mpnet", "roberta")
@@ -132,19 +132,21 @@ def choose_engine(
 ) -> str:
     """The name of the engine. model: config.json of the backbone; environment: os.environ.
 
-    A GPU: graphs where the decoder can be fused, except on ZeroGPU, which lends a GPU for single
-    calls and forbids compilation. A CPU: OpenVINO where it is known to run the model; encoders in
-    bf16 where the processor multiplies it (None: ask), with fp32 for close calls; else in fp32: 8
-    bits move probabilities more than most pairs of arms differ. Else plain PyTorch.
+    A GPU: graphs for encoders and where a decoder can be fused, except on ZeroGPU, which lends a
+    GPU for single calls and forbids compilation. A CPU: OpenVINO where it is known to run the
+    model; encoders in bf16 where the processor multiplies it (None: ask), with fp32 for close
+    calls; else in fp32: 8 bits move probabilities more than most pairs of arms differ. Else plain
+    PyTorch.
     """
     if device == "cuda":
         # Torch will be needed anyway.
         from finsent.models.fused_decoder import FUSED_FAMILIES
         from finsent.models.products import has_whole_blocks
 
-        fits = model.get("model_type") in FUSED_FAMILIES
         if precision == "nf4":
-            fits = fits and has_whole_blocks(model)
+            fits = model.get("model_type") in FUSED_FAMILIES and has_whole_blocks(model)
+        else:
+            fits = model.get("model_type") in (*FUSED_FAMILIES, *ENCODERS)
         return "graphs" if fits and not environment.get("SPACES_ZERO_GPU") else "torch"
     if openvino_installed is None:
         openvino_installed = importlib.util.find_spec("openvino") is not None

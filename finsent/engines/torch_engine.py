@@ -94,6 +94,10 @@ def conditions(device: torch.device, description: str) -> Conditions:
     return Conditions("CPU", torch.get_num_threads(), description)
 
 
-def bytes_of(module: Any) -> int:
+def bytes_of(module: Any, besides: Any = None) -> int:
+    """Bytes of a module's tensors, each counted once, without those of the other module."""
     tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+    if besides is not None:
+        for tensor in (*besides.parameters(), *besides.buffers()):
+            tensors.pop(tensor.data_ptr(), None)
     return sum(t.numel() * t.element_size() for t in tensors.values())
