@@ -71,7 +71,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _no_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """The behaviour suite is asked of a data set that is not here."""
-    monkeypatch.setattr("finsent.entrants.evaluating.BEHAVIOUR_DATASET", "sample")
+    monkeypatch.setattr("finsent.entrants.evaluating.BEHAVIOUR_DATASETS", ("news", "sample"))
 
 
 def state(root: Path) -> dict[str, bytes]:

@@ -48,9 +48,9 @@ from finsent.results.schema import HERE, PER_SOURCE
 
 TIMED_TEXTS = 30
 BEHAVIOUR = "behaviour"
-BEHAVIOUR_DATASET = "news"
-"""An entrant that is tested on this data set is asked the behaviour suite as well; if it is trained
-here, on this data set's training part."""
+BEHAVIOUR_DATASETS = ("news", "allagree")
+"""An entrant is asked the behaviour suite once: as it was trained for the first of these that it is
+tested on."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def evaluate(
     else:
         tester = _Asked(request, backbone_dir, report)
     wanted = request.datasets or on_board(artifacts)
+    for_suite = next((name for name in BEHAVIOUR_DATASETS if name in wanted), None)
     with staged(artifacts, tester.name, tester.about["source"]) as place:
         for name in wanted:
             labels = DATASETS[name].label_names
@@ -117,7 +118,7 @@ def evaluate(
                         ask, texts, tester.device, artifacts, dataset.name, one.seed
                     )
                 say(_write(place, tester, dataset, one, () if number else folds, timed, request))
-                if name == BEHAVIOUR_DATASET and not number:
+                if name == for_suite and not number:
                     say(_write_behaviour(place, tester.name, dataset.name, ask, one.seed))
         return place.publish()
 

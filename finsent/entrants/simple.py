@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -126,16 +127,19 @@ class SimpleEntrant:
             return lambda texts: {}
         import torch
 
-        from finsent.models.backbones import load_backbone
+        from finsent.models.backbones import Backbone, load_backbone
         from finsent.models.presets import cue, preset
         from finsent.study.heads.features import pooled_states
 
-        backbone = load_backbone(
-            self.about.backbone, "fp32", torch.device("cpu"), folder=self._backbone_dir
-        )
-        suffix = cue(preset(self.about.backbone).cpu, self._dataset.name)
+        name, folder = self.about.backbone, self._backbone_dir
+        suffix = cue(preset(name).cpu, self._dataset.name)
+
+        @cache
+        def backbone() -> Backbone:
+            return load_backbone(name, "fp32", torch.device("cpu"), folder=folder)
+
         return lambda texts: {
             # As features are kept on the disk, which the classifier was trained on.
-            name: values.half().float()
-            for name, values in pooled_states(backbone, texts, suffix).items()
+            key: values.half().float()
+            for key, values in pooled_states(backbone(), texts, suffix).items()
         }
