@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import train_models
-from finsent.config import DendriteConfig, TrainConfig
+from finsent.config import ConfigError, DendriteConfig, TrainConfig
 from finsent.data.registry import load_dataset, make_split
 from finsent.growth.grower import GrowthError
 from finsent.models import adapters
@@ -29,6 +29,7 @@ from finsent.study.cycles.plans import (
     replicate_study,
 )
 from finsent.study.cycles.runner import CYCLES, CycleResources, CycleStudyRunner
+from finsent.study.cycles.stack import Asked, train_side_by_side
 from finsent.study.plans import STUDIES
 from finsent.study.rows import RESULTS, StudyError, read_runs
 from finsent.study.summary import summarize
@@ -169,7 +170,7 @@ def test_arms_share_their_first_cycle_and_controls_have_as_many_as_the_dendritic
 ) -> None:
     trainer = CellTrainer("cpu", None, models)
     cell = Cell(STUDY.regime("two"), "sample", "fold-0", 0)
-    first, second = trainer.lines(cell)
+    first, second = trainer.lines([cell])
     arms = {line.run.arm: line for line in first}
     assert set(arms) == {"baseline", "restart", "matched", "dendritic"}
     assert second[0].run.accuracy == first[0].run.accuracy
@@ -185,12 +186,59 @@ def test_arms_share_their_first_cycle_and_controls_have_as_many_as_the_dendritic
         assert line.kept == losses.index(min(losses))
 
 
-class Stopped(Exception):
-    pass
+WAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "layer": ({"class_weight_power": 0.5, "scored_by": "accuracy", "stop_patience": 1}, "layer"),
+    "lora_B": ({"label_smoothing": 0.1}, "lora_B"),
+    "whole weights": ({"adapt": "full"}, "linear"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_runs_side_by_side_become_what_they_become_alone(models: Path, way: str) -> None:
+    """Of different folds, seeds and rates; first cycle, a dendrite more, and larger ranks."""
+    changes, placement = WAYS[way]
+    grown = replace(GROWN, placement=(placement,))
+    config = FAST | {"epochs": 3} | changes
+    regime = CycleRegime("it", "minilm-l6", {"s-1": Recipe(grown)}, config=config, rates=(1.0, 0.3))
+    cells = [Cell(regime, "sample", f"fold-{n}", seed) for n, seed in ((0, 0), (1, 1))]
+    alone, stacked = (CellTrainer("cpu", None, models, stacked=n) for n in (1, 4))
+    one = [line for cell in cells for line in next(alone.lines([cell]))]
+    other = next(stacked.lines(cells))
+    assert [line.run.key for line in one] == [line.run.key for line in other]
+    for ours, theirs in zip(other, one, strict=True):
+        for cycle, expected in zip(ours.cycles, theirs.cycles, strict=True):
+            same = ("rate", "epochs", "steps", "trained_params")
+            assert [getattr(cycle, n) for n in same] == [getattr(expected, n) for n in same]
+            assert cycle.validation.epoch == expected.validation.epoch
+            assert cycle.probabilities == pytest.approx(expected.probabilities, abs=3e-3)
+            assert cycle.start.dendrites == expected.start.dendrites
+            # All together: AdamW takes a whole step also where a gradient is rounding alone.
+            known, found = (
+                torch.cat([c.start.tensors[n].flatten() for n in expected.start.tensors])
+                for c in (expected, cycle)
+            )
+            assert float((found - known).norm() / known.norm()) < 0.02
+    assert {len(line.cycles) for line in other if line.run.arm != "baseline"} == {2}
+    assert max(line.run.dendrites for line in other) <= 1
+
+
+def test_runs_of_different_recipes_do_not_go_side_by_side(models: Path) -> None:
+    trainer = CellTrainer("cpu", None, models)
+    cell = Cell(STUDY.regime("one"), "sample", "fold-0", 0)
+    config = trainer.config(cell)
+    data = data_for(trainer.base(config))
+    other = replace(config, batch_size=16)
+    with pytest.raises(ConfigError, match="differ in seed, split and rate only"):
+        train_side_by_side(
+            [Asked(config, data, [0]), Asked(other, data, [0])],
+            trainer.base(config),
+            most=2,
+            pad_multiple=8,
+        )
 
 
 def test_a_study_goes_on_where_it_was_cut_off_and_ends_the_same(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path
 ) -> None:
     study = replace(STUDY, regimes=STUDY.regimes[:1])
     resources = CycleResources("cpu", 1, {"commit": "c"}, backbone_dir=models)
@@ -206,6 +254,11 @@ def test_a_study_goes_on_where_it_was_cut_off_and_ends_the_same(
         return {replace(run, train_seconds=0.0) for run in read_runs(folder / RESULTS)}
 
     assert without_times(cut.folder) == without_times(whole.folder)
+    stacked = CycleStudyRunner(study, tmp_path / "stacked", replace(resources, stacked=2))
+    assert stacked.run() == []
+    rows = {run.key: run for run in read_runs(stacked.folder / RESULTS)}
+    for run in read_runs(whole.folder / RESULTS):
+        assert rows[run.key].nll == pytest.approx(run.nll, abs=1e-3)
     assert len(read_runs(whole.folder / RESULTS)) == 8
     with (whole.folder / CYCLES).open(encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 8
@@ -222,10 +275,10 @@ def test_a_cell_that_fails_is_named_and_does_not_spoil_the_next(
     study = replace(STUDY, regimes=STUDY.regimes[:1])
     lines = CellTrainer.lines
 
-    def failing(self: CellTrainer, cell: Cell) -> Iterator[Any]:
-        if cell.split == "fold-0":
+    def failing(self: CellTrainer, cells: Sequence[Cell]) -> Iterator[Any]:
+        if cells[0].split == "fold-0":
             raise GrowthError("told to")
-        yield from lines(self, cell)
+        yield from lines(self, cells)
 
     monkeypatch.setattr(CellTrainer, "lines", failing)
     resources = CycleResources("cpu", 1, {"commit": "c"}, backbone_dir=models)
@@ -251,8 +304,20 @@ def test_parts_of_a_study_are_named_or_refused(
     given = ["--artifacts", str(tmp_path)]
     assert train_models.main(["study", "heads", "--folds", "1", *given]) == 2
     assert "--folds: study 'heads' cannot be cut down" in capsys.readouterr().err
-    assert train_models.main(["study", "authors", "--gpus", "0", *given]) == 2
-    assert "--gpus: studies of cycles use --workers" in capsys.readouterr().err
+    assert train_models.main(["study", "authors", "--ray-address", "a:1", *given]) == 2
+    assert "--ray-address a:1: studies of cycles use" in capsys.readouterr().err
+    assert train_models.main(["study", "authors", "--stacked", "0", *given]) == 2
+    assert "--stacked must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_processes_take_gpus_in_turns(models: Path, tmp_path: Path) -> None:
+    """Each sees one, named as CUDA_VISIBLE_DEVICES names it, and makes cells side by side."""
+    study = replace(STUDY, regimes=(replace(STUDY.regimes[0], recipes={}),))
+    resources = CycleResources(
+        "cpu", 2, {"commit": "c"}, backbone_dir=models, gpus=("1", "3"), stacked=1
+    )
+    assert CycleStudyRunner(study, tmp_path, resources).run() == []
+    assert {run.fold for run in read_runs(tmp_path / "studies" / "small" / RESULTS)} == {0, 1}
 
 
 def test_a_student_learns_what_teachers_say_of_sentences_they_did_not_learn(
@@ -265,14 +330,14 @@ def test_a_student_learns_what_teachers_say_of_sentences_they_did_not_learn(
     trainer = CellTrainer("cpu", None, models)
     cell = Cell(regime, "sample", "fold-0", 0)
     seen: list[set[int]] = []
-    trained = committee.train
+    trained = CellTrainer.trained
 
-    def noted(config: TrainConfig, base: Any, data: TrainingData, *rest: Any, **more: Any) -> Any:
-        seen.append(set(data.train))
-        return trained(replace(config, epochs=1), base, data, *rest, **more)
+    def noted(self: CellTrainer, asked: Sequence[Asked]) -> Any:
+        seen.extend(set(run.data.train) for run in asked)
+        return trained(self, [replace(r, config=replace(r.config, epochs=1)) for r in asked])
 
-    monkeypatch.setattr(committee, "train", noted)
-    targets, teachers = committee._committee(trainer, cell)
+    monkeypatch.setattr(CellTrainer, "trained", noted)
+    (targets,), (teachers,) = committee._committees(trainer, [cell])
     split = trainer.split(trainer.config(cell))
     assert seen[0] | seen[1] == set(split.train)
     assert not seen[0] & seen[1]
@@ -280,7 +345,7 @@ def test_a_student_learns_what_teachers_say_of_sentences_they_did_not_learn(
     hard = targets.max(dim=1).values == 1
     assert set(hard.nonzero()[:, 0].tolist()) == set(range(len(targets))) - set(split.train)
     assert teachers.probabilities.shape == (len(split.test), 3)
-    (lines,) = committee.taught(trainer, cell)
+    (lines,) = committee.taught(trainer, [cell])
     rows = {line.run.recipe: line.run for line in lines}
     assert rows["teacher"].backbone == "mpnet-base"
     assert rows["soft"].nll != rows["hard"].nll

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from bench import gpus
 from finsent.commands import cli
 from finsent.config import STUDY_ARMS
 from finsent.machine.workers import (
@@ -290,6 +291,26 @@ with connected(Workers(2)) as pool:
         while any(str(used).encode() in command for _, command in processes().values()):
             assert time.monotonic() < deadline, "a process of Ray was left"
             time.sleep(0.1)
+
+
+def test_a_run_whose_worker_is_killed_goes_on_in_another(
+    tmp_path: Path, tiny_environment: None
+) -> None:
+    """From its last whole epoch, in the same command, as bench/gpus.py measures it."""
+    options = argparse.Namespace(
+        device="cpu", seconds=300, backbone="tiny-phi", dataset="sample", epochs=30
+    )
+    found = gpus.Bench(options, tmp_path).killed()
+    assert found["runs_ended"] == ["baseline seed 0", "baseline seed 1"]
+    assert 1 <= found["epochs_done_before"] < 30
+    assert found["epochs_told_of_that_run"] == list(range(1, 31))
+
+
+def test_runs_are_compared_by_their_bytes_and_their_probabilities(trained: Path) -> None:
+    same = gpus.compared(trained, trained)
+    assert (same["runs_compared"], same["runs_of_the_same_bytes"]) == (2, 2)
+    assert (same["largest_difference_of_a_probability"], same["labels_changed"]) == (0.0, 0)
+    assert same["within_tolerance"]
 
 
 def test_two_workers_make_the_lines_of_a_study(tmp_path: Path, tiny_environment: None) -> None:

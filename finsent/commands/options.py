@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finsent.machine.workers import add_worker_options
+from finsent.machine.workers import add_worker_options, workers_from_options
 
 if TYPE_CHECKING:
     import torch
@@ -133,29 +133,41 @@ def cycle_resources(options: argparse.Namespace) -> CycleResources:
 
     from finsent.machine.places import checkout
     from finsent.results.provenance import git_commit, versions
-    from finsent.study.cycles.runner import CycleResources
+    from finsent.study.cycles.runner import STACKED, CycleResources
     from finsent.study.rows import StudyError
 
-    for given in ("gpus", "ray_address"):
-        if getattr(options, given) is not None:
-            raise StudyError(
-                f"--{given.replace('_', '-')}: studies of cycles use --workers processes of this "
-                "machine and its first GPU; leave it out"
-            )
-    if options.workers < 1:
-        raise StudyError(f"--workers must be at least 1, got {options.workers}")
     device = chosen_device(options)
+    workers = workers_from_options(options, gpus_for(device))
+    if workers.address is not None:
+        raise StudyError(
+            f"--ray-address {workers.address}: studies of cycles use processes and GPUs of this "
+            "machine; leave it out, and unset RAY_ADDRESS"
+        )
+    processes = workers.count * max(1, len(workers.gpus))
+    stacked = stacked_of(options, STACKED[device.type])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return CycleResources(
         device=device.type,
-        processes=options.workers,
+        processes=processes,
+        gpus=workers.gpus,
         provenance={
             "commit": git_commit(checkout()),
             "device": name,
-            "processes": options.workers,
+            "processes": processes,
+            "stacked": stacked,
             "versions": versions(),
         },
         data_dir=options.data_dir,
         backbone_dir=options.backbone_dir,
         stop_after=options.stop_after,
+        stacked=stacked,
     )
+
+
+def stacked_of(options: argparse.Namespace, usual: int) -> int:
+    """Runs side by side in a process. StudyError for fewer than one."""
+    from finsent.study.rows import StudyError
+
+    if options.stacked is not None and options.stacked < 1:
+        raise StudyError(f"--stacked must be at least 1, got {options.stacked}")
+    return int(options.stacked or usual)

@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="give up what is not finished then; the same command goes on",
     )
+    add("--stacked", type=int, default=1, metavar="N", help="runs side by side (%(default)s)")
     add("--page-only", action="store_true", help="write the page from the runs that are there")
 
 

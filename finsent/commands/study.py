@@ -21,6 +21,7 @@ from finsent.commands.options import (
     cycle_resources,
     gpus_for,
     recipe_config,
+    stacked_of,
 )
 from finsent.machine.extras import missing
 from finsent.machine.options import Distinct, seed
@@ -71,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--stacked",
         type=int,
         metavar="N",
-        help="LoRA studies and ensembles: runs side by side in a process",
+        help="runs side by side in a process: studies of LoRA and cycles, and ensembles",
     )
     add(
         "--seeds",
@@ -144,7 +145,7 @@ def _chosen(options: argparse.Namespace) -> Study | None:
         raise StudyError(f"--select: study {options.name!r} has no settings to choose")
     of_cycles = ("folds", "stop_after")
     whole = {
-        CycleStudy: ("stacked",),
+        CycleStudy: (),
         LoraStudy: of_cycles,
         EnsembleStudy: (*of_cycles, "seeds", *(() if options.select else ("regimes",))),
     }.get(type(study), (*of_cycles, "datasets", "regimes", "seeds", "stacked"))
@@ -221,18 +222,15 @@ def _run(study: Study | None, options: argparse.Namespace, artifacts: Path) -> l
 
 def _resources(study: LoraStudy | EnsembleStudy, options: argparse.Namespace) -> Resources:
     from finsent.study.lora.runner import STACKED, Resources
-    from finsent.study.rows import StudyError
 
     device = chosen_device(options)
-    if options.stacked is not None and options.stacked < 1:
-        raise StudyError(f"--stacked must be at least 1, got {options.stacked}")
     return Resources(
         # The same wherever it runs: lines of one file have to be comparable. Only the text that
         # ends every sentence is of the data set, and set where it is read.
         base=recipe_config(study.backbone, "allagree", "cuda", bf16=True),
         device=device.type,
         workers=workers_from_options(options, gpus_for(device)),
-        stacked=options.stacked or STACKED[device.type],
+        stacked=stacked_of(options, STACKED[device.type]),
         data_dir=options.data_dir,
         backbone_dir=options.backbone_dir,
     )

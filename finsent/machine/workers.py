@@ -41,6 +41,9 @@ FOLDERS = ("FINSENT_CACHE_DIR", "FINSENT_DATA_DIR")
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """The least that Ray accepts; hardly anything goes through it."""
+RETRIES = 1
+"""Times that work is given to another worker after its own was killed: runs that keep checkpoints
+go on there. What kills two workers is taken to be the work's own fault."""
 IN_FLIGHT = 2
 """Items given to a worker at a time: one it works on and one that waits for it."""
 LOG_SECONDS = 0.5
@@ -188,11 +191,12 @@ class Pool:
         Items come with a name that stands before what a worker prints, and results come in the
         order in which they end.
 
-        A worker that is killed ends its item with a WorkersError, and the others go on; what the
-        function itself raises is raised here. What still runs when the caller stops is killed.
+        The item of a worker that is killed goes to another one, and ends with a WorkersError when
+        that is killed too; the others go on. What the function itself raises is raised here. What
+        still runs when the caller stops is killed.
         """
         ray = self._ray
-        task = ray.remote(max_retries=0, max_calls=1, **self._share)(function)
+        task = ray.remote(max_retries=RETRIES, max_calls=1, **self._share)(function)
         waiting = iter(items)
         running: dict[Any, Item] = {}
         try:

@@ -225,6 +225,11 @@ def detach_lora(upper: Any, names: Iterable[str]) -> None:
         upper.set_submodule(name, upper.get_submodule(name).base_layer)
 
 
+def replace_a(upper: Any, name: str, module: nn.Module) -> None:
+    """Let `module` stand in for the A map of the adapted layer `name`."""
+    upper.get_submodule(name).lora_A[_PEFT_NAME] = module
+
+
 def replace_b(upper: Any, name: str, module: nn.Module) -> None:
     """Let `module` stand in for the B map of the adapted layer `name`."""
     upper.get_submodule(name).lora_B[_PEFT_NAME] = module
@@ -270,7 +275,7 @@ class _Through(nn.Module):
 
 def replace_pair(upper: Any, name: str, a: nn.Linear, module: nn.Module) -> None:
     """Let `module` stand in for both maps of the adapted layer `name`, of which A is `a`."""
-    upper.get_submodule(name).lora_A[_PEFT_NAME] = _Through(a)
+    replace_a(upper, name, _Through(a))
     replace_b(upper, name, module)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from finsent.config import MatchedCapacity, TrainConfig
+from finsent.config import DendriteConfig, MatchedCapacity, TrainConfig
+from finsent.growth.grower import DendriteGrower
 from finsent.models.adapter_files import split_tensor_name
 from finsent.models.adapters import (
     FullLinear,
@@ -22,6 +23,7 @@ from finsent.models.adapters import (
     detach_lora,
     linear_shapes,
     lora_ranks,
+    replace_a,
     replace_b,
     replace_pair,
     rounded_as_stored,
@@ -30,7 +32,7 @@ from finsent.models.adapters import (
     whole_model_name,
 )
 from finsent.models.backbones import Backbone, pool, states_leaving, upper_blocks
-from finsent.models.dendritic_linear import DendriticLinear, LowRankMap
+from finsent.models.dendritic_linear import DendriticLinear, DendriticLowRank, LowRankMap
 from finsent.models.encoders import blocks_of, blocks_path
 from finsent.training.fused_blocks import FusedBlocks, can_fuse
 
@@ -112,6 +114,24 @@ class AdaptedModel:
             if isinstance(tensor, nn.Parameter):
                 groups.setdefault(config.layer_decay**above, []).append(tensor)
         return groups
+
+    def each_map(self, stand_in: Callable[[nn.Module, nn.Module | None], nn.Module]) -> None:
+        """Let what `stand_in` makes of every map be called in its place, until the model is
+        detached. It is given the map, and A where the map reads a layer's input itself. Names of
+        tensors stay."""
+        self.fused = None
+        for name, pair in self.pairs.items():
+            b = self.b_maps[name]
+            whole = isinstance(b, DendriticLowRank)
+            if not whole:
+                a = DendriticLinear(cast(nn.Parameter, pair.a.weight), None, "relu")
+                replace_a(self.upper, name, stand_in(a, None))
+            replace_b(self.upper, name, stand_in(b, pair.a if whole else None))
+        for name, layer in self.full.items():
+            # Low-rank maps beside a whole weight stand around its layer.
+            place = f"{name}.base_layer" if name in self.pairs else name
+            self.upper.set_submodule(place, stand_in(layer, None))
+        self.head = stand_in(self.head, None)
 
     def dendritic_maps(self) -> list[DendriticLinear]:
         """Maps that have at least one dendrite."""
@@ -282,3 +302,15 @@ def adopt_grown_modules(model: AdaptedModel, modules: dict[str, DendriticLinear]
             layer = name.removesuffix(".lora_B")
             replace_b(model.upper, layer, module)
         model.b_maps[layer] = module
+
+
+@contextlib.contextmanager
+def growing(
+    model: AdaptedModel, treatment: DendriteConfig, device: torch.device, folder: Path
+) -> Iterator[DendriteGrower]:
+    """Inside, PerforatedAI may grow dendrites on the model's maps; what has grown stays."""
+    maps = growable_maps(model, treatment.placement, treatment.among)
+    with DendriteGrower(maps, treatment, device, folder) as grower:
+        adopt_grown_modules(model, grower.modules)
+        model.activation = treatment.activation
+        yield grower

@@ -33,12 +33,7 @@ from finsent.models.backbones import Backbone, HiddenStates
 from finsent.models.dendritic_linear import DendriticLinear
 from finsent.models.encoders import captures
 from finsent.models.tokenization import token_batches
-from finsent.training.adapted_model import (
-    AdaptedModel,
-    adopt_grown_modules,
-    build_model,
-    growable_maps,
-)
+from finsent.training.adapted_model import AdaptedModel, build_model, growing
 from finsent.training.checkpoints import (
     CHECKPOINT,
     load_checkpoint,
@@ -196,7 +191,7 @@ def _keep_last_good(
     )
 
 
-def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     # A base held in bf16 or NF4 computes in bf16 by itself; autocast would only add copies.
     enabled = config.autocast and config.precision == "fp32"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
@@ -244,10 +239,7 @@ def train(
     with contextlib.ExitStack() as stack:
         grower = None
         if isinstance(config.treatment, DendriteConfig):
-            maps = growable_maps(model, config.treatment.placement, config.treatment.among)
-            grower = stack.enter_context(DendriteGrower(maps, config.treatment, device, folder))
-            adopt_grown_modules(model, grower.modules)
-            model.activation = config.treatment.activation
+            grower = stack.enter_context(growing(model, config.treatment, device, folder))
         run = _Run(config, data, model, device)
         if start is not None:
             run.begin(start, grower)
@@ -335,7 +327,7 @@ class _Run:
     def _loss(self, where: Tensor, longest: int) -> Tensor:
         """Mean loss of the examples `where` (B,), padded to `longest` tokens: scalar."""
         hidden, last = self._data.states.batch(where, longest)
-        with _autocast(self._config, self._device), self._model.dropping():
+        with autocast(self._config, self._device), self._model.dropping():
             pooled = self._model.pooled(hidden, last)
         # Head and loss in fp32, outside autocast.
         logits = self._model.head(pooled)

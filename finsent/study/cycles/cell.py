@@ -32,6 +32,7 @@ from finsent.models.backbones import (
 from finsent.models.presets import cue, preset
 from finsent.results.metrics import score
 from finsent.study.cycles.plans import PLAIN, CycleRegime, Recipe
+from finsent.study.cycles.stack import Asked, train_side_by_side
 from finsent.study.rows import StudyRun
 from finsent.training.loop import TrainingData, TrainingDiverged, class_logits, train
 from finsent.training.progress import Start, Validation
@@ -75,7 +76,7 @@ class Cycle:
     steps: int
     epochs: int
     seconds: float
-    rate: float
+    rate: float = 1.0
     """Which factor of the learning rate was chosen."""
 
 
@@ -98,26 +99,82 @@ class Line:
 class CellTrainer:
     """Trains cells in this process. Bases and data sets stay in memory for the next one."""
 
-    def __init__(self, device: str, data_dir: Path | None, backbone_dir: Path | None) -> None:
-        self._device = torch.device(device)
+    def __init__(
+        self, device: str, data_dir: Path | None, backbone_dir: Path | None, stacked: int = 1
+    ) -> None:
+        """stacked: runs side by side at most (finsent.study.cycles.stack)."""
+        self._device, self.stacked = torch.device(device), stacked
         self._data_dir, self._backbone_dir = data_dir, backbone_dir
         self._dataset = lru_cache(maxsize=2)(lambda name: load_dataset(name, data_dir))
         self._states = lru_cache(maxsize=4)(self._entering)
         self._base = lru_cache(maxsize=2)(self._loaded)
 
-    def lines(self, cell: Cell) -> Iterator[list[Line]]:
-        """Rows of the cell, as soon as all arms of a recipe are there. The baseline stands with
-        every recipe, so that each is a whole comparison.
+    def lines(self, cells: Sequence[Cell]) -> Iterator[list[Line]]:
+        """Rows of cells of one regime and data set, as soon as all arms of a recipe are there. The
+        baseline stands with every recipe, so that each is a whole comparison.
 
         Raises:
             TrainingDiverged: A loss became NaN or infinite.
             GrowthError: PerforatedAI failed.
         """
-        fold = Fold(self, cell)
-        for name, recipe in cell.regime.recipes.items():
-            yield [fold.line(name, arm, cycles) for arm, cycles in fold.arms(recipe).items()]
-        if not cell.regime.recipes:
-            yield [fold.line(PLAIN, "baseline", (fold.first(),))]
+        folds = Folds(self, cells)
+        regime = cells[0].regime
+        for name, recipe in regime.recipes.items():
+            arms = folds.arms(recipe)
+            yield [
+                folds.line(place, name, arm, cycles[place])
+                for place in range(len(cells))
+                for arm, cycles in arms.items()
+            ]
+        if not regime.recipes:
+            yield [
+                folds.line(place, PLAIN, "baseline", (cycle,))
+                for place, cycle in enumerate(folds.first())
+            ]
+
+    def trained(self, asked: Sequence[Asked]) -> list[Cycle]:
+        """The runs, side by side where more than one at a time is allowed."""
+        backbone = self.base(asked[0].config)
+        if self.stacked == 1:
+            return [self._alone(run, backbone) for run in asked]
+        made = train_side_by_side(asked, backbone, most=self.stacked, pad_multiple=PAD_MULTIPLE)
+        return [
+            Cycle(
+                validation=one.selected,
+                loss=one.selected.loss(run.config.scored_by),
+                start=Start(one.tensors, one.dendrites),
+                probabilities=one.test_logits.double().softmax(dim=1).numpy(),
+                trained_params=one.trained_params,
+                steps=one.steps,
+                epochs=one.epochs,
+                seconds=one.seconds,
+            )
+            for run, one in zip(asked, made, strict=True)
+        ]
+
+    def _alone(self, run: Asked, backbone: Backbone) -> Cycle:
+        with tempfile.TemporaryDirectory() as scratch:
+            result = train(
+                run.config,
+                backbone,
+                run.data,
+                Path(scratch),
+                start=run.start,
+                pad_multiple=PAD_MULTIPLE,
+            )
+        logits = class_logits(result.model, run.data.states, run.test, run.data.lengths)
+        tensors = result.model.snapshot()
+        result.model.detach()
+        return Cycle(
+            validation=result.selected,
+            loss=result.selected.loss(run.config.scored_by),
+            start=Start(tensors, result.dendrites),
+            probabilities=logits.double().softmax(dim=1).numpy(),
+            trained_params=result.history[-1].trainable_params,
+            steps=result.optimizer_steps,
+            epochs=len(result.history),
+            seconds=result.train_seconds,
+        )
 
     def forget(self) -> None:
         """Drop the bases: a run that failed may have left its maps on one."""
@@ -206,108 +263,117 @@ class CellTrainer:
         return entering_hidden_states(base, token_ids, block)
 
 
-class Fold:
-    """The arms of one cell, which share what they have in common."""
+class Folds:
+    """The arms of cells of one regime and data set, which share what they have in common."""
 
     def __init__(
-        self, trainer: CellTrainer, cell: Cell, targets: torch.Tensor | None = None
+        self, trainer: CellTrainer, cells: Sequence[Cell], targets: Sequence[torch.Tensor] = ()
     ) -> None:
-        """targets: What is learned in place of the labels; see TrainingData."""
-        self._cell, self._regime = cell, cell.regime
-        self._config = trainer.config(cell)
-        self._backbone = trainer.base(self._config)
-        self._states = trainer.states(self._config)
-        self._dataset = trainer.dataset(cell.dataset)
-        self._split = trainer.split(self._config)
-        rows = epoch_rows(
-            self._dataset, self._split.train, self._config.balance, self._config.noise
-        )
-        self._data = TrainingData(
-            self._states,
-            [example.label for example in self._dataset.examples],
-            len(self._dataset.label_names),
-            rows,
-            self._split.validation,
-            targets=targets,
-        )
+        """targets: What is learned in each cell in place of the labels; see TrainingData."""
+        self._trainer, self._cells, self._regime = trainer, cells, cells[0].regime
+        self._configs = [trainer.config(cell) for cell in cells]
+        self._dataset = trainer.dataset(cells[0].dataset)
+        self._splits = [trainer.split(config) for config in self._configs]
+        states = trainer.states(self._configs[0])
+        labels = [example.label for example in self._dataset.examples]
+        self._data = [
+            TrainingData(
+                states,
+                labels,
+                len(self._dataset.label_names),
+                epoch_rows(self._dataset, split.train, config.balance, config.noise),
+                split.validation,
+                targets=targets[place] if targets else None,
+            )
+            for place, (config, split) in enumerate(zip(self._configs, self._splits, strict=True))
+        ]
         self._first = lru_cache(maxsize=None)(self._tuned_first)
         self._controls = lru_cache(maxsize=None)(self._control)
 
-    def arms(self, recipe: Recipe) -> dict[str, tuple[Cycle, ...]]:
-        """The cycles of every arm, those of the control arms from before where they are known."""
-        grown = self._chain(self._first(None), recipe.cycles, recipe.dendrites)
-        most = max(cycle.trained_params for cycle in grown)
+    def arms(self, recipe: Recipe) -> dict[str, list[tuple[Cycle, ...]]]:
+        """The cycles of every arm in each cell, those of the control arms from before where they
+        are known."""
+        plain = (None,) * len(self._cells)
+        first = self._first(plain)
+        grown = self._chain(first, recipe.cycles, (recipe.dendrites,) * len(self._cells))
+        most = tuple(MatchedCapacity(max(c.trained_params for c in cycles)) for cycles in grown)
         return {
-            "baseline": (self._first(None),),
-            "restart": self._controls(None, recipe.cycles),
-            "matched": self._controls(MatchedCapacity(most), recipe.cycles),
+            "baseline": [(cycle,) for cycle in first],
+            "restart": self._controls(plain, recipe.cycles),
+            "matched": self._controls(most, recipe.cycles),
             "dendritic": grown,
         }
 
-    def first(self) -> Cycle:
-        """The baseline's only cycle."""
-        return self._first(None)
+    def first(self) -> list[Cycle]:
+        """The baseline's only cycle in each cell."""
+        return self._first((None,) * len(self._cells))
 
-    def _tuned_first(self, treatment: MatchedCapacity | None) -> Cycle:
-        return self._tuned(self._regime.rates, treatment, None)
+    def _tuned_first(self, treatments: tuple[Treatment, ...]) -> list[Cycle]:
+        return self._tuned(self._regime.rates, treatments, [None] * len(self._cells))
 
-    def _control(self, treatment: MatchedCapacity | None, cycles: int) -> tuple[Cycle, ...]:
-        return self._chain(self._first(treatment), cycles, treatment)
+    def _control(self, treatments: tuple[Treatment, ...], cycles: int) -> list[tuple[Cycle, ...]]:
+        return self._chain(self._first(treatments), cycles, treatments)
 
     def _chain(
-        self, first: Cycle, cycles: int, treatment: DendriteConfig | MatchedCapacity | None
-    ) -> tuple[Cycle, ...]:
+        self, first: Sequence[Cycle], cycles: int, treatments: Sequence[Treatment]
+    ) -> list[tuple[Cycle, ...]]:
         """The first cycle and what follows; each goes on from the best state so far."""
-        done = [first]
+        done = [[cycle] for cycle in first]
         for _ in range(cycles):
-            start = done[_best(done)].start
-            now: Treatment = treatment
-            if isinstance(treatment, DendriteConfig):
-                now = replace(treatment, max_dendrites=start.dendrites + 1)
-            done.append(self._tuned(self._regime.later_rates, now, start))
-        return tuple(done)
+            starts = [of_cell[_best(of_cell)].start for of_cell in done]
+            now = [
+                replace(treatment, max_dendrites=start.dendrites + 1)
+                if isinstance(treatment, DendriteConfig)
+                else treatment
+                for treatment, start in zip(treatments, starts, strict=True)
+            ]
+            more = self._tuned(self._regime.later_rates, now, starts)
+            for of_cell, cycle in zip(done, more, strict=True):
+                of_cell.append(cycle)
+        return [tuple(of_cell) for of_cell in done]
 
-    def _tuned(self, rates: Sequence[float], treatment: Treatment, start: Start | None) -> Cycle:
-        """The best of runs that differ in their learning rate."""
-        found = [self._run(rate, treatment, start) for rate in rates]
-        return found[_best(found)]
-
-    def _run(self, rate: float, treatment: Treatment, start: Start | None) -> Cycle:
-        config = replace(
-            self._config, learning_rate=rate * self._config.learning_rate, treatment=treatment
+    def _tuned(
+        self,
+        rates: Sequence[float],
+        treatments: Sequence[Treatment],
+        starts: Sequence[Start | None],
+    ) -> list[Cycle]:
+        """In each cell, the best of runs that differ in their learning rate."""
+        of_cells = zip(self._configs, self._data, self._splits, treatments, starts, strict=True)
+        found = self._trainer.trained(
+            [
+                Asked(
+                    replace(config, learning_rate=rate * config.learning_rate, treatment=treatment),
+                    data,
+                    split.test,
+                    start,
+                )
+                for config, data, split, treatment, start in of_cells
+                for rate in rates
+            ]
         )
-        with tempfile.TemporaryDirectory() as scratch:
-            result = train(
-                config,
-                self._backbone,
-                self._data,
-                Path(scratch),
-                start=start,
-                pad_multiple=PAD_MULTIPLE,
-            )
-        logits = class_logits(result.model, self._states, self._split.test, self._data.lengths)
-        tensors = result.model.snapshot()
-        result.model.detach()
-        return Cycle(
-            validation=result.selected,
-            loss=result.selected.loss(config.scored_by),
-            start=Start(tensors, result.dendrites),
-            probabilities=logits.double().softmax(dim=1).numpy(),
-            trained_params=result.history[-1].trainable_params,
-            steps=result.optimizer_steps,
-            epochs=len(result.history),
-            seconds=result.train_seconds,
-            rate=rate,
-        )
+        tuned = []
+        for place in range(0, len(found), len(rates)):
+            tried = [
+                replace(cycle, rate=rate)
+                for cycle, rate in zip(found[place : place + len(rates)], rates, strict=True)
+            ]
+            tuned.append(tried[_best(tried)])
+        return tuned
 
     def line(
-        self, recipe: str, arm: str, cycles: tuple[Cycle, ...], tested: Dataset | None = None
+        self,
+        place: int,
+        recipe: str,
+        arm: str,
+        cycles: tuple[Cycle, ...],
+        tested: Dataset | None = None,
     ) -> Line:
-        """The row of an arm, tested on the sentences of `tested` alone if it is given."""
-        kept = _best(cycles)
-        chosen, test = cycles[kept], self._split.test
+        """The row of an arm in a cell, tested on the sentences of `tested` alone if it is given."""
+        kept, cell, split = _best(cycles), self._cells[place], self._splits[place]
+        chosen, test = cycles[kept], split.test
         if not math.isfinite(float(chosen.probabilities.sum())):
-            raise TrainingDiverged(f"{self._cell.name} {arm}: probabilities are not finite")
+            raise TrainingDiverged(f"{cell.name} {arm}: probabilities are not finite")
         examples, known = [self._dataset.examples[i] for i in test], None
         if tested is not None:
             known = {example.id for example in tested.examples}
@@ -316,12 +382,12 @@ class Fold:
         found = score(labels, chosen.probabilities[places], self._dataset.label_names)
         run = StudyRun(
             backbone=self._regime.backbone,
-            dataset=self._cell.dataset,
+            dataset=cell.dataset,
             regime=self._regime.name,
             recipe=recipe,
             arm=arm,
-            fold=self._cell.fold,
-            seed=self._cell.seed,
+            fold=cell.fold,
+            seed=cell.seed,
             accuracy=found["accuracy"],
             macro_f1=found["macro_f1"],
             nll=found["nll"],
@@ -330,8 +396,8 @@ class Fold:
             dendrites=chosen.start.dendrites,
             optimizer_steps=sum(cycle.steps for cycle in cycles),
             train_seconds=sum(cycle.seconds for cycle in cycles),
-            test_dataset=self._cell.dataset if tested is None else tested.name,
-            n_train=len(self._split.train),
+            test_dataset=cell.dataset if tested is None else tested.name,
+            n_train=len(split.train),
             n_test=len(places),
             best_epoch=sum(c.epochs for c in cycles[:kept]) + chosen.validation.epoch,
             validation_nll=chosen.validation.nll,

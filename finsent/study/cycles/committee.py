@@ -10,10 +10,8 @@ Neural Network"; cross-fitted as in stacking (Wolpert 1992).
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finsent.data.folds import labels_and_groups
-from finsent.study.cycles.cell import PAD_MULTIPLE, Cell, CellTrainer, Cycle, Fold, Line
+from finsent.study.cycles.cell import Cell, CellTrainer, Cycle, Folds, Line
+from finsent.study.cycles.stack import Asked
 from finsent.study.rows import RunKey
-from finsent.training.loop import TrainingData, class_logits, train
+from finsent.training.loop import TrainingData
 from finsent.training.progress import Start, Validation
 
 GROUPS = 4
@@ -47,65 +46,77 @@ def taught_keys(cell: Cell) -> list[RunKey]:
     ]
 
 
-def taught(trainer: CellTrainer, cell: Cell) -> Iterator[list[Line]]:
-    """Rows of a cell with teachers: all of them together.
+def taught(trainer: CellTrainer, cells: Sequence[Cell]) -> Iterator[list[Line]]:
+    """Rows of cells with teachers, of one regime and data set: all of them together.
 
     Raises:
         TrainingDiverged: A loss became NaN or infinite.
     """
-    targets, teachers = _committee(trainer, cell)
-    hard, soft = Fold(trainer, cell), Fold(trainer, cell, targets)
+    targets, teachers = _committees(trainer, cells)
+    hard, soft = Folds(trainer, cells), Folds(trainer, cells, targets)
     cycles = {HARD: hard.first(), SOFT: soft.first(), TEACHER: teachers}
+    teacher = cells[0].regime.teacher or ""
     lines = []
-    for tested in (None, *map(trainer.dataset, cell.regime.tested)):
-        for recipe, cycle in cycles.items():
-            line = hard.line(recipe, ARM, (cycle,), tested)
-            if recipe == TEACHER:
-                line = replace(line, run=replace(line.run, backbone=cell.regime.teacher or ""))
-            lines.append(line)
+    for tested in (None, *map(trainer.dataset, cells[0].regime.tested)):
+        for recipe, of_cells in cycles.items():
+            for place, cycle in enumerate(of_cells):
+                line = hard.line(place, recipe, ARM, (cycle,), tested)
+                if recipe == TEACHER:
+                    line = replace(line, run=replace(line.run, backbone=teacher))
+                lines.append(line)
     yield lines
 
 
-def _committee(trainer: CellTrainer, cell: Cell) -> tuple[Tensor, Cycle]:
-    """Targets (n, classes) for every sentence of the data set, which are the labels outside of the
-    training part, and what the teachers together say of the test part."""
+def _committees(trainer: CellTrainer, cells: Sequence[Cell]) -> tuple[list[Tensor], list[Cycle]]:
+    """For each cell: targets (n, classes) for every sentence of the data set, which are the labels
+    outside of the training part, and what the teachers together say of the test part."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    regime = replace(cell.regime, backbone=cell.regime.teacher or "", config={}, teacher=None)
-    config = trainer.config(replace(cell, regime=regime))
-    dataset, split = trainer.dataset(cell.dataset), trainer.split(config)
+    regime = replace(cells[0].regime, backbone=cells[0].regime.teacher or "", config={})
+    regime = replace(regime, teacher=None)
+    configs = [trainer.config(replace(cell, regime=regime)) for cell in cells]
+    dataset, states = trainer.dataset(cells[0].dataset), trainer.states(configs[0])
     labels, groups = labels_and_groups(dataset)
     classes = len(dataset.label_names)
-    base, states = trainer.base(config), trainer.states(config)
-    targets = F.one_hot(torch.tensor(labels), classes).float()
-    learned = np.array(split.train)
-    dealer = StratifiedGroupKFold(GROUPS, shuffle=True, random_state=cell.seed)
-    results, said = [], []
-    for others, left_out in dealer.split(learned, labels[learned], groups[learned]):
-        data = TrainingData(
-            states, labels.tolist(), classes, learned[others].tolist(), split.validation
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            result = train(config, base, data, Path(scratch), pad_multiple=PAD_MULTIPLE)
-        asked = learned[left_out]
-        logits = class_logits(result.model, states, asked.tolist(), data.lengths)
-        targets[torch.tensor(asked)] *= 1 - TEACHER_SHARE
-        targets[torch.tensor(asked)] += TEACHER_SHARE * logits.softmax(dim=1)
-        test = class_logits(result.model, states, split.test, data.lengths)
-        said.append(test.double().softmax(dim=1).numpy())
-        result.model.detach()
-        results.append(result)
-    first = results[0]
-    together = Cycle(
+    asked, left_out = [], []
+    for cell, config in zip(cells, configs, strict=True):
+        split = trainer.split(config)
+        learned = np.array(split.train)
+        dealer = StratifiedGroupKFold(GROUPS, shuffle=True, random_state=cell.seed)
+        for others, kept in dealer.split(learned, labels[learned], groups[learned]):
+            data = TrainingData(
+                states, labels.tolist(), classes, learned[others].tolist(), split.validation
+            )
+            left_out.append(learned[kept].tolist())
+            asked.append(Asked(config, data, [*left_out[-1], *split.test]))
+    made = trainer.trained(asked)
+    targets, together = [], []
+    for at in range(0, len(made), GROUPS):
+        target = F.one_hot(torch.tensor(labels), classes).float()
+        of_cell = made[at : at + GROUPS]
+        for cycle, texts in zip(of_cell, left_out[at : at + GROUPS], strict=True):
+            said = torch.tensor(cycle.probabilities[: len(texts)]).float()
+            where = torch.tensor(texts)
+            target[where] = (1 - TEACHER_SHARE) * target[where] + TEACHER_SHARE * said
+        targets.append(target.to(states.values.device))
+        together.append(_joined(of_cell, left_out[at : at + GROUPS]))
+    return targets, together
+
+
+def _joined(teachers: Sequence[Cycle], left_out: Sequence[Sequence[int]]) -> Cycle:
+    """The teachers of a cell as one run, which says the mean of what they say of its test part."""
+    said = [
+        cycle.probabilities[len(texts) :] for cycle, texts in zip(teachers, left_out, strict=True)
+    ]
+    first = teachers[0]
+    return Cycle(
         # Each has its own; together they have none.
-        validation=Validation(first.selected.epoch, math.nan, math.nan, math.nan),
+        validation=Validation(first.validation.epoch, math.nan, math.nan, math.nan),
         loss=0.0,
         start=Start({}, 0),
         probabilities=np.mean(said, axis=0),
-        trained_params=first.trainable_params * GROUPS,
-        steps=sum(result.optimizer_steps for result in results),
-        epochs=len(first.history),
-        seconds=sum(result.train_seconds for result in results),
-        rate=1.0,
+        trained_params=first.trained_params * GROUPS,
+        steps=sum(cycle.steps for cycle in teachers),
+        epochs=first.epochs,
+        seconds=sum(cycle.seconds for cycle in teachers),
     )
-    return targets.to(base.device), together

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,25 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of AdamW, as torch has them."""
 
 
+class Stack(Protocol):
+    """Trainable tensors of K runs."""
+
+    @property
+    def values(self) -> Tensor:
+        """(K, parameters)"""
+
+    @property
+    def runs(self) -> int:
+        """K"""
+
+    def gather(self) -> Tensor:
+        """After a backward pass: the gradients of `values`."""
+
+
 class StackedAdamW:
     """AdamW for every run of a stack: own learning rate, own number of steps, own clipping."""
 
-    def __init__(self, stack: LoraStack, config: TrainConfig) -> None:
+    def __init__(self, stack: Stack, config: TrainConfig) -> None:
         self._stack, self._config = stack, config
         self.exp_avg = torch.zeros_like(stack.values)
         self.exp_avg_sq = torch.zeros_like(stack.values)
@@ -31,25 +48,25 @@ class StackedAdamW:
         for state in (self.exp_avg, self.exp_avg_sq, self.steps):
             state[row] = 0
 
-    def snapshot(self, row: int) -> OptimizerSnapshot:
-        """A run as it is now."""
+    def snapshot(self, stack: LoraStack, row: int) -> OptimizerSnapshot:
+        """A run of its stack as it is now."""
         return OptimizerSnapshot(
-            self._stack.tensors(row),
-            self._stack.tensors(row, self.exp_avg),
-            self._stack.tensors(row, self.exp_avg_sq),
+            stack.tensors(row),
+            stack.tensors(row, self.exp_avg),
+            stack.tensors(row, self.exp_avg_sq),
             float(self.steps[row]),
         )
 
-    def restore(self, row: int, before: OptimizerSnapshot) -> None:
-        """Give a run the state it had before it grew. Call before the first step."""
-        self._stack.put(self.exp_avg, row, before.exp_avg)
-        self._stack.put(self.exp_avg_sq, row, before.exp_avg_sq)
+    def restore(self, stack: LoraStack, row: int, before: OptimizerSnapshot) -> None:
+        """Give a run of its stack the state it had before it grew. Call before the first step."""
+        stack.put(self.exp_avg, row, before.exp_avg)
+        stack.put(self.exp_avg_sq, row, before.exp_avg_sq)
         self.steps[row] = before.steps
         if self._step_offset.shape != self.exp_avg.shape:
             self._step_offset = torch.zeros_like(self.exp_avg)
         self._step_offset[row] = before.steps
         known = {name: torch.zeros_like(tensor) for name, tensor in before.exp_avg.items()}
-        self._stack.put(self._step_offset, row, known)
+        stack.put(self._step_offset, row, known)
 
     @torch.no_grad()
     def step(self, active: Tensor) -> None:

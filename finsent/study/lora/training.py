@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from finsent.data.batches import batch_order, epoch_batches
+from finsent.data.batches import epoch_batches
 from finsent.growth.refinement import CHOOSING_BATCHES, FITTING_BATCHES
 from finsent.models.adapters import STORED_DTYPE
-from finsent.models.tokenization import token_batches
 from finsent.study.lora.optimizer import StackedAdamW
 from finsent.study.lora.stack import LoraStack
 from finsent.study.lora.stack_refinement import refine_stack
@@ -34,13 +33,11 @@ from finsent.study.lora.stack_runs import (
     StackRun,
 )
 from finsent.study.rows import StudyError
+from finsent.study.side_by_side import logits_side_by_side, packed, steps_of_epoch
 from finsent.training.loop import validate
 from finsent.training.optimization import class_weights, learning_rate_at, weighted_loss
 from finsent.training.progress import Validation
 from finsent.training.stepping import StepRunner
-
-EVALUATION_TOKENS = 65536
-"""Padded tokens of an evaluation batch, all runs together."""
 
 
 def train_stack(
@@ -129,7 +126,7 @@ class _Trainer:
             self._factors[index] = dendrites.learning_rate_factor
         else:
             load(fork.snapshot.tensors)
-            self._optimizer.restore(index, fork.snapshot)
+            self._optimizer.restore(stack, index, fork.snapshot)
 
     def loss_of(self, where: Tensor, longest: int) -> Tensor:
         """Mean weighted loss of each run (K,) for texts (K, B), -1 where a run has fewer."""
@@ -164,19 +161,11 @@ class _Trainer:
         config, rows = self._context.config, self._rows
         active = [row.first_epoch <= epoch for row in rows]
         self._loss_sums.zero_()
-        plans = [
-            dict(zip(batch_order(n, epoch), self._batches(row.train, row.seed, epoch), strict=True))
-            if on
-            else {}
-            for row, n, on in zip(rows, self._per_epoch, active, strict=True)
-        ]
-        steps: list[list[list[int]]] = []
+        parts = [row.train if on else () for row, on in zip(rows, active, strict=True)]
+        seeds = [row.seed for row in rows]
+        steps = steps_of_epoch(parts, seeds, config.batch_size, self._lengths, epoch)
         rates: list[list[list[float]]] = []
-        for place in batch_order(max(self._per_epoch), epoch):
-            batches = [plan.get(place, []) for plan in plans]
-            if not any(batches):
-                continue
-            steps.append(batches)
+        for batches in steps:
             rates.append([])
             for row, batch in enumerate(batches):
                 total = self._per_epoch[row] * config.epochs
@@ -184,10 +173,10 @@ class _Trainer:
                 rates[-1].append([self._factors[row] * scheduled])
                 self._steps[row] += bool(batch)
         # One transfer an epoch; a transfer a step would make every step wait for the host.
-        packed = [self._packed(batches, config.batch_size) for batches in steps]
-        where = torch.stack([texts for texts, _ in packed]).to(self._context.device)
+        taken = [packed(batches, config.batch_size, self._lengths) for batches in steps]
+        where = torch.stack([texts for texts, _ in taken]).to(self._context.device)
         on_device = torch.tensor(rates).to(self._context.device)
-        for index, (batches, (_, longest)) in enumerate(zip(steps, packed, strict=True)):
+        for index, (batches, (_, longest)) in enumerate(zip(steps, taken, strict=True)):
             self._optimizer.rates.copy_(on_device[index])
             self._run_step(where[index].flatten(), longest)
             step_done(sum(map(bool, batches)))
@@ -195,12 +184,6 @@ class _Trainer:
 
     def _batches(self, indices: Sequence[int], seed: int, epoch: int) -> list[list[int]]:
         return epoch_batches(indices, self._lengths, self._context.config.batch_size, seed, epoch)
-
-    def _packed(self, batches: Sequence[Sequence[int]], width: int) -> tuple[Tensor, int]:
-        """(K, width) texts, -1 where there are fewer, and the tokens of the longest."""
-        texts = torch.tensor([[*batch, *[-1] * (width - len(batch))] for batch in batches])
-        longest = max(self._lengths[i] for batch in batches for i in batch)
-        return texts, longest
 
     def refining_batches(self) -> tuple[list[tuple[Tensor, int]], list[tuple[Tensor, int]]]:
         """Batches for fitting candidates and for choosing, as the next epoch would make them."""
@@ -212,35 +195,21 @@ class _Trainer:
             width = self._context.config.batch_size
             places = range(min(count, max(map(len, of_rows))))
             found.append(
-                [self._packed([b[p] if p < len(b) else [] for b in of_rows], width) for p in places]
+                [
+                    packed([b[p] if p < len(b) else [] for b in of_rows], width, self._lengths)
+                    for p in places
+                ]
             )
         return found[0], found[1]
 
     @torch.no_grad()
     def class_logits(self, indices: Sequence[Sequence[int]]) -> list[Tensor]:
         """Logits (n, classes) of each run for texts of its own, on the CPU, in their order."""
-        longest_list = max(map(len, indices))
-        # By length within each run; shorter lists are padded at the front, with the short texts.
-        order = [sorted(range(len(own)), key=lambda i: self._lengths[own[i]]) for own in indices]
-        padded = [
-            [*[-1] * (longest_list - len(own)), *(own[i] for i in by_length)]
-            for own, by_length in zip(indices, order, strict=True)
-        ]
-        widths = [
-            max(1, *(self._lengths[row[column]] for row in padded if row[column] >= 0))
-            for column in range(longest_list)
-        ]
-        parts = []
-        for columns in token_batches(widths, max(1, EVALUATION_TOKENS // len(indices))):
-            texts, longest = self._packed([[row[c] for c in columns] for row in padded], 0)
-            logits = self._logits(texts.clamp(min=0).to(self._context.device), longest)
-            parts.append(logits.float().cpu())
-        joined = torch.cat(parts, dim=1)
-        found = []
-        for row, by_length in enumerate(order):
-            own = joined[row, longest_list - len(by_length) :]
-            found.append(own[torch.tensor(by_length).argsort()])
-        return found
+
+        def logits_of(texts: Tensor, longest: int) -> Tensor:
+            return self._logits(texts.to(self._context.device), longest)
+
+        return logits_side_by_side(indices, self._lengths, logits_of)
 
     def _validated(self, epoch: int, active: Sequence[bool]) -> None:
         finite = self._loss_sums.isfinite().tolist()
@@ -263,7 +232,7 @@ class _Trainer:
                     epoch,
                     self._stack.tensors(index, self._best_of_all.values),
                     self._best_of_all.validations[index],
-                    None if restarts else self._optimizer.snapshot(index),
+                    None if restarts else self._optimizer.snapshot(self._stack, index),
                 )
             if row.restart_after == epoch:
                 self._stack.values[index] = self._best_of_all.values[index]
