@@ -339,19 +339,19 @@ def test_verdicts_become_sentences() -> None:
     )
 
 
-def test_an_example_says_which_label_it_was_written_for(catalog: state.Catalog) -> None:
+def test_an_example_that_is_answered_wrongly_is_marked(catalog: state.Catalog) -> None:
     selection = catalog.select("smollm2-135m", "allagree", 0)
     loss = next(e for e in HEADLINES if e.label == "negative").text
     for rows, said in (
-        ([(0.8, 0.1, 0.1)] * 2, "negative</b>."),
         ([(0.1, 0.1, 0.8)] * 2, "both models got it wrong."),
         ([(0.8, 0.1, 0.1), (0.1, 0.8, 0.1)], "dendritic got it wrong."),
     ):
         html = answer.answered_html(catalog, outcome_of(selection, loss, rows))
         assert "Our label for this example:" in html
         assert said in html
-    html = answer.answered_html(catalog, outcome_of(selection, "Mine", [(0.8, 0.1, 0.1)] * 2))
-    assert "Our label" not in html
+    for text in (loss, "Mine"):
+        html = answer.answered_html(catalog, outcome_of(selection, text, [(0.8, 0.1, 0.1)] * 2))
+        assert "Our label" not in html
 
 
 def test_an_interval_that_rounding_leaves_empty_is_not_shown(catalog: state.Catalog) -> None:

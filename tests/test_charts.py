@@ -105,7 +105,7 @@ def test_smoothing_is_a_weighted_mean_of_what_came_before() -> None:
 
 def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> None:
     figure = draw(runs)
-    stars = traces(figure, "Dendritic, dendrite grown")
+    stars = traces(figure, "Dendritic, grown")
     assert len(stars) == len(curves.PANELS)
     for star, mean in zip(stars, traces(figure, "Dendritic"), strict=True):
         # Run 1 kept no dendrite and its history has no event.
@@ -115,8 +115,8 @@ def test_growth_is_marked_where_it_happened_and_only_there(runs: list[Run]) -> N
         assert grown == [GROWTH_EPOCH]
         assert "run 0 grew dendrite 1" in mean.text[GROWTH_EPOCH]
     assert {t.name for t in figure.data if "grown" in t.name.lower()} == {
-        "Dendritic, dendrite grown",
-        "Dendrite grown",
+        "Dendritic, grown",
+        "Grown",
     }
 
 
@@ -126,11 +126,11 @@ def test_the_epochs_whose_state_was_kept_are_marked_and_said(runs: list[Run]) ->
         title = charts.ARM_STYLES[arm].title
         epochs = {int(run.metrics["best_epoch"]) for run in runs if run.arm == arm}
         for ring, mean in zip(
-            traces(figure, f"{title}, state kept"), traces(figure, title), strict=True
+            traces(figure, f"{title}, kept"), traces(figure, title), strict=True
         ):
             assert set(ring.x) == {epoch + 1 for epoch in epochs}
             assert {n for n, said in enumerate(mean.text) if "kept this state" in said} == epochs
-    assert [t.name for t in figure.data[-2:]] == ["State kept", "Dendrite grown"]
+    assert [t.name for t in figure.data[-2:]] == ["Kept", "Grown"]
 
 
 def test_no_band_lies_over_a_line(runs: list[Run]) -> None:
@@ -199,10 +199,10 @@ def test_single_run_is_drawn_as_itself(runs: list[Run]) -> None:
     figure = draw(alone, panels=("accuracy",))
     assert [t.name for t in figure.data] == [
         "Dendritic",
-        "Dendritic, state kept",
-        "Dendritic, dendrite grown",
-        "State kept",
-        "Dendrite grown",
+        "Dendritic, kept",
+        "Dendritic, grown",
+        "Kept",
+        "Grown",
     ]
 
 

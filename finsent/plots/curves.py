@@ -224,9 +224,9 @@ class _Mark:
 
 
 _MARKS = (
-    _Mark("State kept", kept_epochs, {"symbol": "circle-open", "size": 15, "line": {"width": 2}}),
+    _Mark("Kept", kept_epochs, {"symbol": "circle-open", "size": 15, "line": {"width": 2}}),
     _Mark(
-        "Dendrite grown",
+        "Grown",
         growth_events,
         {
             "symbol": GROWTH_SYMBOL,

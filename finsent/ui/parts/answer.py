@@ -147,15 +147,14 @@ def _says(outcome: Outcome, given: Sequence[Answer], agree: bool) -> str:
 
 
 def _our_label(outcome: Outcome) -> list[str]:
-    """Of an example that this project wrote: which label it meant, and who misses it."""
+    """Of an example that this project wrote: which label it was meant to have, where a model gives
+    another one."""
     meant = {e.text: e.label for e in dataset_examples(outcome.selection.dataset)}
     label = meant.get(outcome.result.text.strip())
-    if label is None:
+    wrong = [_name(a.arm).lower() for a in outcome.answers if label and a.label != label]
+    if label is None or not wrong:
         return []
-    wrong = [_name(a.arm).lower() for a in outcome.answers if a.label != label]
     said = f"Our label for this example: {_label(label)}"
-    if not wrong:
-        return [f"{said}."]
     everyone = len(wrong) == len(outcome.answers) > 1
     who = f"{'both' if len(wrong) == 2 else 'all'} models" if everyone else " and ".join(wrong)
     return [f'{said}; <b class="fs-flag">{who} got it wrong.</b>']
