@@ -3,7 +3,7 @@
     python bench/page.py                                     # starts the app, waits for its model
     python bench/page.py --url http://127.0.0.1:7860         # one that runs
 
-Ready: from the start of navigation until the headline's box and the Compare button are drawn and
+Ready: from the start of navigation until the headline's box and the Compare button are seen and
 take input. Cold: a browser that has never seen the page; warm: the same one once more. Shown: from
 the click on a tab until its contents have been painted; drawn: until its charts have marks too.
 The first time a tab is opened it is built, later it is only shown. All by the page's own clock.
@@ -42,7 +42,8 @@ from finsent.results.runs import write_json
 
 READY = """
 (() => {
-  const usable = (element) => element && element.offsetHeight > 0 && !element.disabled;
+  const usable = (element) => element && element.offsetHeight > 0 && !element.disabled
+    && element.checkVisibility({opacityProperty: true});
   const look = () => {
     if (usable(document.querySelector('#headline textarea'))
         && usable(document.querySelector('#compare'))) {

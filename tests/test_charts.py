@@ -125,9 +125,7 @@ def test_the_epochs_whose_state_was_kept_are_marked_and_said(runs: list[Run]) ->
     for arm in ARMS:
         title = charts.ARM_STYLES[arm].title
         epochs = {int(run.metrics["best_epoch"]) for run in runs if run.arm == arm}
-        for ring, mean in zip(
-            traces(figure, f"{title}, kept"), traces(figure, title), strict=True
-        ):
+        for ring, mean in zip(traces(figure, f"{title}, kept"), traces(figure, title), strict=True):
             assert set(ring.x) == {epoch + 1 for epoch in epochs}
             assert {n for n, said in enumerate(mean.text) if "kept this state" in said} == epochs
     assert [t.name for t in figure.data[-2:]] == ["Kept", "Grown"]

@@ -26,6 +26,10 @@ THEME_TOGGLE_JS = """
 }
 """
 
+STILL_FRAMES, LONGEST_HIDDEN_MS = 6, 15_000
+"""Frames in which nothing moves before a page that opens is seen, and how long that is waited
+for."""
+
 _PLACES = {section: name for name, tab in TABS.items() for section in tab.sections}
 PAGE_JS = (
     Path(__file__)
@@ -34,8 +38,27 @@ PAGE_JS = (
     .replace("TABS_JSON", json.dumps(_PLACES))
 )
 """Run once when the page is there; what events call is in `window.finsent`."""
-HEAD = f"""<script>
+HEAD = f"""<style>html.fs-early body > * {{ opacity: 0; }}</style>
+<script>
 (() => {{
+  // gradio puts a page together piece by piece; it is seen once nothing moves any more.
+  const root = document.documentElement;
+  root.classList.add('fs-early');
+  let placed = '', still = 0;
+  const look = () => {{
+    const panel = [...document.querySelectorAll('[role=tabpanel]')].findLast((p) => p.offsetHeight);
+    const tops = [panel, document.querySelector('#answer')].map(
+      (part) => Math.round(part?.getBoundingClientRect().top ?? 0));
+    const now = window.finsent && panel ? `${{tops}} ${{document.body.scrollHeight}}` : '';
+    still = now && now === placed ? still + 1 : 0;
+    placed = now;
+    if (still < {STILL_FRAMES} && performance.now() < {LONGEST_HIDDEN_MS}) {{
+      requestAnimationFrame(look);
+    }} else {{
+      root.classList.remove('fs-early');
+    }}
+  }};
+  look();
   const asked = new URL(location.href).searchParams.get('tab') ?? 'try';
   document.documentElement.dataset.tab = ({json.dumps(_PLACES)})[asked] ?? asked;
   document.documentElement.dataset.place = asked;
@@ -52,8 +75,9 @@ HEAD = f"""<script>
   }}, true);
 }})();
 </script>"""
-"""Says which tab opens before anything is drawn: off the first one the head is a single line. Notes
-what was asked before the page listens; it is asked again once it does."""
+"""Hides the page until its parts are in their places. Says which tab opens before anything is drawn,
+for off the first one the head is a single line. Notes what was asked before the page listens; it is
+asked again once it does."""
 
 
 _PAGE = {
