@@ -75,7 +75,7 @@ HEAD = f"""<style>html.fs-early body > * {{ opacity: 0; }}</style>
   }}, true);
 }})();
 </script>"""
-"""Hides the page until its parts are in their places. Says which tab opens before anything is drawn,
+"""Hides the page until its parts are in their places. Says which tab opens before it is drawn,
 for off the first one the head is a single line. Notes what was asked before the page listens; it is
 asked again once it does."""
 
