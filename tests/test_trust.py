@@ -32,7 +32,8 @@ def test_a_few_tries_hold(name: str, tmp_path: Path) -> None:
 
 def test_the_table_counts_what_held() -> None:
     row = {"scenario": "a", "held_if": "b", "tried": 1200, "held": 1199, "seconds": 60.0}
-    text = page([row, row], 0.5, 90, 120)
-    assert "2,398 of 2,400 tries held, in 2 minutes on " in text
-    assert "at 0.5 of its size" in text
-    assert text.count("| a | b | 1,200 | 1,199 |") == 2
+    text = page([{**row, "name": "one"}, {**row, "name": "users", "users_seconds": 90}])
+    assert "2,398 of 2,400 tries held" in text
+    assert "2 minutes if one adds them up" in text
+    assert "The users ask for 1.5 minutes" in text
+    assert text.count("| a | b | 1,200 | 1,199 | 60 |") == 2

@@ -4,51 +4,73 @@
     python -m bench.trust --scale 0.1          # a tenth of the tries
     python -m bench.trust --only kills users   # scenarios whose name holds one of these
 
-Prints a line for each scenario, and writes docs/trust.md and bench/results/trust.json if all ran.
-Exit status 1 if something did not hold.
+Prints a line for each scenario. At full size its row in bench/results/trust.json is replaced, and
+docs/trust.md is written from them once all are there. Exit status 1 if something did not hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from bench.trust.scenario import ROOT
 from bench.trust.scenarios import SCENARIOS, tried
 from bench.trust.users import READING_SECONDS
 from finsent.machine.files import write_bytes_atomically
 from finsent.results.provenance import git_commit
-from finsent.results.runs import write_json
+from finsent.results.runs import read_json, write_json
+
+RESULTS = ROOT / "bench/results/trust.json"
 
 
-def page(rows: list[dict[str, Any]], scale: float, users_seconds: float, seconds: float) -> str:
-    """docs/trust.md. seconds: that all of it took."""
+def page(rows: list[dict[str, Any]]) -> str:
+    """docs/trust.md."""
+    (users,) = (row for row in rows if row["name"] == "users")
+    seconds = sum(row["seconds"] for row in rows)
     lines = [
         "# What was tried to break it",
         "",
-        f"{sum(r['held'] for r in rows):,} of {sum(r['tried'] for r in rows):,} tries held, in "
-        f"{seconds / 60:.0f} minutes on {os.cpu_count()} cores. `make trust` does it again"
-        + ("" if scale == 1 else f"; this was a run at {scale:g} of its size")
-        + " and writes this page; `bench/trust/` holds the scenarios.",
+        f"{sum(r['held'] for r in rows):,} of {sum(r['tried'] for r in rows):,} tries held. `make "
+        "trust` does all of it again, two scenarios at a time, and writes",
+        "this page from `bench/results/trust.json`; `bench/trust/` holds the scenarios, which took",
+        f"{seconds / 60:.0f} minutes if one adds them up.",
         "",
-        "| tried | holds if | tries | held |",
-        "|---|---|---:|---:|",
-        *(f"| {r['scenario']} | {r['held_if']} | {r['tried']:,} | {r['held']:,} |" for r in rows),
+        "| tried | holds if | tries | held | seconds |",
+        "|---|---|---:|---:|---:|",
+        *(
+            f"| {r['scenario']} | {r['held_if']} | {r['tried']:,} | {r['held']:,} "
+            f"| {r['seconds']:.0f} |"
+            for r in rows
+        ),
         "",
         "Texts and files are drawn from a fixed seed. Kills come at random moments of the time",
         "that an undisturbed run takes, to the command with all its processes; it is started again",
-        f"until it ends. The users ask for {users_seconds / 60:g} minutes and read an answer for",
-        f"{READING_SECONDS:g} seconds on the mean.",
+        f"until it ends. The users ask for {users['users_seconds'] / 60:g} minutes and read an",
+        f"answer for {READING_SECONDS:g} seconds on the mean.",
         "",
         "[SECURITY.md](../SECURITY.md) says what is promised.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def kept(row: dict[str, Any]) -> None:
+    """Puts a row into the results, and writes the page once all are there."""
+    with FileLock(Path(tempfile.gettempdir(), "finsent-trust.lock")):
+        before = read_json(RESULTS)["rows"] if RESULTS.exists() else []
+        found = {old["name"]: old for old in before} | {row["name"]: row}
+        rows = [found[name] for name in SCENARIOS if name in found]
+        total = sum(row["tried"] for row in rows)
+        write_json(RESULTS, {"command": "python -m bench.trust", "n": total, "rows": rows})
+        if len(rows) == len(SCENARIOS):
+            write_bytes_atomically(ROOT / "docs/trust.md", page(rows).encode())
 
 
 def main() -> int:
@@ -66,28 +88,16 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     names = [name for name in SCENARIOS if any(part in name for part in options.only)]
-    started = time.monotonic()
+    # The users first: they take longest, however little else there is to do.
+    names.sort(key=lambda name: name != "users")
+    commit, all_held = git_commit(ROOT), True
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        # The users first: they take longest, however little else there is to do.
-        order = sorted(names, key=lambda name: name != "users")
-        running = {name: pool.submit(tried, name, options) for name in order}
-        rows = [running[name].result() for name in names]
-    seconds = time.monotonic() - started
-    if len(names) == len(SCENARIOS):
-        result = {
-            "command": shlex.join(["python", "-m", "bench.trust", *sys.argv[1:]]),
-            "seconds": round(seconds, 1),
-            "users_seconds": options.users_seconds,
-            "commit": git_commit(ROOT),
-            "n": sum(row["tried"] for row in rows),
-            "rows": rows,
-        }
-        write_json(ROOT / "bench/results/trust.json", result)
-        write_bytes_atomically(
-            ROOT / "docs/trust.md",
-            page(rows, options.scale, options.users_seconds, seconds).encode(),
-        )
-    return 0 if all(row["held"] == row["tried"] for row in rows) else 1
+        for running in as_completed(pool.submit(tried, name, options) for name in names):
+            row = running.result()
+            all_held = all_held and row["held"] == row["tried"]
+            if options.scale == 1:
+                kept({**row, "commit": commit, "seed": options.seed})
+    return 0 if all_held else 1
 
 
 if __name__ == "__main__":

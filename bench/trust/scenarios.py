@@ -110,6 +110,8 @@ def tried(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "held": tally.tried - len(tally.failures),
         "seconds": round(time.monotonic() - started, 1),
     }
+    if name == "users":
+        row["users_seconds"] = options.users_seconds
     print(f"{row['held']}/{row['tried']}  {scenario.title}  ({row['seconds']} s)", flush=True)
     for failure in tally.failures[:5]:
         print(f"    {failure}", flush=True)

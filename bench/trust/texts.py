@@ -18,7 +18,7 @@ PIECES = (
     "\u0301" * 40, "%s %n", "{0}", "${x}", "\\", "'; --", "NaN", "1e999", "9" * 60, "\u200d",
     "\x1b[31m", "\x07", "Ｆｕｌｌ", "@cmd", "-2+3", "|", "\u00a0", "ﬁ", "İ", "ß", "…",
 )  # fmt: skip
-STRANGE = ("", " \n", "x" * 2001, "\ud800", 7, None, ["a"], {"a": 1}, True, 1.5)
+STRANGE = ("", " \n", "x" * 20_001, "\ud800", 7, None, ["a"], {"a": 1}, True, 1.5)
 """What must be refused, each by a message."""
 
 
