@@ -25,6 +25,8 @@ TRAIN = (
 """Seeds follow, one for each worker."""
 STORED = ("predictions.csv", "validation.csv", "adapter.safetensors")
 TRAIN_SECONDS = 600
+KILLS = 4
+"""Of each of the five things that are killed."""
 TIMED = ("latency", "train_seconds", "peak_memory")
 """Begin the names of metrics that are measured anew."""
 
@@ -81,7 +83,7 @@ def trainer(setting: Setting, workers: int) -> Tally:
     took, expected = time.monotonic() - started, made(whole)
     torn = setting.folder / "torn"
     pending = 0
-    for number in range(setting.count(5)):
+    for number in range(setting.count(KILLS)):
         command = [sys.executable, "-m", "finsent", *train, "--artifacts", str(torn)]
         if killed(command, draw.uniform(0.1, 0.9) * took):
             pending += 1
@@ -117,9 +119,9 @@ def scorer(setting: Setting, workers: int) -> Tally:
     whole = (setting.folder / "whole.csv").read_bytes()
     torn = setting.folder / "torn.csv"
     pending = 0
-    for number in range(setting.count(5) + 1):
+    for number in range(setting.count(KILLS) + 1):
         command = ["score", str(source), *options, "--out", str(torn)]
-        last = number == setting.count(5)
+        last = number == setting.count(KILLS)
         seconds = COMMAND_SECONDS if last else draw.uniform(0.4, 1.0) * took
         if killed([sys.executable, "-m", "finsent", *command], seconds):
             pending += 1
@@ -148,7 +150,7 @@ def app(setting: Setting) -> Tally:
     tally, draw = Tally(), setting.random
     with own_app(None) as url:
         before = answer(url)
-    for _ in range(setting.count(5)):
+    for _ in range(setting.count(KILLS)):
         port = str(draw.randrange(20_000, 30_000))
         killed([sys.executable, "app.py", "--port", port], draw.uniform(1.0, 10.0))
         with own_app(None) as url:
