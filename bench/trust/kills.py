@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import random
 import signal
@@ -81,16 +82,16 @@ def trainer(setting: Setting, workers: int) -> Tally:
     if tally.failures:
         return tally
     took, expected = time.monotonic() - started, made(whole)
-    torn = setting.folder / "torn"
-    pending = 0
-    for number in range(setting.count(KILLS)):
+    torn, names = setting.folder / "torn", itertools.count()
+    kills = pending = 0
+    while kills < setting.count(KILLS):
         command = [sys.executable, "-m", "finsent", *train, "--artifacts", str(torn)]
         if killed(command, draw.uniform(0.1, 0.9) * took):
-            pending += 1
+            kills, pending = kills + 1, pending + 1
         else:
             # It ended before: what the kills up to here left is compared, and it is begun anew.
             _compare(tally, torn, expected, pending)
-            torn, pending = setting.folder / f"torn-{number}", 0
+            torn, pending = setting.folder / f"torn-{next(names)}", 0
     ended = finsent(*train, "--artifacts", torn, seconds=TRAIN_SECONDS)
     tally.check(ended.returncode == 0, ended.stderr[-300:])
     _compare(tally, torn, expected, pending)
@@ -117,21 +118,23 @@ def scorer(setting: Setting, workers: int) -> Tally:
     took = time.monotonic() - started
     tally.check(ended.returncode == 0, ended.stderr[-300:])
     whole = (setting.folder / "whole.csv").read_bytes()
-    torn = setting.folder / "torn.csv"
-    pending = 0
-    for number in range(setting.count(KILLS) + 1):
+    torn, names = setting.folder / "torn.csv", itertools.count()
+    kills = pending = 0
+    while pending or kills < setting.count(KILLS):
         command = ["score", str(source), *options, "--out", str(torn)]
-        last = number == setting.count(KILLS)
-        seconds = COMMAND_SECONDS if last else draw.uniform(0.4, 1.0) * took
+        last = kills == setting.count(KILLS)
+        seconds = COMMAND_SECONDS if last else draw.uniform(0.2, 0.9) * took
         if killed([sys.executable, "-m", "finsent", *command], seconds):
-            pending += 1
+            if last:
+                tally.check(False, "it did not end")
+                break
+            kills, pending = kills + 1, pending + 1
             continue
         # It ended: what the kills up to here left is compared, and it is begun anew.
         same = torn.exists() and torn.read_bytes() == whole
         for _ in range(pending):
             tally.check(same, f"{workers} workers: the files differ")
-        torn, pending = setting.folder / f"torn-{number}.csv", 0
-    tally.check(not pending, "it did not end")
+        torn, pending = setting.folder / f"torn-{next(names)}.csv", 0
     return tally
 
 
