@@ -108,10 +108,10 @@ def test_a_malformed_file_gives_row_and_reason(
     path.write_bytes(content)
     open_tab(watched.page, "Many headlines")
     watched.page.locator("#batch-file input[type=file]").set_input_files(path)
-    expect(watched.page.locator("#batch-found")).to_contain_text(reason)
+    expect(watched.page.locator("#batch-found")).to_contain_text(reason, ignore_case=True)
     watched.page.locator("#batch-start").click()
     expect(watched.page.locator("#batch-status")).to_contain_text("Nothing was scored")
-    expect(watched.page.locator("#batch-status")).to_contain_text(reason)
+    expect(watched.page.locator("#batch-status")).to_contain_text(reason, ignore_case=True)
     expect(watched.page.locator("#batch-start")).to_be_enabled()
 
 
