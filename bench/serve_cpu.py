@@ -46,6 +46,7 @@ from finsent.models.backbones import load_backbone
 from finsent.models.presets import preset
 from finsent.models.tokenization import FileTokenizer, token_batches
 from finsent.models.weights import default_cache_dir, folder_sha256
+from finsent.results.calibration import softmax
 from finsent.results.provenance import git_commit
 from finsent.results.runs import Run, find_runs, read_json, write_json
 
@@ -152,7 +153,7 @@ def accuracy() -> dict[str, Any]:
         same_by_rule += int((rule.argmax(1) == eager.argmax(1)).sum())
         flips += int((int8.argmax(1) != eager.argmax(1)).sum())
         for key, found in (("rule", rule), ("int8", int8), ("fp32", exact)):
-            difference = np.abs(_softmax(found) - _softmax(eager)).max(axis=1)
+            difference = np.abs(softmax(found) - softmax(eager)).max(axis=1)
             worst[key] = max(worst[key], float(difference.max()))
             if key == "rule":
                 differences += difference.tolist()
@@ -251,11 +252,6 @@ def _scores(score: Callable[[list[list[int]]], Any], ids: list[list[int]]) -> An
     for batch in token_batches([len(i) for i in ids], 1024):
         result[batch] = score([ids[i] for i in batch])
     return result
-
-
-def _softmax(scores: Any) -> Any:
-    raised = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
 
 
 def _gap_errors(found: Any, expected: Any) -> Any:

@@ -32,7 +32,6 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from finsent.config import TrainConfig
 from finsent.data.registry import load_dataset, make_split
@@ -43,6 +42,7 @@ from finsent.models.backbones import load_backbone
 from finsent.models.presets import preset
 from finsent.models.tokenization import FileTokenizer, token_batches
 from finsent.models.weights import default_cache_dir, folder_sha256
+from finsent.results.calibration import softmax
 from finsent.results.provenance import git_commit
 from finsent.results.runs import read_json, read_run, write_json
 from finsent.serving.comparer import Comparer
@@ -98,7 +98,7 @@ class Size:
                     engine.scores(arm, rows) for engine in (self.served, self.reference)
                 )
                 same += int((mine.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-                worst = max(worst, float(np.abs(softmax(mine, 1) - softmax(theirs, 1)).max()))
+                worst = max(worst, float(np.abs(softmax(mine) - softmax(theirs)).max()))
         answers = len(texts) * len(ARMS)
         return {
             "answers": answers,
