@@ -389,8 +389,8 @@ BROKEN: dict[str, Callable[[Path], Broken]] = {
     "a web page": _broken("\n<!DOCTYPE html>\n<table>", "a web page or XML", "x.csv"),
     "an empty first sheet": empty_first_sheet,
     "json cut off": _broken('{"headline": "up"}\n{"head', "line 2: not a JSON object", "x.jsonl"),
-    "json with a field twice": _broken('{"a": 1, "a": 2}\n', "a field comes twice", "x.jsonl"),
-    "json of no number": _broken('{"a": NaN}\n', "NaN is no JSON number", "x.jsonl"),
+    "json with a field twice": _broken('{"a": 1, "a": 2}\n', "names 'a' twice", "x.jsonl"),
+    "json of no number": _broken('{"a": NaN}\n', "holds NaN", "x.jsonl"),
     "json too deep": _broken('{"a": ' + "[" * 100_000 + "\n", "not a JSON object", "x.jsonl"),
     "json with half a character": _broken(
         '{"headline": "\\ud800"}\n', "row 1, column 'headline': character 1 is one half", "x.jsonl"

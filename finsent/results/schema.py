@@ -1,17 +1,18 @@
 """The schema of a run folder: which keys each file has, read strictly.
 
-Errors name the file, the value and the mend. Standard library only.
+Errors name the file, the value and the mend.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from finsent.machine.strict_json import strict_json
 
 _NUMBER = (int, float)
 
@@ -174,9 +175,6 @@ class ArtifactError(ValueError):
     """A file of a run is missing, damaged or not what the schema says."""
 
 
-LONGEST_INTEGER = 19
-"""Characters of an integer in JSON: more than any count needs, and few enough for a float."""
-
 RESTORE = "restore the file from version control or train the run again"
 
 
@@ -202,49 +200,15 @@ def parse_json(text: str, where: str) -> Any:
             number (NaN, an infinity, one of more than 19 digits) or a character (half of a pair)
             that no file of ours has.
     """
-
-    def refuse(constant: str) -> None:
-        shown = constant if len(constant) <= 24 else f"{constant[:20]}…"
-        raise ArtifactError(f"{where}: holds {shown}, which JSON does not know; {RESTORE}")
-
-    def whole(digits: str) -> int:
-        # Checked before it is converted: Python refuses thousands of digits with another error.
-        if len(digits) > LONGEST_INTEGER:
-            raise ArtifactError(
-                f"{where}: holds a number of {len(digits)} digits, {digits[:12]}…; {RESTORE}"
-            )
-        return int(digits)
-
-    def real(digits: str) -> float:
-        value = float(digits)
-        if not math.isfinite(value):
-            refuse(digits)
-        return value
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-            raise ArtifactError(f"{where}: names {twice!r} twice; {RESTORE}")
-        return found
-
     try:
-        value = json.loads(
-            text,
-            parse_constant=refuse,
-            parse_int=whole,
-            parse_float=real,
-            object_pairs_hook=once,
-        )
+        value = strict_json(text)
         if "\\u" in text:
             # An escape may stand for half a character, which no file can hold.
             json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise ArtifactError(f"{where}: not JSON ({error}); {RESTORE}") from error
-    except RecursionError as error:
-        raise ArtifactError(f"{where}: nested too deep to be read; {RESTORE}") from error
     except UnicodeEncodeError as error:
         raise ArtifactError(f"{where}: holds half of a character; {RESTORE}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{where}: {error}; {RESTORE}") from error
     return value
 
 

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from finsent.machine.strict_json import strict_json
 from finsent.serving.tables.rows import Reading, Row, TableError
 from finsent.serving.tables.text import TextSource
 
@@ -189,18 +190,12 @@ class JsonSource(TextSource):
 def _fields(line: str, number: int) -> dict[str, str]:
     """Field -> its value as text; numbers as they are written."""
     try:
-        found = json.loads(
-            line,
-            parse_float=_Written,
-            parse_int=_Written,
-            parse_constant=_no_constant,
-            object_pairs_hook=_once,
-        )
+        found = strict_json(line, number=_Written)
         nested = isinstance(found, dict) and any(
             isinstance(v, (list, dict)) for v in found.values()
         )
         plain = json.loads(line) if nested else {}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TableError(f"line {number}: not a JSON object: {error}") from error
     if not isinstance(found, dict):
         raise TableError(
@@ -215,17 +210,6 @@ def _fields(line: str, number: int) -> dict[str, str]:
 
 class _Written(str):
     """A number as it is written: as a float 0.10 and a long id would be others."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a field comes twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def as_text(value: Any) -> str:
