@@ -303,11 +303,7 @@ def predictions_csv(predictions: Predictions) -> str:
 def read_run(folder: Path | str) -> Run:
     """Reads and checks a run. Raises ArtifactError naming the file, the fault and the remedy."""
     folder = Path(folder)
-    missing = [name for name in RUN_FILES if not (folder / name).is_file()]
-    if missing:
-        raise ArtifactError(
-            f"{folder}: missing {', '.join(missing)}; the run did not finish: train it again"
-        )
+    check_files(folder, RUN_FILES, "the run did not finish: train it again")
     config = read_json(folder / "config.json")
     check_config(config, folder / "config.json")
     metrics = read_json(folder / "metrics.json")
@@ -416,10 +412,22 @@ def read_predictions(path: Path, label_names: Sequence[str]) -> Predictions:
 # ------------------------------------------------------------------------ checks
 
 
+def check_files(folder: Path, names: Iterable[str], remedy: str) -> None:
+    """ArtifactError, which names the remedy, where one of these files is missing."""
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ArtifactError(f"{folder}: missing {', '.join(missing)}; {remedy}")
+
+
+def check_place(folder: Path, belongs: Path, remedy: str) -> None:
+    """ArtifactError, which names the remedy, where a run lies elsewhere than it says."""
+    if folder.absolute().parts[-4:] != belongs.parts:
+        raise ArtifactError(
+            f"{folder}: config.json describes {belongs}; move the folder there or {remedy}"
+        )
+
+
 def _check_place(folder: Path, config: Mapping[str, Any]) -> None:
     inner = config["config"]
     belongs = run_folder(".", inner["backbone"], inner["dataset"], arm_of(inner), inner["seed"])
-    if folder.absolute().parts[-4:] != belongs.parts:
-        raise ArtifactError(
-            f"{folder}: config.json describes {belongs}; move the folder there or train it again"
-        )
+    check_place(folder, belongs, "train it again")

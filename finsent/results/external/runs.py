@@ -21,6 +21,8 @@ from finsent.results.runs import (
     EXTERNAL,
     Predictions,
     Run,
+    check_files,
+    check_place,
     predictions_csv,
     read_csv,
     read_json,
@@ -123,21 +125,13 @@ def write_external(
 def read_external(folder: Path | str) -> Run:
     """Reads and checks a run. Raises ArtifactError naming the file, the fault and the remedy."""
     folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise ArtifactError(
-            f"{folder}: missing {', '.join(missing)}; restore it or evaluate the model again"
-        )
+    check_files(folder, FILES, "restore it or evaluate the model again")
     config = read_json(folder / CONFIG)
     check_external_config(config, folder / CONFIG)
     metrics = {**UNKNOWN_HERE, **read_json(folder / METRICS)}
     check_external_metrics(metrics, folder / METRICS, config["label_names"])
     belongs = external_folder(".", config["name"], config["dataset"], config["seed"])
-    if folder.absolute().parts[-4:] != belongs.parts:
-        raise ArtifactError(
-            f"{folder}: config.json describes {belongs}; move the folder there or evaluate the "
-            "model again"
-        )
+    check_place(folder, belongs, "evaluate the model again")
     return Run(
         folder=folder,
         backbone=config["name"],
