@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 # Before anything imports triton: kernels for a GPU are tested without one.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import train_models
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Here and nowhere else: pytest would start one app more for every file that imports its fixture.
+from tests.app_fixtures import app_artifacts as app_artifacts
+from tests.app_fixtures import app_url as app_url
 
 
 @pytest.fixture(scope="session")

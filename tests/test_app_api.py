@@ -21,8 +21,6 @@ from finsent.results.runs import read_json, read_run
 from finsent.serving.service import ServiceError
 from finsent.ui.build import mcp_wanted
 from tests.app_fixtures import DEVICE, LABEL_NAMES, running_app
-from tests.app_fixtures import app_artifacts as app_artifacts
-from tests.app_fixtures import app_url as app_url
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ from finsent.results.calibration import calibration_of
 from finsent.serving.many_texts import CHUNK
 from finsent.ui.tables.scored import PAGE
 from tests.app_fixtures import WITHOUT_VALIDATION, running_app
-from tests.app_fixtures import app_artifacts as app_artifacts
-from tests.app_fixtures import app_url as app_url
 from tests.test_app_browser import BROWSER, Watched, held_back
 from tests.test_app_browser import chromium as chromium
 from tests.test_app_browser import watched as watched

@@ -15,8 +15,6 @@ from bench.screenshots import CHROMIUM, FLAGS, TABS, open_tab
 from finsent.data.sets.examples import HEADLINES
 from finsent.ui.build import STATUS_SECONDS
 from tests.app_fixtures import WITHOUT_DENDRITES, running_app
-from tests.app_fixtures import app_artifacts as app_artifacts
-from tests.app_fixtures import app_url as app_url
 
 BROWSER = [
     pytest.mark.slow,

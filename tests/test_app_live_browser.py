@@ -20,8 +20,6 @@ from tests.app_fixtures import (
     FakeComparer,
     running_app,
 )
-from tests.app_fixtures import app_artifacts as app_artifacts
-from tests.app_fixtures import app_url as app_url
 from tests.entrant_factory import make_classifier
 from tests.test_app_browser import ANSWER, BROWSER, SECONDS, Watched
 from tests.test_app_browser import chromium as chromium

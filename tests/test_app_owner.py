@@ -13,7 +13,6 @@ from playwright.sync_api import Browser, expect
 
 from bench.screenshots import open_tab
 from tests.app_fixtures import OWNER_TOKEN, running_app
-from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.artifact_factory import make_run
 from tests.test_app_browser import BROWSER, SECONDS, Watched
 from tests.test_app_browser import chromium as chromium

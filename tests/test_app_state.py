@@ -23,7 +23,6 @@ from finsent.ui.build import status_html
 from finsent.ui.parts import answer, cards, markup
 from finsent.ui.tabs import compare
 from tests.app_fixtures import LABEL_NAMES, WITHOUT_DENDRITES, FakeComparer
-from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.artifact_factory import make_run
 
 

@@ -15,7 +15,6 @@ import pytest
 from finsent.entrants import guest as guests
 from finsent.entrants.guest import Guest
 from finsent.entrants.labels import EntrantError
-from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import made_up_owner
 from tests.entrant_factory import LABELS, make_classifier, make_peft
 

@@ -22,7 +22,6 @@ from finsent.ui.tables import matrix, published, verdicts
 from finsent.ui.tables.board import PER_RUN
 from finsent.ui.tables.filters import Filters
 from finsent.ui.tabs import about, behaviour, curves, differ
-from tests.app_fixtures import app_artifacts as app_artifacts
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ from finsent.ui import guard
 from finsent.ui.guard import LARGEST_REQUEST, Guesses, RequestGuard, hosts_from_environment
 from finsent.ui.tabs.owner import _Actions
 from tests.app_fixtures import OWNER_TOKEN, made_up_owner
-from tests.app_fixtures import app_artifacts as app_artifacts
-from tests.app_fixtures import app_url as app_url
 
 OWN = {"host": "127.0.0.1:7860"}
 

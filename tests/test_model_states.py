@@ -28,7 +28,6 @@ from finsent.serving.lifecycle.states import (
 from finsent.serving.lifecycle.turns import Turns
 from finsent.serving.service import ModelService, ServiceError
 from tests.app_fixtures import FakeComparer
-from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.artifact_factory import make_run
 
 P = Phase

@@ -13,7 +13,6 @@ from bench.screenshots import open_tab
 from finsent.results import leaderboard, manifest
 from finsent.ui.renewal import fingerprint
 from tests.app_fixtures import SEEDS, running_app
-from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.artifact_factory import ARMS, make_run
 from tests.test_app_browser import BROWSER, Watched
 from tests.test_app_browser import chromium as chromium

@@ -16,7 +16,6 @@ from finsent.machine import devices
 from finsent.results import catalog as state
 from finsent.serving import service as service_module
 from tests.app_fixtures import FakeComparer
-from tests.app_fixtures import app_artifacts as app_artifacts
 
 
 @pytest.fixture
