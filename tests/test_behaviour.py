@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from finsent.behaviour import __main__ as command
 from finsent.behaviour.results import BehaviourError, by_kind, regressions, run_suite
-from finsent.behaviour.suite import Case, Suite, load_suite, templates
+from finsent.behaviour.suite import CASES_FILE, Case, Suite, load_suite
 from finsent.data.records import LABELS
 from finsent.data.registry import DATASETS
 from finsent.results.runs import read_json
@@ -60,6 +62,14 @@ def test_changes_change_the_spelling_and_nothing_that_is_said() -> None:
         assert re.sub(r"\d+", "", a) == re.sub(r"\d+", "", b)
     for a, b in (case.texts for case in cases["another company"]):
         assert len(set(a.split()) ^ set(b.split())) == 2
+
+
+def templates() -> list[str]:
+    """Every text of the file as it is written there, slots and all."""
+    content = resources.files("finsent.behaviour").joinpath(CASES_FILE).read_text(encoding="utf-8")
+    data = tomllib.loads(content)
+    texts = [text for entry in data["capability"] for text in entry["texts"]]
+    return texts + [text for entry in data["direction"] for pair in entry["pairs"] for text in pair]
 
 
 def test_no_wording_is_in_training_data(real_data: Path) -> None:

@@ -78,14 +78,6 @@ def load_suite() -> Suite:
     return Suite(tuple(cases), hashlib.sha256(content).hexdigest())
 
 
-def templates() -> list[str]:
-    """Every text of the file as it is written there, slots and all."""
-    content = resources.files("finsent.behaviour").joinpath(CASES_FILE).read_text(encoding="utf-8")
-    data = tomllib.loads(content)
-    texts = [text for entry in data["capability"] for text in entry["texts"]]
-    return texts + [text for entry in data["direction"] for pair in entry["pairs"] for text in pair]
-
-
 def _label_cases(data: Mapping[str, Any]) -> list[Case]:
     slots = _Slots(data["slots"])
     return [

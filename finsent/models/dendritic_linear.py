@@ -119,10 +119,6 @@ class DendriticLinear(nn.Module):
             plain.bias = self.bias
         return plain
 
-    def contribution(self, x: Tensor) -> Tensor:
-        """What the dendrites alone add to the output for input (..., in): (..., out)."""
-        return self(x) - F.linear(x, self.weight, self.bias)
-
     def load(self, tensors: Mapping[str, Tensor], *, trainable: bool = False) -> None:
         """Become the map whose `state_dict()` these tensors are, whatever k was before.
 

@@ -175,15 +175,6 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
     return found
 
 
-def seed_mean(runs: Sequence[Run], column: str) -> tuple[list[int], list[float]]:
-    """Epochs from 1 and the mean over runs at each epoch that all of them reached.
-
-    Beyond that the mean would jump whenever a run stops, which is no property of training.
-    """
-    means = [fmean(values) for values in _side_by_side(_column(run, column) for run in runs)]
-    return list(range(1, len(means) + 1)), means
-
-
 def _column(run: Run, name: str) -> list[float]:
     return [float(line[name]) for line in run.history]
 

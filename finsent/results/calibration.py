@@ -28,7 +28,6 @@ from finsent.results.runs import VALIDATION_FILE, Predictions, Run
 from finsent.results.schema import ArtifactError
 
 COVERAGE = 0.9
-NOT_CALIBRATED = "not calibrated: this run kept no validation predictions"
 
 _SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 _TEMPERATURES = (0.05, 20.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finsent.config import ARMS, BACKBONE_TITLES, STUDY_ARMS
+from finsent.config import ARMS, BACKBONE_TITLES
 from finsent.data.registry import DATASETS
 from finsent.data.sets.examples import HEADLINES, Headline
 from finsent.results.calibration import Calibration, calibration_of
@@ -106,11 +106,6 @@ class Catalog:
                 left_out.append(Damage.of(folder, root, error))
         return cls(root, tuple(found), board, studies or {}, (*damaged, *left_out), tuple(external))
 
-    @property
-    def damaged_runs(self) -> tuple[Damage, ...]:
-        """Those of `damaged` that are the folders of runs."""
-        return tuple(damage for damage in self.damaged if "/seed-" in damage.place)
-
     def backbones(self) -> list[str]:
         """Folder names, those for any machine first, the default at their head."""
         names = sorted({slug(run.backbone) for run in self.runs})
@@ -128,11 +123,6 @@ class Catalog:
     def seeds(self, backbone: str, dataset: str) -> list[int]:
         """Seeds with at least one arm."""
         return sorted({run.seed for run in self.of(backbone, dataset)})
-
-    def arm_names(self) -> list[str]:
-        """The three arms, and further controls that there are runs of, in the order of training."""
-        found = {run.arm for run in self.runs}
-        return [arm for arm in STUDY_ARMS if arm in ARMS or arm in found]
 
     def arms(self, backbone: str, dataset: str, seed: int) -> list[str]:
         """Arms with a finished run, in the order baseline, dendritic, matched."""
