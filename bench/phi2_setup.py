@@ -152,7 +152,8 @@ def run(
 def with_dendrite(b: torch.nn.Module) -> DendriticLinear:
     """An adapter's B map (out, r) with one dendrite, random and not zero."""
     weight = b.weight
-    assert isinstance(weight, torch.nn.Parameter)
+    if not isinstance(weight, torch.nn.Parameter):
+        raise TypeError(f"B maps hold a Parameter, this is a {type(weight).__name__}")
     draw = torch.Generator(device=GPU).manual_seed(0)
     v = torch.nn.Parameter(torch.empty_like(weight).normal_(0, 0.3, generator=draw))
     t = torch.nn.Parameter(weight.new_empty(1, len(weight)).normal_(0, 0.03, generator=draw))

@@ -171,10 +171,10 @@ class TextSource:
             if number == 1:
                 line = line.removeprefix("\ufeff")
             self._check(number, line)
-            if _C1.search(line):
+            if (control := _C1.search(line)) is not None:
                 odd += 1
                 if odd == 1:
-                    self._warn(number, line)
+                    self._warn(number, control[0])
             yield line
         if odd > 1:
             self.warnings[-1] += f" ({odd:,} lines hold such characters)"
@@ -211,15 +211,13 @@ class TextSource:
             return None
         return line if len(line) <= PREVIEW else f"{line[:PREVIEW]} …"
 
-    def _warn(self, number: int, line: str) -> None:
-        found = _C1.search(line)
-        assert found is not None
+    def _warn(self, number: int, control: str) -> None:
         said = (
-            f"line {number}: {self.title} gives the control character U+{ord(found[0]):04X}, "
+            f"line {number}: {self.title} gives the control character U+{ord(control):04X}, "
             "which texts do not hold"
         )
         try:
-            right = bytes([ord(found[0])]).decode(OFFERED)
+            right = bytes([ord(control)]).decode(OFFERED)
         except UnicodeDecodeError:
             right = ""
         if right and not self.encoding.startswith("utf"):
