@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 
 from finsent.config import (
+    STUDY_ARMS,
     ConfigError,
     DendriteConfig,
     LoraConfig,
@@ -15,6 +18,12 @@ from finsent.config import (
     TrainConfig,
     arm_config,
 )
+from finsent.plots.png_style import MARKERS
+from finsent.plots.style import ARM_STYLES
+from finsent.study.comparisons import REFERENCES
+from finsent.study.views import ARM_ORDER, ARM_RULES
+from finsent.ui.parts import cards
+from finsent.ui.tables import matrix
 
 BASE = TrainConfig()
 
@@ -98,3 +107,25 @@ def test_stored_configurations_with_surprises_are_refused() -> None:
         TrainConfig.from_dict({**BASE.to_dict(), "surprise": 1})
     with pytest.raises(ConfigError, match="treatment kind"):
         TrainConfig.from_dict({**BASE.to_dict(), "treatment": {"kind": "magic"}})
+
+
+def test_every_arm_is_named_wherever_arms_are() -> None:
+    """Whoever adds one learns here which table lacks it."""
+    notes = re.search(r"set notes = (\{.*?\})", cells_template(), re.DOTALL)
+    assert notes is not None
+    tables = {
+        "finsent.plots.style": ARM_STYLES,
+        "finsent.plots.png_style": MARKERS,
+        "finsent.reports, cells.md.j2": notes[1],
+        "finsent.ui.parts.cards": cards.ARM_NOTES,
+        "finsent.ui.tables.matrix": matrix.ARM_NOTES,
+        "finsent.study, words.toml": ARM_RULES,
+        "finsent.study.views": ARM_ORDER,
+        "finsent.study.comparisons": (*REFERENCES, "dendritic"),
+    }
+    missing = {place: [a for a in STUDY_ARMS if a not in table] for place, table in tables.items()}
+    assert {place: arms for place, arms in missing.items() if arms} == {}
+
+
+def cells_template() -> str:
+    return resources.files("finsent.reports").joinpath("templates/cells.md.j2").read_text("utf-8")
