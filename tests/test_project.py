@@ -301,6 +301,18 @@ def test_paths_and_links_of_a_page_lead_somewhere(document: Path) -> None:
     assert {name for name in modules if not importable(name)} == set()
 
 
+def test_functions_that_the_architecture_page_names_are_where_it_says() -> None:
+    text = " ".join((ROOT / "docs/architecture.md").read_text(encoding="utf-8").split())
+    named = re.findall(r"`(\w+)`,? in `(finsent/[\w/]+\.py)`", text)
+    assert len(named) >= 7
+    missing = [(name, path) for name, path in named if not importable(dotted(path, name))]
+    assert missing == []
+
+
+def dotted(path: str, name: str) -> str:
+    return f"{path.removesuffix('.py').replace('/', '.')}.{name}"
+
+
 def importable(name: str) -> bool:
     """Whether a dotted name is a module, or what a module defines, found without importing it."""
     path = ROOT / Path(*name.split("."))
