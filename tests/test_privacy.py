@@ -35,6 +35,8 @@ def watch(event, args):
         seen.append(f"connects to {args[1][0]}")
     elif event == "socket.getaddrinfo" and args[0] not in here:
         seen.append(f"looks up {args[0]}")
+    elif event == "os.fork":
+        seen.append("forks a process, in which nothing is watched")
     elif event == "pickle.find_class":
         seen.append(f"unpickles {args[0]}.{args[1]}")
 
