@@ -26,8 +26,14 @@ BACKBONE_TITLES = {
     "mpnet-base": "MPNet-base",
     "minilm-l6": "MiniLM-L6",
     "tiny-phi": "Tiny Phi (random weights, for tests)",
+    "lexicon-vader": "VADER lexicon",
+    "lexicon-loughran-mcdonald": "Loughran–McDonald lexicon",
+    "tfidf-logistic": "TF-IDF, logistic regression",
+    "smollm2-135m-zero-shot": "SmolLM2-135M, zero-shot",
+    "smollm2-135m-frozen-logistic": "SmolLM2-135M, frozen, logistic regression",
 }
-"""Names of the backbones for people; another goes by its own name."""
+"""Names of the backbones and of what they are compared with for people; another goes by its own
+name."""
 
 PRECISIONS = ("nf4", "bf16", "fp32")
 ADAPTER_PRECISIONS = ("fp32", "bf16")

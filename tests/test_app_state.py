@@ -320,7 +320,7 @@ def test_missing_arm_is_announced(app_artifacts: Path, tmp_path: Path) -> None:
     catalog = state.Catalog.read(root)
     html = cards.missing_arm_notice(catalog.select("smollm2-135m", "allagree", 0))
     assert "Half a comparison." in html
-    assert "dendritic run of seed 0" in html
+    assert "Training run 0 of SmolLM2-135M on AllAgree has no finished dendritic variant" in html
 
 
 def test_signed_numbers_have_a_true_minus_and_zero_has_none() -> None:

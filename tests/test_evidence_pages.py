@@ -56,9 +56,9 @@ def test_a_board_of_another_version_is_left_out(tmp_path: Path) -> None:
 
 
 def test_tied_arms_share_a_rank_on_screen(board: dict[str, Any]) -> None:
-    tied = {**board, "arms": [{**arm, "rank": 1, "tie_group": 1} for arm in board["arms"]]}
+    tied = {**board, "arms": [{**arm, "standing": 1, "standing_group": 1} for arm in board["arms"]]}
     assert board_table.board_html(tied, ALLAGREE).count("1&#8239;=") == len(ARMS)
-    apart = [{**arm, "rank": n, "tie_group": n} for n, arm in enumerate(board["arms"], 1)]
+    apart = [{**arm, "standing": n, "standing_group": n} for n, arm in enumerate(board["arms"], 1)]
     assert "&#8239;=" not in board_table.board_html({**board, "arms": apart}, ALLAGREE)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from finsent.data.registry import DATASETS
 from finsent.plots.style import ARM_STYLES, GROWTH_SYMBOL, ArmStyle
 from finsent.results import text
-from finsent.results.catalog import Damage
+from finsent.results.catalog import Damage, backbone_title
 from finsent.results.runs import EXTERNAL
 
 _LABEL_MARKS = {
@@ -51,7 +51,7 @@ def arm_title(arm: str) -> str:
     """An arm's name for people; one that has no style goes by its own."""
     if arm == EXTERNAL:
         return "From elsewhere"
-    return ARM_STYLES[arm].title if arm in ARM_STYLES else arm
+    return ARM_STYLES[arm].title if arm in ARM_STYLES else backbone_title(arm)
 
 
 def label_mark(label: str) -> str:

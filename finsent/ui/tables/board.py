@@ -242,16 +242,15 @@ def entries(board: Board, level: str) -> list[Entry]:
 
 
 def arranged(found: Sequence[Entry], sort: str, *, reverse: bool = False) -> list[Entry]:
-    """Entries by rank (backbones apart) or by a column, best first unless reversed."""
+    """Entries by rank (single runs: backbones apart) or by a column, best first unless reversed."""
     if sort == RANK:
         order = {arm: number for number, arm in enumerate(STUDY_ARMS)}
         ordered = sorted(
             found,
             key=lambda e: (
-                e["backbone"],
-                e.get("rank", 0),
-                order.get(e["arm"], len(order)) if "rank" not in e else 0,
-                e["seeds"],
+                (e["standing"], -e["mean"]["accuracy"])
+                if "standing" in e
+                else (e["backbone"], order.get(e["arm"], len(order)), e["seeds"])
             ),
         )
         return ordered[::-1] if reverse else ordered
@@ -297,7 +296,8 @@ def board_html(
         tied = per_arm and _tied(board, entry)
         name = _name(entry, several)
         seeds = ", ".join(map(str, entry["seeds"]))
-        first = [f"{entry['rank']}{'&#8239;=' if tied else ''}", name] if per_arm else [name, seeds]
+        rank = f"{entry.get('standing', '')}{'&#8239;=' if tied else ''}"
+        first = [rank, name] if per_arm else [name, seeds]
         cells = [column.cell(entry, scale) for column in picked]
         rows.append([*first, *cells, *([str(len(entry["seeds"]))] if per_arm else [])])
     numeric = [2 + index for index, column in enumerate(picked) if column.numeric]
@@ -319,18 +319,19 @@ def board_html(
 
 def _tied(board: Board, arm: Entry) -> bool:
     """Whether an arm shares its rank with another, shown or filtered away."""
-    place = ("backbone", "dataset", "tie_group")
+    place = ("dataset", "standing_group")
     return sum(all(other[key] == arm[key] for key in place) for other in board["arms"]) > 1
 
 
 def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
     shared = (
-        "Variants that the paired test does not tell apart share a rank, marked with =; ranks "
-        "are within a base model. ± is the standard deviation over training runs. "
+        "Models that the paired test does not tell apart share a rank, marked with =. ± is the "
+        "standard deviation over training runs. "
         if per_arm
         else ""
     )
-    timing = "; ".join(dict.fromkeys(p for entry in found for p in entry["latency_protocol"]))
+    told = dict.fromkeys(p for entry in found for p in entry["latency_protocol"])
+    timing = "; ".join(told).replace(" arms ", " variants ")
     protocol = ", ".join(dict.fromkeys(entry["protocol"] for entry in found))
     return (
         f"{shared}Protocol: {escape(protocol)}. Whiskers are 95&#8239;% bootstrap intervals over "
