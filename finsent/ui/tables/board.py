@@ -276,8 +276,7 @@ def board_html(
     if not found:
         return notice(
             "Nothing of this project here.",
-            "No run fits the data set, protocol, filters and search above; widen one of them. Runs "
-            "newer than leaderboard.json appear after `python train_models.py leaderboard`.",
+            "No run fits the data set, protocol, filters and search above; widen one of them.",
         )
     picked = [column for column in COLUMNS if column.key in columns]
     scale = _scale(found, [column.key for column in picked if column.strip])

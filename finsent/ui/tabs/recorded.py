@@ -57,8 +57,8 @@ def add_recorded(catalog: Catalog, chosen: Sequence[Any]) -> None:
     ids = recorded_ids(catalog, first)
     with gr.Accordion("Recorded answers to held-out sentences", open=False, elem_id="recorded"):
         gr.HTML(
-            '<p class="fs-quiet">From predictions.csv of the runs chosen above; no model is '
-            "needed. The files hold ids, not the sentences, whose licence does not allow it.</p>"
+            '<p class="fs-quiet">Saved when the runs chosen above were tested; no model is needed. '
+            "Only ids are kept: the licences do not allow the sentences.</p>"
         )
         example = gr.Dropdown(
             choices=ids,

@@ -40,7 +40,6 @@ from finsent.study.views import (
     rows_of,
     short_answer,
     study_names,
-    study_title,
     whole_data,
 )
 from finsent.ui.parts.events import interactive_html, sent
@@ -282,7 +281,7 @@ class _Section:
         listed = interactive_html(list_html(self.studies), "study-list")
         found = contents(self.studies, self.first)
         with gr.Column(visible=False, elem_id="study-details") as details:
-            title = gr.HTML(f"<h2>{escape(study_title(self.first.study))}</h2>")
+            title = gr.HTML(f"<h2>{escape(question(self.first.study))}</h2>")
             name = gr.State(self.first.study)
             with gr.Row(elem_classes="fs-controls"):
                 controls = self._add_controls()
@@ -293,7 +292,7 @@ class _Section:
             outputs += self._add_chart(found[4:6], "frontier")
             gr.HTML(
                 '<p class="fs-quiet">Up and to the left is better. Over parameters, the dashed '
-                "line is the Pareto frontier. With all regimes, only those with all of the "
+                "line is the Pareto frontier. With all settings, only those with all of the "
                 "training data; classical classifiers below the axis are in their table only.</p>"
             )
             gr.HTML("<h3>Every variant</h3>")
@@ -317,7 +316,7 @@ class _Section:
                 (
                     ("dataset", "Data set", self.first.dataset),
                     ("tested", "Tested on", self.first.tested),
-                    ("regime", "Regime", self.first.regime),
+                    ("regime", "Setting", self.first.regime),
                 )
             )
         ]
@@ -369,7 +368,7 @@ class _Section:
             return [
                 list_html(self.studies, wanted),
                 gr.update(visible=True),
-                f"<h2>{escape(study_title(wanted))}</h2>",
+                f"<h2>{escape(question(wanted))}</h2>",
                 wanted,
                 *(
                     gr.update(choices=choices, value=value)
