@@ -119,11 +119,11 @@ def test_a_tested_model_stands_on_the_board_like_any_other(root: Path) -> None:
 def test_a_timed_model_takes_turns_with_ours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def ours(artifacts: Path, dataset: str, seed: int) -> Any:
-        assert (artifacts, dataset, seed) == (root, "sample", 0)
+    def ours(self: Any, dataset: str, seed: int) -> Any:
+        assert (dataset, seed) == ("sample", 0)
         return "Tiny dendritic", lambda texts: asked.append(len(texts)), "CPU, 1 thread, made up"
 
-    monkeypatch.setattr("finsent.entrants.timing._ours", ours)
+    monkeypatch.setattr("finsent.entrants.timing.Ours.of", ours)
     evaluate(Request("lexicon-vader", folds=False, timed=True), root, say=lambda line: None)
     board = read_json(root / "leaderboard.json")
     (arm,) = (arm for arm in board["arms"] if arm["backbone"] == "lexicon-vader")
@@ -135,7 +135,7 @@ def test_a_timed_model_takes_turns_with_ours(root: Path, monkeypatch: pytest.Mon
         protocol,
     )
     assert asked == [1] * 93
-    monkeypatch.setattr("finsent.entrants.timing._ours", lambda *place: None)
+    monkeypatch.setattr("finsent.entrants.timing.Ours.of", lambda *place: None)
     evaluate(Request("lexicon-vader", folds=False, timed=True), root, say=lambda line: None)
     run = read_external(external_folder(root, "lexicon-vader", "sample", 0))
     assert run.metrics["latency_protocol"].startswith("alone, n = 90")
@@ -159,6 +159,26 @@ def test_the_board_never_changes_half(root: Path, monkeypatch: pytest.MonkeyPatc
                 with pytest.raises(OSError, match="No space"):
                     evaluate(request, root, say=lambda line: None)
                 assert state(root) == before
+    # Until the board is made nothing has moved: a process that is killed meanwhile leaves no half.
+    made = leaderboard.write
+
+    def look(folder: Path) -> Path:
+        assert state(root) == before
+        assert (folder / "external" / "another").is_dir()
+        return made(folder)
+
+    def full(path: Path, target: Path) -> Path:
+        if path.name == "SHA256SUMS" and "whole" in path.parts:
+            raise OSError(28, "No space left on device")
+        return move(path, target)
+
+    move = Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr("finsent.entrants.publishing.leaderboard.write", look)
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            evaluate(Request("lexicon-vader", name="another", folds=False), root, say=print)
+    assert state(root) == before
     assert not (root / "external" / "another").exists()
     assert list((root / ".work").glob("entrant-*")) == []
 

@@ -29,7 +29,7 @@ from finsent.entrants.models import Model, load_classifier
 from finsent.entrants.publishing import Staged, staged
 from finsent.entrants.simple import SIMPLE, TRAINED, SimpleEntrant
 from finsent.entrants.sources import Source, find_source, local_source
-from finsent.entrants.timing import Ask, time_beside_ours
+from finsent.entrants.timing import Ask, Ours, time_beside_ours
 from finsent.machine.places import checkout
 from finsent.machine.timing import Conditions
 from finsent.models.presets import PRESETS
@@ -98,7 +98,7 @@ def evaluate(
         tester = _Simple(request, backbone_dir, report)
     else:
         tester = _Asked(request, backbone_dir, report)
-    wanted = request.datasets or on_board(artifacts)
+    wanted, ours = request.datasets or on_board(artifacts), Ours(artifacts)
     for_suite = next((name for name in BEHAVIOUR_DATASETS if name in wanted), None)
     with staged(artifacts, tester.name, tester.about["source"]) as place:
         for name in wanted:
@@ -114,9 +114,8 @@ def evaluate(
                 timed: dict[str, Any] = {}
                 if request.timed:
                     texts = [dataset.examples[row].text for row in one.split.test[:TIMED_TEXTS]]
-                    timed = time_beside_ours(
-                        ask, texts, tester.device, artifacts, dataset.name, one.seed
-                    )
+                    beside = ours.of(dataset.name, one.seed)
+                    timed = time_beside_ours(ask, texts, tester.device, beside)
                 say(_write(place, tester, dataset, one, () if number else folds, timed, request))
                 if name == for_suite and not number:
                     say(_write_behaviour(place, tester.name, dataset.name, ask, one.seed))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,8 @@ class Staged:
         if not runs:
             raise EntrantError(f"{self.name}: nothing was tested, so there is nothing to put up")
         new = [run.folder for run in runs] + sorted(self.root.glob("behaviour/*.json"))
-        index = [self.artifacts / name for name in (LEADERBOARD, manifest.MANIFEST)]
-        before = {path: path.read_bytes() if path.is_file() else None for path in index}
+        boards = self._boards(new)
+        before = {path: path.read_bytes() if path.is_file() else None for path in boards}
         moved: list[tuple[Path, Path, Path]] = []
         aside = self.root / "replaced"
         try:
@@ -54,8 +55,8 @@ class Staged:
                     target.replace(kept)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 folder.replace(target)
-            leaderboard.write(self.artifacts)
-            manifest.write_manifest(self.artifacts)
+            for path, made in boards.items():
+                made.replace(path)
         except BaseException:
             for folder, target, kept in reversed(moved):
                 if not folder.exists():
@@ -70,10 +71,46 @@ class Staged:
             for path, content in before.items():
                 if content is None:
                     path.unlink(missing_ok=True)
-                else:
+                elif path.read_bytes() != content:
                     write_bytes_atomically(path, content)
             raise
         return len(runs)
+
+    def _boards(self, new: Sequence[Path]) -> dict[Path, Path]:
+        """Where the board and the checksums belong -> how they will be with new folders and files.
+
+        They take a while, in which a process may be ended. So they are made in a copy of the
+        artifacts, by links, and what is left to do is to move files.
+        """
+        whole = self.root / "whole"
+        shutil.copytree(
+            self.artifacts,
+            whole,
+            copy_function=_linked,
+            ignore=shutil.ignore_patterns(WORK_FOLDER),
+        )
+        for path in new:
+            target = whole / path.relative_to(self.root)
+            if target.is_dir():
+                shutil.rmtree(target)
+            target.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.copytree(path, target, copy_function=_linked)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _linked(path, target)
+        leaderboard.write(whole)
+        manifest.write_manifest(whole)
+        names = (LEADERBOARD, manifest.MANIFEST)
+        return {self.artifacts / name: whole / name for name in names}
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    """The same file under another name; a copy where the disk has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @contextlib.contextmanager
