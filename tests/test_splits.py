@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from finsent.data import splits
 from finsent.data.records import DataError, Record
@@ -205,3 +206,21 @@ def test_a_class_of_nothing_but_twins_cannot_be_split() -> None:
     dataset = load_dataset("mine", registry=entry(records))
     with pytest.raises(DataError, match=r"part got no example of class 'negative'.*too few groups"):
         make_split(dataset, 0)
+
+
+@pytest.mark.parametrize(("n", "folds", "classes", "group"), [(3000, 20, 3, 3), (400, 9, 2, 1)])
+def test_folds_are_dealt_as_scikit_learn_deals_them(
+    n: int, folds: int, classes: int, group: int
+) -> None:
+    """Most groups are of one text, so that nearly every choice is between equals."""
+    draw = np.random.default_rng(n)
+    labels = draw.choice(classes, n, p=draw.dirichlet(np.full(classes, 5)))
+    groups = draw.integers(n, size=n) // group
+    for seed in range(3):
+        theirs = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        ours = splits.fold_dealer(folds, seed)
+        for one, other in zip(
+            ours.split(labels, labels, groups), theirs.split(labels, labels, groups), strict=True
+        ):
+            assert np.array_equal(one[0], other[0])
+            assert np.array_equal(one[1], other[1])

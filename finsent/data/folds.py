@@ -17,6 +17,7 @@ import numpy as np
 from finsent.data.records import DataError
 from finsent.data.registry import Dataset, Split, make_split, split_fingerprint
 from finsent.data.sets.phrasebank import clean, parse_phrasebank, read_level, record_id
+from finsent.data.splits import fold_dealer
 
 FOLDS = 10
 """Test shares of a tenth; a ninth of the rest is for validation, so 80/10/10."""
@@ -103,10 +104,8 @@ def grouped_folds(dataset: Dataset, seed: int, folds: int = FOLDS) -> Iterator[F
 
 def _dealt(dataset: Dataset, seed: int, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(everything else, test part) of each fold."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
     labels, groups = labels_and_groups(dataset)
-    dealer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    dealer = fold_dealer(folds, seed)
     found: Iterator[tuple[np.ndarray, np.ndarray]] = dealer.split(labels, labels, groups)
     return found
 
@@ -115,10 +114,8 @@ def _with_validation(
     dataset: Dataset, seed: int, number: int, rest: np.ndarray, test: np.ndarray, folds: int
 ) -> Fold:
     """The fold with its validation part taken out of the rest, which takes as long as dealing."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
     labels, groups = labels_and_groups(dataset)
-    dealer = StratifiedGroupKFold(folds - 1, shuffle=True, random_state=seed)
+    dealer = fold_dealer(folds - 1, seed)
     train, validation = next(dealer.split(labels[rest], labels[rest], groups[rest]))
     return Fold(seed, number, np.sort(rest[train]), np.sort(rest[validation]), np.sort(test))
 
@@ -129,14 +126,12 @@ def smaller(fold: Fold, dataset: Dataset, fraction: float) -> Fold:
     A smaller share is not always part of a larger one. Raises DataError for another fraction
     than FRACTIONS.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     if fraction not in FRACTIONS:
         raise DataError(f"fraction must be one of {FRACTIONS}, got {fraction}")
     if fraction == 1.0:
         return fold
     labels, groups = labels_and_groups(dataset)
-    dealt = StratifiedGroupKFold(round(1 / fraction), shuffle=True, random_state=fold.seed)
+    dealt = fold_dealer(round(1 / fraction), fold.seed)
     _, kept = next(dealt.split(fold.train, labels[fold.train], groups[fold.train]))
     return Fold(fold.seed, fold.number, np.sort(fold.train[kept]), fold.validation, fold.test)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,34 @@ def join_kin(groups: np.ndarray, kin: Sequence[Sequence[str]]) -> np.ndarray:
     return np.array([number.setdefault(int(node), len(number)) for node in joined[:n]])
 
 
+def fold_dealer(folds: int, seed: int) -> Any:
+    """scikit-learn's StratifiedGroupKFold, shuffled, which deals the same folds in less time.
+
+    It tries every group in every fold one after the other, which for 18,000 headlines takes half a
+    minute; here a group is tried in all folds at once, by the same sums in the same order.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    class FoldDealer(StratifiedGroupKFold):  # type: ignore[misc]
+        def _find_best_fold(
+            self, y_counts_per_fold: np.ndarray, y_cnt: np.ndarray, group_y_counts: np.ndarray
+        ) -> int:
+            # [i, j]: what fold j would hold if the group went to fold i.
+            tried = np.repeat(y_counts_per_fold[None], self.n_splits, axis=0)
+            tried[np.arange(self.n_splits), np.arange(self.n_splits)] += group_y_counts
+            spread = np.std(tried / y_cnt.reshape(1, 1, -1), axis=1).mean(axis=1).tolist()
+            held = y_counts_per_fold.sum(axis=1).tolist()
+            best = 0
+            for i in range(1, self.n_splits):
+                # numpy.isclose, which takes longer than all the rest.
+                tied = abs(spread[i] - spread[best]) <= 1e-8 + 1e-5 * abs(spread[best])
+                if spread[i] < spread[best] or (tied and held[i] < held[best]):
+                    best = i
+            return best
+
+    return FoldDealer(folds, shuffle=True, random_state=seed)
+
+
 def grouped_parts(
     labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,10 +106,9 @@ def grouped_parts(
 
     labels, groups: integers of shape (n,). Twenty folds, three for testing, three for validation.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    splitter = StratifiedGroupKFold(n_splits=FOLDS, shuffle=True, random_state=seed)
-    folds = [fold for _, fold in splitter.split(np.zeros(len(labels)), labels, groups)]
+    folds = [
+        fold for _, fold in fold_dealer(FOLDS, seed).split(np.zeros(len(labels)), labels, groups)
+    ]
     first_train = TEST_FOLDS + VALIDATION_FOLDS
     test, validation, train = (
         np.sort(np.concatenate(part))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finsent.data.folds import labels_and_groups
+from finsent.data.splits import fold_dealer
 from finsent.study.cycles.cell import Cell, CellTrainer, Cycle, Folds, Line
 from finsent.study.cycles.stack import Asked
 from finsent.study.rows import RunKey
@@ -70,8 +71,6 @@ def taught(trainer: CellTrainer, cells: Sequence[Cell]) -> Iterator[list[Line]]:
 def _committees(trainer: CellTrainer, cells: Sequence[Cell]) -> tuple[list[Tensor], list[Cycle]]:
     """For each cell: targets (n, classes) for every sentence of the data set, which are the labels
     outside of the training part, and what the teachers together say of the test part."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
     regime = replace(cells[0].regime, backbone=cells[0].regime.teacher or "", config={})
     regime = replace(regime, teacher=None)
     configs = [trainer.config(replace(cell, regime=regime)) for cell in cells]
@@ -82,7 +81,7 @@ def _committees(trainer: CellTrainer, cells: Sequence[Cell]) -> tuple[list[Tenso
     for cell, config in zip(cells, configs, strict=True):
         split = trainer.split(config)
         learned = np.array(split.train)
-        dealer = StratifiedGroupKFold(GROUPS, shuffle=True, random_state=cell.seed)
+        dealer = fold_dealer(GROUPS, cell.seed)
         for others, kept in dealer.split(learned, labels[learned], groups[learned]):
             data = TrainingData(
                 states, labels.tolist(), classes, learned[others].tolist(), split.validation
