@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from finsent.commands import cli
+from finsent.data.folds import fold_tests, grouped_folds
 from finsent.data.registry import load_dataset, make_split
 from finsent.entrants.evaluating import Request, evaluate, knowledge, scores_of
 from finsent.entrants.labels import EntrantError
@@ -303,6 +304,14 @@ def test_commands_say_what_is_wrong_in_a_line(
     bad = ["evaluate", "--model", "tfidf-logistic", "--datasets", "moon", *artifacts]
     assert cli.main(bad) != 0
     assert "unknown data set 'moon'" in capsys.readouterr().err
+
+
+def test_a_model_is_tested_on_the_folds_of_the_studies() -> None:
+    sample = load_dataset("sample")
+    tests = list(fold_tests(sample, 0))
+    assert len(tests) == 10
+    for fold, rows in zip(grouped_folds(sample, 0), tests, strict=True):
+        assert fold.test.tolist() == rows.tolist()
 
 
 def test_what_a_model_may_have_seen() -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from finsent.data.folds import Fold, grouped_folds
+from finsent.data.folds import fold_tests, grouped_folds
 from finsent.data.registry import Dataset, Split, make_split
 from finsent.entrants.labels import EntrantError, Labels, Probabilities
 from finsent.entrants.models import Model
@@ -97,7 +98,10 @@ def test_model(
 def fold_model(dataset: Dataset, answers: Answers) -> list[FoldScore]:
     """The same on ten folds, which are all of the sentences: nothing is trained."""
     found = answers.of([example.text for example in dataset.examples])
-    return [_scored(dataset, fold, found[fold.test]) for fold in _folds(dataset)]
+    return [
+        _scored(dataset, number, rows, found[rows])
+        for number, rows in enumerate(fold_tests(dataset, FOLD_SEED))
+    ]
 
 
 def test_simple(entrant: SimpleEntrant, dataset: Dataset, seeds: Sequence[int]) -> Iterator[Tested]:
@@ -111,8 +115,8 @@ def test_simple(entrant: SimpleEntrant, dataset: Dataset, seeds: Sequence[int]) 
 def fold_simple(entrant: SimpleEntrant, dataset: Dataset, report: Report) -> list[FoldScore]:
     """Ten folds, trained anew on each one's training part."""
     scores = []
-    for fold in _folds(dataset):
-        scores.append(_scored(dataset, fold, entrant.answer(fold)[0]))
+    for fold in grouped_folds(dataset, FOLD_SEED):
+        scores.append(_scored(dataset, fold.number, fold.test, entrant.answer(fold)[0]))
         report(f"{dataset.name}, folds", len(scores) / 10)
     return scores
 
@@ -130,12 +134,10 @@ def predictions(dataset: Dataset, rows: Sequence[int], found: Probabilities) -> 
     )
 
 
-def _folds(dataset: Dataset) -> Iterator[Fold]:
-    return grouped_folds(dataset, FOLD_SEED)
-
-
-def _scored(dataset: Dataset, fold: Fold, found: Probabilities) -> FoldScore:
-    labels = [dataset.examples[row].label for row in fold.test]
+def _scored(
+    dataset: Dataset, number: int, rows: Sequence[int] | NDArray[np.int64], found: Probabilities
+) -> FoldScore:
+    labels = [dataset.examples[row].label for row in rows]
     scores = score(labels, found, dataset.label_names)
     numbers = {name: float(f"{scores[name]:.6g}") for name in FOLD_METRICS}
-    return FoldScore(fold.number, len(fold.test), **numbers)
+    return FoldScore(number, len(rows), **numbers)
