@@ -1,7 +1,7 @@
 """One GPU and two of one machine, through Ray: the same results, in what time, and what is lost.
 
     python bench/gpus.py [--parts PART ...] [--backbone NAME] [--seconds N] [--out FILE]
-    python bench/gpus.py --device cpu --backbone tiny-phi --dataset sample --epochs 2
+    python bench/gpus.py --device cpu --backbone tiny-phi --dataset sample --epochs 20
 
 Parts, in this order; one that would not end in the time left is not begun, one that fails is
 recorded with its error, and results are written after each:
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.metadata
 import os
 import platform
@@ -174,11 +175,15 @@ class Bench:
         """Phi-2's geometry: one run at a time on one GPU, then both arms of two seeds at once."""
         backbone, where = "tiny-phi", []
         if self.on_gpu:
+            import torch
+
             from bench.phi2_setup import make_phi2
 
             backbone = "phi-2"
-            where = ["--backbone-dir", str(self.folder / backbone)]
+            where = ["--backbone-dir", str(self.folder / backbone), "--precision", "bf16"]
             make_phi2(self.folder / backbone)
+            gc.collect()
+            torch.cuda.empty_cache()  # or it would count as memory of the runs
         alone = self.folder / "alone"
         given = ["--arms", *ARMS, "--seeds", "0", *self.spread(two=False), *where]
         with memory() as alone_memory:
@@ -378,11 +383,14 @@ def measure(bench: Bench) -> int:
                 traceback.print_exc()
                 made = {"error": f"{type(error).__name__}: {error}"}
         failed += "error" in made
+        shown = f"python bench/gpus.py --parts {part} --device {options.device}"
+        shown += f" --backbone {options.backbone} --dataset {options.dataset}"
+        shown += f" --epochs {options.epochs} --study-epochs {options.study_epochs}"
         result[part] = {
             **made,
             "commands": bench.commands,
             "wall_seconds": time.monotonic() - began,
-            "command": f"python bench/gpus.py --parts {part} --device {options.device}",
+            "command": shown,
             "commit": git_commit(ROOT),
         }
         result |= {"command": result[part]["command"], "commit": result[part]["commit"]}
