@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from finsent.commands import cli
 from finsent.config import STUDY_ARMS
 from finsent.reports.replication import FIGURE, effects_of, write_page
 from finsent.study.cycles.depths import depth_points, saving_sentence, savings
@@ -83,9 +84,7 @@ def test_few_folds_say_nothing() -> None:
     assert "depths so far: 6 (10 folds), 4 (10 folds), 2 (4 folds)" in saving_sentence(saving)
 
 
-def test_the_page_says_how_much_is_the_extra_epoch_and_how_much_the_dendrites(
-    tmp_path: Path,
-) -> None:
+def replicated() -> list[StudyRun]:
     accuracies = {
         ("published-plain", "baseline"): 0.73,
         ("published-perforated", "baseline"): 0.77,
@@ -95,11 +94,17 @@ def test_the_page_says_how_much_is_the_extra_epoch_and_how_much_the_dendrites(
         ("fair", "matched"): 0.95,
         ("fair", "dendritic"): 0.951,
     }
-    rows = [
+    return [
         row(regime, arm, fold, accuracy + 0.01 * (fold % 3) + 0.002 * ((fold + len(arm)) % 2))
         for (regime, arm), accuracy in accuracies.items()
         for fold in range(10)
     ]
+
+
+def test_the_page_says_how_much_is_the_extra_epoch_and_how_much_the_dendrites(
+    tmp_path: Path,
+) -> None:
+    rows = replicated()
     append_runs(tmp_path / RESULTS, rows)
     page, answer = write_page(tmp_path, "minilm-l6")
     assert "scores +4.00 (" in answer
@@ -111,6 +116,21 @@ def test_the_page_says_how_much_is_the_extra_epoch_and_how_much_the_dendrites(
     assert len(effects_of(rows)) == 6
     with pytest.raises(StudyError, match="no two folds of two arms"):
         write_page(tmp_path / "empty", "minilm-l6")
+
+
+def test_the_command_writes_page_summary_and_checksums_of_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "studies" / "replicate-minilm-l6"
+    append_runs(folder / RESULTS, replicated())
+    command = ["replicate", "--backbone", "minilm-l6", "--page-only", "--device", "cpu"]
+    assert cli.main([*command, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "one more epoch alone gives +5.00" in said
+    assert (folder / "summary.json").is_file()
+    assert f"studies/replicate-minilm-l6/{RESULTS}" in (tmp_path / "SHA256SUMS").read_text()
+    assert cli.main([*command, "--out", str(tmp_path), "--folds", "11"]) == 2
+    assert "has no fold 11" in capsys.readouterr().err
 
 
 def test_the_sentences_of_a_study_are_made_from_its_rows(tmp_path: Path) -> None:
