@@ -48,7 +48,7 @@ test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=20 --cov --cov-report=term
 	$(BIN)/python train_models.py verify
 
-# What can be waited for after every change: no browsers, clusters or trainers of their own.
+# What can be waited for after every change: no apps, browsers, clusters or trainers, no whole data sets.
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --durations=20
 

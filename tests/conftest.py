@@ -26,6 +26,16 @@ import train_models
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url
 
+SLOW = {"app_url", "chromium", "real_data", "train_command", "trained"}
+"""Fixtures that start an app, a browser or a trainer, or read whole data sets."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs one of them is slow, whichever file it is in."""
+    for item in items:
+        if SLOW.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,14 @@ from finsent.data.registry import (
 )
 
 REAL = os.environ.get("FINSENT_DATA_DIR")
-needs_real_data = pytest.mark.skipif(
-    not REAL, reason="FINSENT_DATA_DIR does not name a folder with Financial PhraseBank"
-)
+
+
+def needs_real_data(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that reads whole data sets: it is slow, and skipped where they are not."""
+    why = "FINSENT_DATA_DIR does not name a folder with Financial PhraseBank"
+    return pytest.mark.slow(pytest.mark.skipif(not REAL, reason=why)(test))
+
+
 SEEDS = st.integers(min_value=0, max_value=2**32 - 1)
 
 

@@ -238,6 +238,7 @@ def test_mcp_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         mcp_wanted(False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason="gradio[mcp] is not installed")
 def test_mcp_tools_are_the_endpoints(app_artifacts: Path, tmp_path: Path) -> None:
     from mcp import ClientSession

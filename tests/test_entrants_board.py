@@ -83,6 +83,7 @@ def state(root: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_tested_model_stands_on_the_board_like_any_other(root: Path) -> None:
     said: list[str] = []
     assert evaluate(Request("tfidf-logistic", command="x"), root, say=said.append) == 1
@@ -143,6 +144,7 @@ def test_a_timed_model_takes_turns_with_ours(root: Path, monkeypatch: pytest.Mon
     assert verify(root) == []
 
 
+@pytest.mark.slow
 def test_the_board_never_changes_half(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate(Request("tfidf-logistic", folds=False), root, say=lambda line: None)
     before = state(root)

@@ -313,6 +313,7 @@ def client(url: str) -> Iterator[Client]:
     client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["", "fomc", "numclaim"])
 def test_the_endpoints_answer_for_the_data_set_asked_for(
     dataset: str, client: Client, artifacts: Path
@@ -333,11 +334,13 @@ def test_the_endpoints_answer_for_the_data_set_asked_for(
     )
 
 
+@pytest.mark.slow
 def test_an_endpoint_names_the_data_sets_it_has(client: Client) -> None:
     with pytest.raises(AppError, match="no runs on 'allagree'; there are fomc, numclaim"):
         client.predict(TEXT, "allagree", api_name="/compare")
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
 def test_another_data_set_brings_its_examples_and_classes(url: str) -> None:

@@ -35,6 +35,7 @@ from finsent.models.adapters import AdapterBank
 from finsent.models.backbones import Backbone, pool
 from finsent.models.tokenization import FileTokenizer
 
+pytestmark = pytest.mark.slow  # compiles a graph for every model, precision and depth
 CPU = torch.device("cpu")
 TEXTS = [list(range(5, 5 + n)) for n in (11, 4, 6, 1, 11, 9)]
 SIZES = {
