@@ -1,6 +1,6 @@
 """Everything that is known to break such a project, tried, and how often it held.
 
-    python -m bench.trust                      # all of it: `make trust`, some 15 minutes when quiet
+    python -m bench.trust                      # all of it: `make trust`
     python -m bench.trust --scale 0.1          # a tenth of the tries
     python -m bench.trust --only kills users   # scenarios whose name holds one of these
 
