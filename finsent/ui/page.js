@@ -89,7 +89,6 @@
       window.finsentEarly = null;
       answer()?.setAttribute('data-busy', '');
     },
-    answered: () => { answer()?.removeAttribute('data-busy'); },
     // A base model that was chosen is there now: the answer that came from another is renewed.
     statusChanged: (askLinked) => {
       const waits = answer()?.querySelector('[data-waits-for]')?.dataset.waitsFor;
@@ -180,24 +179,30 @@
     }
   }, 4000);
 
-  // Details that a visitor has opened or closed stay so with the next answer.
+  // Details that a visitor has opened or closed stay so with the next answer. Told by his click: an
+  // answer that is patched in closes them as well.
   const kept = {};
-  document.addEventListener('toggle', (event) => {
-    const name = event.target.dataset?.keep;
-    if (name) { kept[name] = event.target.open; }
+  document.addEventListener('click', (event) => {
+    const details = event.target.closest('summary')?.parentElement;
+    if (details?.dataset.keep) { kept[details.dataset.keep] = !details.open; }
   }, true);
+  const renewed = () => {
+    const place = answer();
+    if (!place) { return; }
+    place.removeAttribute('data-busy');
+    for (const details of place.querySelectorAll('details[data-keep]')) {
+      if (details.dataset.keep in kept) { details.open = kept[details.dataset.keep]; }
+    }
+  };
+  window.finsent.answered = renewed;
   new MutationObserver((changes) => {
     restore();
-    for (const change of changes) {
-      // Not gradio's own sign of work, which is in there too and comes long before an answer.
-      const html = change.target.nodeType === 1 && change.target.closest('#answer .html-container');
-      if (!html) { continue; }
-      const place = html.closest('#answer');
+    // Not gradio's own sign of work, which is in there too and comes long before an answer.
+    const inAnswer = ({target}) => (target.nodeType === 1 ? target : target.parentElement)
+      ?.closest('#answer .html-container');
+    if (changes.some(inAnswer)) {
       unheard = false;
-      place.removeAttribute('data-busy');
-      for (const details of place.querySelectorAll('details[data-keep]')) {
-        if (details.dataset.keep in kept) { details.open = kept[details.dataset.keep]; }
-      }
+      renewed();
     }
-  }).observe(document.body, {childList: true, subtree: true});
+  }).observe(document.body, {childList: true, characterData: true, subtree: true});
 }
