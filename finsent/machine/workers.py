@@ -307,8 +307,6 @@ def _import_ray(local: bool) -> Any:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Else the work would stand behind everything else on the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
-    # On a busy machine its node takes longer than the 30 s that Ray would wait.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing leaves the machine
     os.environ["RAY_DEDUP_LOGS"] = "0"  # the lines of two runs differ in their numbers only
     os.environ["RAY_COLOR_PREFIX"] = "0"  # what is printed may go to a file
