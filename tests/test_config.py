@@ -22,7 +22,7 @@ from finsent.plots.png_style import MARKERS
 from finsent.plots.style import ARM_STYLES
 from finsent.study.comparisons import REFERENCES
 from finsent.study.views import ARM_ORDER, ARM_RULES
-from finsent.ui.parts import cards
+from finsent.ui.parts import cards, markup
 from finsent.ui.tables import matrix
 
 BASE = TrainConfig()
@@ -125,6 +125,8 @@ def test_every_arm_is_named_wherever_arms_are() -> None:
     }
     missing = {place: [a for a in STUDY_ARMS if a not in table] for place, table in tables.items()}
     assert {place: arms for place, arms in missing.items() if arms} == {}
+    # The page cannot be built with a marker that it cannot draw.
+    assert {style.symbol for style in ARM_STYLES.values()} <= set(markup._SYMBOLS)
 
 
 def cells_template() -> str:
