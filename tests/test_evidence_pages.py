@@ -194,6 +194,9 @@ def test_what_a_test_excludes_is_said(board: dict[str, Any]) -> None:
     assert ">not excluded here<" in page([-3.0, 16.0])
     none = {**pair, "errors_removed_pct": None, "errors_removed_ci_pct": None}
     assert "makes no error" in matrix.effects_html({**board, "comparisons": [none]})
+    # The only pair there is answers alike: no end has a length to draw it by.
+    alike = {**none, "accuracy_delta_points": 0.0, "accuracy_ci_points": [0.0, 0.0]}
+    assert "makes no error" in matrix.effects_html({**board, "comparisons": [alike]})
 
 
 def test_models_of_others_stand_in_the_tables(board: dict[str, Any]) -> None:

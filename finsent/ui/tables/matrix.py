@@ -192,7 +192,10 @@ def effects_html(board: Board) -> str:
         (pair for pair in board["comparisons"] if (pair["a"], pair["b"]) == PAIR),
         key=lambda pair: (dataset_order(pair["dataset"]), pair["backbone"]),
     )
-    widest = max((abs(end) for pair in pairs for end in pair["accuracy_ci_points"]), default=1.0)
+    # Of arms that answer alike every end is 0, and the scale is any.
+    widest = (
+        max((abs(end) for pair in pairs for end in pair["accuracy_ci_points"]), default=0.0) or 1.0
+    )
     rows = []
     for pair in pairs:
         removed = pair["errors_removed_ci_pct"]
