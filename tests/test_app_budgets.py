@@ -7,6 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from bench.page import READY, ready_ms, settle
 from bench.screenshots import TABS, open_tab
+from finsent.machine.timing import load_per_core
 from tests.app_fixtures import app_artifacts as app_artifacts
 from tests.app_fixtures import app_url as app_url
 from tests.test_app_browser import ANSWER, BROWSER, PATIENCE, settled
@@ -15,6 +16,8 @@ from tests.test_app_browser import chromium as chromium
 pytestmark = BROWSER
 WARM_MS = 1500
 """Until the box of a page that the browser knows takes input."""
+BUSY = 2.0
+"""Tasks for each core from which on a time says nothing of the page."""
 MOST_SHIFT = 0.05
 """Cumulative layout shift, as browsers count it."""
 FINGER_PX = 44
@@ -87,9 +90,12 @@ def test_a_page_that_the_browser_knows_takes_input_soon(chromium: Browser, app_u
     for _ in range(TRIES):
         settle(page)
         times.append(ready_ms(page, app_url))
-    # The quickest: a machine that is busy elsewhere only ever makes it slower.
-    assert min(times) <= WARM_MS, times
     context.close()
+    # The quickest: a machine that is busy elsewhere only ever makes it slower.
+    busy = load_per_core()
+    if min(times) > WARM_MS and busy is not None and busy > BUSY:
+        pytest.skip(f"{busy:.1f} tasks wait for each core: no time of an idle machine")
+    assert min(times) <= WARM_MS, times
 
 
 def test_fingers_find_every_control_of_a_phone(chromium: Browser, app_url: str) -> None:
