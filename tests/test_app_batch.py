@@ -161,7 +161,8 @@ def test_a_separator_that_nobody_expects_can_be_named(watched: Watched, tmp_path
 def test_nothing_to_score_and_a_broken_model_are_said(watched: Watched) -> None:
     page = watched.page
     start_batch(page, " \n")
-    expect(page.locator("#batch-status")).to_contain_text("nothing to score")
+    expect(page.locator("#batch-status")).to_contain_text("Nothing to score")
+    expect(page.locator("#batch-status button")).to_have_count(0)
     start_batch(page, "this one is broken")
     expect(page.locator("#batch-status")).to_contain_text("Stopped. the model broke")
     expect(page.locator("#batch-start")).to_be_enabled()

@@ -33,7 +33,7 @@ ENCODINGS = (
     ("Windows-1252", "cp1252"),
     ("Latin-1", "latin-1"),
 )
-_TITLES = {code: title for title, code in ENCODINGS}
+_TITLES: dict[str | None, str] = {code: title for title, code in ENCODINGS if code}
 SEPARATORS = (
     ("as found", ""),
     ("comma", "comma"),
@@ -255,12 +255,11 @@ def refusal_html(title: str, error: TableError) -> str:
     if error.option.startswith("--delimiter"):
         reason += ", or choose another one below Separator"
     said = notice(title, f"{reason[:1].upper()}{reason[1:]}.", tone="warning")
-    title_there = _TITLES.get(error.encoding or "")
-    if title_there is None:
+    if error.encoding not in _TITLES:
         return said
     return (
-        f'{said}<button type="button" class="fs-more" data-send="{escape(error.encoding or "")}">'
-        f"Read it as {escape(title_there)} and score</button>"
+        f'{said}<button type="button" class="fs-more" data-send="{error.encoding}">'
+        f"Read it as {escape(_TITLES[error.encoding])} and score</button>"
     )
 
 
