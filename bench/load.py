@@ -336,6 +336,7 @@ def main() -> None:
         for of_users in found.values()
         if isinstance(of_users, dict)
     )
+    result["device"] = f"CPU, {len(os.sched_getaffinity(0))} threads"
     result["versions"] = {n: importlib.metadata.version(n) for n in ("openvino", "torch", "gradio")}
     result["command"] = "python bench/load.py {model,app,memory,served,shapes}"
     result["commit"] = git_commit(ROOT)

@@ -237,7 +237,9 @@ def test_a_study_is_a_row_until_its_details_are_asked_for(watched: Watched) -> N
     open_tab(page, "Studies")
     rows = page.locator(".fs-studies > li")
     expect(rows).to_have_count(2)
-    expect(rows.first).to_contain_text("10 folds: AllAgree, 50Agree")
+    expect(rows.first).to_contain_text(
+        "10 folds (ways to split into training and test), on AllAgree, 50Agree"
+    )
     expect(page.locator("#study-details")).to_be_hidden()
     page.locator("#study-list button[data-send=heads]").click()
     expect(page.locator("#study-dataset input")).to_have_value("AllAgree")

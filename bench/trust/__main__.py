@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,13 @@ def kept(row: dict[str, Any]) -> None:
         found = {old["name"]: old for old in before} | {row["name"]: row}
         rows = [found[name] for name in SCENARIOS if name in found]
         total = sum(row["tried"] for row in rows)
-        write_json(RESULTS, {"command": "python -m bench.trust", "n": total, "rows": rows})
+        about = {
+            "command": "python -m bench.trust",
+            "commit": row["commit"],
+            "device": f"CPU, {len(os.sched_getaffinity(0))} threads",
+            "versions": {name: version(name) for name in ("gradio", "openvino", "torch")},
+        }
+        write_json(RESULTS, about | {"n": total, "rows": rows})
         write_bytes_atomically(ROOT / "docs/trust.md", page(rows).encode())
 
 
