@@ -1,12 +1,12 @@
 """Both sizes of encoder on one GPU: one headline's time, a corpus' sentences a second, labels.
 
-    python bench/serve_gpu_encoders.py [--backbone-dir DIR] [--device cuda] [--texts 20000]
+    python bench/serve_gpu_encoders.py [--backbone-dir DIR] [--device cuda] [--texts 10000]
 
 The committed runs on `news` of seed 0, real weights. `torch` is transformers' modules run as they
 are, `graphs` what the app takes on a GPU. One headline at a time, from token ids on the host to
-scores on the host, both models and both engines in turns; then a corpus of sample sentences in
-batches by length, from token ids (`scores`) and from texts (`texts`, the tokenizer included).
-Labels of `graphs` are compared with `torch` on the first 2,000 texts. Writes the key `encoders` of
+scores on the host, both models and both engines in turns; then the sentences of `news` in batches
+by length, from token ids (`scores`) and from texts (`texts`, the tokenizer included). Labels of
+`graphs` are compared with `torch` on the first 2,000 texts. Writes the key `encoders` of
 bench/results/serve_gpu.json. `--device cpu` with few texts shows that it runs, unrecorded.
 """
 
@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 
-from bench.load import texts as sample_texts
 from finsent.config import TrainConfig
+from finsent.data.registry import load_dataset
 from finsent.engines.graph_engine import GraphEngine
 from finsent.engines.torch_engine import TorchEngine
 from finsent.machine.timing import time_interleaved
@@ -115,11 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone-dir", type=Path)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--texts", type=int, default=20_000)
+    parser.add_argument("--texts", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = torch.device(options.device)
-    texts = sample_texts(options.texts)
+    texts = [example.text for example in load_dataset("news").examples][: options.texts]
     found = {
         size: measure(name, device, options.backbone_dir, texts) for size, name in SIZES.items()
     }

@@ -112,9 +112,9 @@ def test_only_the_owner_of_a_public_page_adds_a_model(app_artifacts: Path, folde
     guest = Guest()
     actions = _Actions(made_up_owner(app_artifacts), guest)  # type: ignore[arg-type]
     request: Any = SimpleNamespace(client=SimpleNamespace(host="here"))
-    for act in (actions.invite, actions.dismiss):
+    for act, given in ((actions.invite, (str(folder), "")), (actions.dismiss, ())):
         with pytest.raises(gr.Error, match="for the owner of the page only"):
-            act("a guess at the secret", str(folder), "", None, request)
+            act("a guess at the secret", *given, None, request)
     assert guest.name is None
     assert "answers beside ours" in actions.invite(OWNER_TOKEN, str(folder), "", None, request)
-    assert "answer alone" in actions.dismiss(OWNER_TOKEN, "", "", None, request)
+    assert "answer alone" in actions.dismiss(OWNER_TOKEN, None, request)

@@ -23,7 +23,7 @@ from finsent.behaviour.results import (
 from finsent.behaviour.suite import Suite, load_suite
 from finsent.machine.errors import end_with
 from finsent.machine.files import ROOT
-from finsent.machine.options import Distinct, seed
+from finsent.machine.options import Distinct, add_seeds
 from finsent.results.runs import read_json, write_json
 from finsent.serving.comparer import Comparer
 from finsent.serving.notices import notices
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "artifacts" / "smollm2-135m" / "allagree"
     )
-    parser.add_argument("--seeds", nargs="+", action=Distinct, type=seed, default=[0])
+    add_seeds(parser, "of the runs (default: 0)", [0])
     parser.add_argument("--arms", nargs="+", action=Distinct, default=["baseline", "dendritic"])
     parser.add_argument(
         "--check", action="store_true", help="compare with the file, leave it alone"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from finsent.commands.options import add_artifacts, add_data, shown_command
-from finsent.machine.options import Distinct, seed
+from finsent.machine.options import Distinct, add_seeds
 from finsent.machine.places import artifacts_to_read
 
 UNCHANGED = "interrupted; the board is as it was, and answers so far are kept"
@@ -56,14 +56,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="SET",
         help="default: those on the board whose labels the model has",
     )
-    add(
-        "--seeds",
-        nargs="+",
-        action=Distinct,
-        type=seed,
-        default=[0],
-        help="of the split (default: 0)",
-    )
+    add_seeds(parser, "of the split (default: 0)", [0])
     add("--no-folds", action="store_true", help="test parts only")
     add(
         "--time",

@@ -16,7 +16,7 @@ from finsent.commands.options import (
     add_resources,
     cycle_resources,
 )
-from finsent.machine.options import Distinct, seed
+from finsent.machine.options import Distinct, add_seeds
 from finsent.machine.places import artifacts_to_write
 
 
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_artifacts(parser, "--out")
     add_data(parser)
     add_resources(parser)
-    add("--seeds", nargs="+", action=Distinct, type=seed, metavar="N", help="deals of folds (0)")
+    add_seeds(parser, "deals of folds (0)")
     add("--folds", nargs="+", action=Distinct, type=int, metavar="N", help="only these folds")
     add(
         "--stop-after",

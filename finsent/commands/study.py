@@ -24,7 +24,7 @@ from finsent.commands.options import (
     stacked_of,
 )
 from finsent.machine.extras import missing
-from finsent.machine.options import Distinct, seed
+from finsent.machine.options import Distinct, add_seeds
 from finsent.machine.places import artifacts_to_write
 from finsent.machine.workers import workers_from_options
 
@@ -74,14 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs side by side in a process: studies of LoRA and cycles, and ensembles",
     )
-    add(
-        "--seeds",
-        nargs="+",
-        action=Distinct,
-        type=seed,
-        metavar="N",
-        help="studies of LoRA and cycles: only these seeds",
-    )
+    add_seeds(parser, "studies of LoRA and cycles: only these seeds")
     add(
         "--folds",
         nargs="+",

@@ -32,7 +32,7 @@ from finsent.config import (
     STORED_PRECISIONS,
     STUDY_ARMS,
 )
-from finsent.machine.options import Distinct, seed
+from finsent.machine.options import Distinct, add_seeds
 from finsent.machine.places import artifacts_to_write, checkout
 from finsent.machine.workers import workers_from_options
 
@@ -63,14 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give the matched arm the restarts of the dendritic run, as the restart arm has them",
     )
-    add(
-        "--seeds",
-        nargs="+",
-        action=Distinct,
-        type=seed,
-        default=[0],
-        help="seeds, one run of each arm per seed (0)",
-    )
+    add_seeds(parser, "seeds, one run of each arm per seed (0)", [0])
     add_artifacts(parser, "--out")
     add("--overwrite", action="store_true", help="train finished runs again")
     add_resources(parser)

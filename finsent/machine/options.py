@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 SEED_DIGITS = 9
@@ -31,3 +32,18 @@ def seed(text: str) -> int:
     if not text.isdecimal() or len(text) > SEED_DIGITS:
         raise argparse.ArgumentTypeError(f"a seed is a whole number from 0, not {text!r}")
     return int(text)
+
+
+def add_seeds(
+    parser: argparse.ArgumentParser, about: str, default: Sequence[int] | None = None
+) -> None:
+    """The option --seeds: whole numbers from 0, each named once.
+
+    Args:
+        parser: Gets the option.
+        about: What the seeds are of, for the help.
+        default: Where none is named.
+    """
+    parser.add_argument(
+        "--seeds", nargs="+", action=Distinct, type=seed, default=default, metavar="N", help=about
+    )

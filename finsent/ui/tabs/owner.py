@@ -145,10 +145,13 @@ def add_owner_tab(owner: Owner, guest: Guest) -> None:
     _add_entry(actions, token)
     with gr.Accordion("Let another model answer", open=False, elem_id="owner-guest-section"):
         form = draw_guest_form()
-    for event, act in ((form.add.click, actions.invite), (form.remove.click, actions.dismiss)):
+    for event, act, inputs in (
+        (form.add.click, actions.invite, [token, form.model, form.labels]),
+        (form.remove.click, actions.dismiss, [token]),
+    ):
         event(
             act,
-            inputs=[token, form.model, form.labels],
+            inputs=inputs,
             outputs=form.said,
             show_progress="minimal",
             api_visibility="private",
@@ -366,14 +369,7 @@ class _Actions:
         self._require(given, profile, request)
         return add_guest(self._guest, model, labels)
 
-    def dismiss(
-        self,
-        given: str,
-        model: str,
-        labels: str,
-        profile: gr.OAuthProfile | None,
-        request: gr.Request,
-    ) -> str:
+    def dismiss(self, given: str, profile: gr.OAuthProfile | None, request: gr.Request) -> str:
         """Lets it answer no longer."""
         self._require(given, profile, request)
         return remove_guest(self._guest)
