@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from finsent.config import BACKBONE_TITLES, STUDY_ARMS
 from finsent.study.comparisons import overlap_ratio
+from finsent.study.cycles.plans import DEPTHS
 from finsent.study.fold_tests import PairedDifference, corrected_paired_test
 from finsent.study.rows import StudyRun, mean
 
@@ -54,7 +55,9 @@ class Saving:
 
     @property
     def finished(self) -> bool:
-        """Whether there are two depths or more, each with as many folds as the full one."""
+        """Whether every depth of the study is there, each with as many folds as the full one."""
+        if not self.runs.keys() >= set(DEPTHS.get(self.backbone, ())):
+            return False
         most = self.runs[self.full]
         return len(self.runs) > 1 and most > 1 and all(n == most for n in self.runs.values())
 
