@@ -6,6 +6,7 @@
     python bench/serve_cpu.py margin     # errors of 8 bits on validation sentences: CLOSE_CALL
     python bench/serve_cpu.py accuracy   # every AllAgree test sentence of seed 0, all arms
     python bench/serve_cpu.py startup    # python app.py to page and to first prediction
+    python bench/serve_cpu.py checks     # what is checked of a run before it is served
 
 Each part writes its keys into bench/results/serve_cpu.json. Real sentences come from
 FINSENT_DATA_DIR.
@@ -47,6 +48,7 @@ from finsent.models.presets import preset
 from finsent.models.tokenization import FileTokenizer, token_batches
 from finsent.models.weights import default_cache_dir, folder_sha256
 from finsent.results.calibration import softmax
+from finsent.results.manifest import check_run, checksums_of
 from finsent.results.provenance import git_commit
 from finsent.results.runs import Run, find_runs, read_json, write_json
 
@@ -296,6 +298,20 @@ def startup() -> dict[str, Any]:
     }
 
 
+def checks() -> dict[str, Any]:
+    """Milliseconds of the checks that every run passes before it is served, the median of nine."""
+    sums = checksums_of(ROOT / "artifacts")
+    found: dict[str, list[float]] = {}
+    for run in find_runs(ROOT / "artifacts"):
+        taken = []
+        for _ in range(9):
+            started = time.perf_counter()
+            check_run(run, sums)
+            taken.append(1e3 * (time.perf_counter() - started))
+        found.setdefault(run.backbone, []).append(float(np.median(taken)))
+    return {"checks_ms_slowest_run": {name: round(max(ms), 1) for name, ms in found.items()}}
+
+
 def _wait_for(url: str) -> None:
     for _ in range(1200):
         try:
@@ -308,7 +324,7 @@ def _wait_for(url: str) -> None:
 
 def main() -> None:
     """Runs one part and adds its keys to the results."""
-    parts = {f.__name__: f for f in (latency, limit, batches, margin, accuracy, startup)}
+    parts = {f.__name__: f for f in (latency, limit, batches, margin, accuracy, startup, checks)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=parts)
     part = parser.parse_args().part
@@ -321,7 +337,7 @@ def main() -> None:
             name: importlib.metadata.version(name)
             for name in ("openvino", "torch", "transformers", "gradio")
         },
-        "command": "python bench/serve_cpu.py {latency,limit,batches,margin,accuracy,startup}",
+        "command": f"python bench/serve_cpu.py {{{','.join(parts)}}}",
         "commit": git_commit(ROOT),
     }
     write_json(RESULTS, result)

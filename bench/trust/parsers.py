@@ -22,7 +22,7 @@ from finsent.results.disagreements import found_file, read_found
 from finsent.results.external.runs import FOLDS, read_folds
 from finsent.results.schema import ArtifactError, parse_json
 from finsent.results.unseen.files import TRANSFERS, read_transfers
-from finsent.serving.output import Output, Progress, ScoringError
+from finsent.serving.output import Output, OutputStep, ScoringError
 from finsent.serving.tables.reading import open_table
 from finsent.serving.tables.rows import Reading, TableError
 from finsent.study.rows import StudyError, read_runs
@@ -158,7 +158,7 @@ def _record(folder: Path) -> Path:
     target.parent.mkdir()
     with Output(target, {"model": "it"}, b"a\n") as output, output.appending() as appender:
         appender.write(b"1\n")
-        output.note(Progress(1, "0" * 64, 1, appender.size, appender.sha256, "torch"))
+        output.note(OutputStep(1, "0" * 64, 1, appender.size, appender.sha256, "torch"))
     return output.record
 
 

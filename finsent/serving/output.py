@@ -45,7 +45,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Progress:
+class OutputStep:
     """How far a file is."""
 
     read: int = 0
@@ -64,7 +64,7 @@ class Progress:
     finished: bool = False
 
     @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> Progress:
+    def from_json(cls, line: Mapping[str, Any]) -> OutputStep:
         """A line of a record. Raises ValueError, TypeError or KeyError for anything else."""
         found = cls(**{**line, "tally": Tally(**line["tally"])})
         for value in (found.read, found.rows, found.size):
@@ -86,7 +86,7 @@ class Output:
         self.part = self.target.with_name(self.target.name + PART)
         self.record = self.target.with_name(self.target.name + RECORD)
         self._shown, self._about, self._head = target, dict(about), head
-        self.steps: list[Progress] = []
+        self.steps: list[OutputStep] = []
         self._whole = False
         self._offsets: list[int] = []
 
@@ -121,9 +121,9 @@ class Output:
         self._stream.close()
 
     @property
-    def begun(self) -> Progress:
+    def begun(self) -> OutputStep:
         """Where a run goes on, as the record has it; the start where there is nothing yet."""
-        return self.steps[-1] if self.steps else Progress()
+        return self.steps[-1] if self.steps else OutputStep()
 
     @property
     def finished(self) -> bool:
@@ -159,7 +159,7 @@ class Output:
                 appender.write(self._head)
             yield appender
 
-    def note(self, step: Progress) -> None:
+    def note(self, step: OutputStep) -> None:
         """Adds a step to the record."""
         self.steps.append(step)
         self._append(asdict(step))
@@ -194,7 +194,7 @@ class Output:
         ]
         if differing:
             raise ScoringError(self._other("; ".join(differing)))
-        self.steps = [Progress.from_json(line) for line in lines[1:]]
+        self.steps = [OutputStep.from_json(line) for line in lines[1:]]
         self._check_bytes(there)
         if there == self.part and self.target.exists() and self.target.stat().st_size:
             _, whole = self._matching(self.target)
@@ -220,7 +220,7 @@ class Output:
                 ):
                     raise ValueError("another format")
                 if lines:
-                    Progress.from_json(found)
+                    OutputStep.from_json(found)
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ScoringError(
                     f"{self.record} is no record of finsent; it is left alone. Name another output "
@@ -239,7 +239,7 @@ class Output:
     def _check_bytes(self, there: Path) -> None:
         """Goes back to the last step that the file has reached; ScoringError where it differs."""
         size = there.stat().st_size
-        last = self.steps[-1] if self.steps else Progress()
+        last = self.steps[-1] if self.steps else OutputStep()
         reached, whole = self._matching(there)
         kept = [step for step in self.steps if step.size <= size]
         if len(kept) > reached:

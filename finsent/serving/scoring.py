@@ -25,7 +25,7 @@ from typing import Any
 
 from finsent.machine.files import sha256_file
 from finsent.results.runs import Run, read_run
-from finsent.serving.output import Appender, Output, Progress, ScoringError, Tally
+from finsent.serving.output import Appender, Output, OutputStep, ScoringError, Tally
 from finsent.serving.tables.reading import LABEL_COLUMN, Table
 from finsent.serving.tables.rows import Row, TableError
 from finsent.serving.tables.writing import Cell, csv_writer, neutralize, restored, written
@@ -272,7 +272,7 @@ def _write(
 
     def noted(read: int, read_sha256: str, *, finished: bool = False) -> None:
         done = (appender.size, appender.sha256, engine, copy.deepcopy(tally), finished)
-        output.note(Progress(read, read_sha256, rows, *done))
+        output.note(OutputStep(read, read_sha256, rows, *done))
 
     for answers in predict(reader.blocks(rows, block_rows)) if predict else ():
         block = reader.waiting.popleft()

@@ -32,7 +32,7 @@ def findings(study: str, folder: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RegimeProgress:
     """How much of what was registered of a regime on a data set is there."""
 
     regime: str
@@ -42,7 +42,7 @@ class Progress:
     planned: int
 
 
-def progress(study: CycleStudy, folder: Path) -> list[Progress]:
+def progress(study: CycleStudy, folder: Path) -> list[RegimeProgress]:
     """Every regime and data set of a study, in the order of the plan."""
     runs = read_runs(folder / RESULTS)
     made: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
@@ -50,7 +50,7 @@ def progress(study: CycleStudy, folder: Path) -> list[Progress]:
         made[run.regime, run.dataset].add((run.seed, run.fold))
     planned = len(study.splits) * len(study.seeds)
     return [
-        Progress(regime.name, dataset, len(made[regime.name, dataset]), planned)
+        RegimeProgress(regime.name, dataset, len(made[regime.name, dataset]), planned)
         for regime in study.regimes
         for dataset in study.datasets
     ]
