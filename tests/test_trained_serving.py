@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from finsent.models.adapters import (
 )
 from finsent.models.backbones import (
     Backbone,
+    BackboneError,
 )
 from finsent.models.tokenization import InputError
 from finsent.results import runs
@@ -87,6 +89,23 @@ def test_one_base_serves_all_arms_and_switches(
     comparer.use(folder, 0, ("matched",))
     assert closed == [base]
     assert comparer.engine is not base
+
+
+def test_a_run_of_other_weights_is_refused_beside_and_after_one_of_these(
+    trained: dict[str, runs.Run], tiny_environment: None, tmp_path: Path
+) -> None:
+    folder = trained["baseline"].folder.parent.parent
+    comparer = Comparer.from_artifacts(folder, 0, ("baseline",), device=CPU)
+    before = comparer.compare("Profit rose.").predictions[0].probabilities
+    other = Path(shutil.copytree(folder, tmp_path / "artifacts" / "tiny-phi" / "sample"))
+    path = other / "baseline" / "seed-0" / "config.json"
+    config = runs.read_json(path)
+    runs.write_json(path, {**config, "backbone_sha256": "0" * 64})
+    with pytest.raises(AdapterError, match="trained on different weights"):
+        comparer.use(other, 0, ("baseline", "dendritic"))
+    with pytest.raises(BackboneError, match="do not fit"):
+        comparer.use(other, 0, ("baseline",))
+    assert comparer.compare("Profit rose.").predictions[0].probabilities == before
 
 
 def test_bad_texts_are_refused_and_long_ones_cut(

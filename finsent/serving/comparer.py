@@ -103,6 +103,8 @@ class _Base:
     """A base in memory, and what answers on it."""
 
     key: tuple[object, ...]
+    sha256: str
+    """Of its weights."""
     engine: Engine
     engine_name: str
     """Of finsent.engines.rule.ENGINES."""
@@ -176,23 +178,30 @@ class Comparer:
             raise AdapterError("name at least one arm")
         found = [_checked_run(Path(folder) / arm / f"seed-{seed}") for arm in arms]
         configs = [TrainConfig.from_dict(run.config["config"]) for run in found]
-        first, about = configs[0], found[0].config
+        first = configs[0]
         of_base = ("backbone", "precision", "depth", "pooling", "max_length", "prompt_suffix")
         keys = {tuple(getattr(c, name) for name in (*of_base, "copies", "adapt")) for c in configs}
         if len(keys) != 1:
             raise AdapterError(f"the arms of {folder} were not trained alike: {sorted(keys)}")
+        weights = {run.config["backbone_sha256"] for run in found}
+        if len(weights) != 1:
+            raise AdapterError(
+                f"the arms of {folder} were trained on different weights: {sorted(weights)}"
+            )
         adapters = {
             arm: load_adapter(run.folder / ADAPTER_FILE)
             for arm, run in zip(arms, found, strict=True)
         }
         with self._lock:
-            (key,) = keys
-            if self._base is None or self._base.key != key:
+            (key,), (sha256,) = keys, weights
+            if self._base is not None and self._base.key == key:
+                _require_weights(first.backbone, self._base.sha256, sha256)
+            else:
                 # The old base goes before the new one comes: two may not fit.
                 if self._base is not None:
                     self._base.engine.close()
                 self._base = None
-                self._base = self._load_base(key, first, about["backbone_sha256"])
+                self._base = self._load_base(key, first, sha256)
             base = self._base
             base.engine.set_arms(adapters)
             self.arms = tuple(arms)
@@ -228,7 +237,7 @@ class Comparer:
             engine = GraphEngine(backbone, config.pooling, config.longest)
         tokenize = _backbone_tokenizer(backbone, config)
         suffix = backbone.tokenizer(config.prompt_suffix, add_special_tokens=False)["input_ids"]
-        return _Base(key, engine, name, tokenize, len(suffix))
+        return _Base(key, sha256, engine, name, tokenize, len(suffix))
 
     def _load_openvino(
         self,
@@ -256,7 +265,7 @@ class Comparer:
             quick=quick_precision() if name == "openvino" else None,
         )
         tokenize = FileTokenizer(folder, config.longest, config.prompt_suffix, config.copies)
-        return _Base(key, engine, name, tokenize, tokenize.suffix_length)
+        return _Base(key, sha256, engine, name, tokenize, tokenize.suffix_length)
 
     @property
     def _loaded(self) -> _Base:
