@@ -34,7 +34,7 @@ figures leaderboard verify: $(VENV)/app.stamp
 readme: $(VENV)/app.stamp
 	$(BIN)/python -m finsent.reports.readme
 
-# docs/report.md and docs/submission.md with their figures, from artifacts/.
+# docs/report.md, its appendix and docs/submission.md with their figures, from artifacts/.
 report: $(VENV)/app.stamp
 	$(BIN)/python -m finsent.reports.report
 

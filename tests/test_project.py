@@ -285,6 +285,13 @@ PAGES = sorted(
 )
 
 
+def anchors(page: Path) -> set[str]:
+    """What links to headings of a page end with, as GitHub makes it from them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
 def test_paths_and_links_of_a_page_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
@@ -295,6 +302,13 @@ def test_paths_and_links_of_a_page_lead_somewhere(document: Path) -> None:
         if link and "://" not in link and not (document.parent / link).exists()
     }
     assert missing_links == set()
+    places = {tuple(link.split("#")) for link in re.findall(r"\]\(([^)\s]*#[^)\s]+)\)", text)}
+    missing_places = {
+        (name, place)
+        for name, place in places
+        if "://" not in name and place not in anchors(document.parent / name if name else document)
+    }
+    assert missing_places == set()
     paths = set(re.findall(r"\b(?:finsent|tests|bench)/[\w./-]*\w", text))
     assert {path for path in paths if not (ROOT / path).exists()} == set()
     modules = set(re.findall(r"`(finsent(?:\.\w+)+)[`(]", text))

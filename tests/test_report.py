@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finsent.plots.png_figures import FigureError
+from finsent.plots.png_style import DPI
 from finsent.reports import evidence as evidence_module
 from finsent.reports import report, report_figures
-from finsent.reports.submission import submission_markdown
+from finsent.reports.overview import counts
+from finsent.reports.report_values import board_values
 from finsent.results.runs import read_json
 from finsent.results.schema import ArtifactError
 from finsent.study import views
@@ -32,6 +35,7 @@ from tests.study_factory import make_classical, make_study
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ("allagree", "allagree")
+APPENDIX = "report_appendix.md"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,10 @@ def summary(artifacts: Path) -> dict[str, Any]:
     return read_summaries(artifacts)["heads"]
 
 
+def appendix_of(artifacts: Path) -> str:
+    return report.pages(evidence_module.Evidence.read(artifacts), artifacts)[APPENDIX]
+
+
 def section(text: str, heading: str) -> str:
     """From a heading to the next one of its level."""
     level = len(heading.split(" ")[0])
@@ -80,15 +88,15 @@ def test_the_same_files_give_the_same_bytes(artifacts: Path, out: Path) -> None:
     stale.write_bytes(b"")
     report.write_report(artifacts, out)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    for page in ("report.md", "submission.md"):
-        links = re.findall(r"\]\((?!http)([^)]+)\)", (out / page).read_text())
+    for page in report.PAGES:
+        links = re.findall(r"\]\((?!http)([^)#]+)", (out / page).read_text())
         missing = {link for link in links if not (out / link).exists()}
         # The made-up tree has no figures of its own.
         assert all("figures/" in link for link in missing), missing
 
 
 def test_the_answer_counts_what_the_comparisons_say(out: Path, summary: dict[str, Any]) -> None:
-    text = section((out / "report.md").read_text(), "## Answer")
+    text = section((out / APPENDIX).read_text(), "## Study `heads`")
     outcomes = [c["outcome"] for c in summary["comparisons"] if c["a"] == "baseline"]
     assert {"better", "worse", "tied"} <= set(outcomes)
     line = next(line for line in text.splitlines() if line.startswith("- Against `baseline`"))
@@ -118,7 +126,7 @@ def test_winning_against_the_baseline_alone_is_not_winning(summary: dict[str, An
 
 def test_what_an_answer_takes_stands_beside_the_baselines(artifacts: Path, out: Path) -> None:
     arms = read_json(artifacts / "leaderboard.json")["arms"]
-    table = (out / "report.md").read_text().split("## Latency of an answer")[1].split("\n## ")[0]
+    table = (out / APPENDIX).read_text().split("## Latency of an answer")[1].split("\n## ")[0]
     baselines = {arm["dataset"]: arm["mean"] for arm in arms if arm["arm"] == "baseline"}
     assert baselines
     for arm in arms:
@@ -134,7 +142,7 @@ def test_what_an_answer_takes_stands_beside_the_baselines(artifacts: Path, out: 
 
 
 def test_every_row_shows_the_numbers_of_the_file(out: Path, summary: dict[str, Any]) -> None:
-    text = (out / "report.md").read_text()
+    text = (out / APPENDIX).read_text()
     for place in views.places(summary):
         part = section(text, f"### {place[0]}")
         for row in views.rows_of(summary, place):
@@ -173,14 +181,17 @@ def test_rows_of_the_file_are_those_of_the_runs(artifacts: Path, summary: dict[s
     assert row["errors_removed_pct"] == pytest.approx(removed, rel=1e-6)
 
 
-def test_what_is_no_head_stands_apart(out: Path) -> None:
-    text = (out / "report.md").read_text()
-    part = section(text, "### 50agree")
-    heads, others = part.split("#### Classical classifiers on 50agree")
-    assert "tfidf-logistic" in others
-    assert "tfidf-logistic" not in heads
-    assert "ModernBERT + LoRA | stratified 10-fold | 86.88 ± 1.00 | 85.40" in others
-    assert "Published elsewhere" not in section(text, "### allagree")
+def test_what_is_no_head_stands_apart_and_once(out: Path) -> None:
+    text = (out / APPENDIX).read_text()
+    assert "tfidf-logistic" not in section(text, "## Study `heads`")
+    others = section(text, "## Study `classical`")
+    line = cells(section(others, "### Classical classifiers on 50agree"), "full", "tfidf-logistic")
+    assert line[2:4] == ["10 x 2", "84.00 ± 0.00"]
+    assert text.count("| tfidf-logistic |") == 2, "once for each data set"
+    elsewhere = section(text, "## Published elsewhere")
+    reference = "| 50agree | ModernBERT + LoRA | stratified 10-fold | 86.88 ± 1.00 | 85.40 |"
+    assert elsewhere.count(reference) == 1
+    assert "| allagree |" not in elsewhere
     # Other protocols are no context for folds.
     assert "GPT-4" not in text
 
@@ -191,7 +202,7 @@ def test_variants_are_set_against_what_they_differ_from(artifacts: Path, out: Pa
     assert (tanh.base, tanh.nll_change) == ("refined-3", pytest.approx(0.01))
     assert found["allagree", "full", "random-3"].base == "random-1"
     assert found["allagree", "full", "refined-3"].base == "refined-3"
-    text = (out / "report.md").read_text()
+    text = (out / APPENDIX).read_text()
     part = section(text, "## Dendrite settings, compared on validation only: study `heads`")
     line = cells(section(part, "### allagree, full"), "refined-3, tanh")
     assert line == ["refined-3, tanh", "refined-3", "0.2300", "+0.0100", "90.00", "0.00", "1.0"]
@@ -212,7 +223,7 @@ def test_what_ensembles_chose_from_is_listed_best_first(artifacts: Path, tmp_pat
     ]
     (folder / SELECTION).unlink()
     append_selection(folder / SELECTION, rows)
-    page = report.report_markdown(evidence_module.Evidence.read(root), tmp_path)
+    page = appendix_of(root)
     part = section(page, "## Fine-tuning settings, compared on validation only: study `heads`")
     assert part.index("| twice | `whole-last` | 86.00 | 0.5000") < part.index("| plain |")
     assert "python train_models.py study heads --select" in page
@@ -232,12 +243,12 @@ def test_a_variant_under_other_settings_is_refused(artifacts: Path, tmp_path: Pa
 
 def test_unequal_budgets_are_told(artifacts: Path, tmp_path: Path) -> None:
     root = shutil.copytree(artifacts, tmp_path / "artifacts")
-    page = report.report_markdown(evidence_module.Evidence.read(root), tmp_path)
+    page = appendix_of(root)
     assert "every arm of a regime takes the same number of optimizer steps" in page
     path = root / "studies" / "heads" / RESULTS
     path.write_text(re.sub(r"(,refined-3,.*),400,", r"\1,450,", path.read_text()))
     write_summary(path.parent)
-    page = report.report_markdown(evidence_module.Evidence.read(root), tmp_path)
+    page = appendix_of(root)
     assert "all arms of `refined-3` take 12 % more than the baseline" in page
 
 
@@ -274,28 +285,158 @@ def test_regimes_and_recipes_are_in_the_order_of_their_numbers() -> None:
     assert sorted(["refined-10", "refined-3", "random-1"], key=views.recipe_key)[-1] == "refined-10"
 
 
-def test_the_submission_leaves_nothing_out(artifacts: Path, out: Path) -> None:
+def test_the_appendix_has_every_comparison_with_its_bounds(
+    out: Path, summary: dict[str, Any]
+) -> None:
+    text = section((out / APPENDIX).read_text(), "## Study `heads`")
+    for place in views.places(summary):
+        part = section(text, f"### {place[0]}").split("Share of the other arm's errors")[1]
+        head, *lines = [line for line in part.splitlines() if line.startswith("|")]
+        columns = [name.strip() for name in head.strip("|").split("|")]
+        for c in views.comparisons_of(summary, place):
+            (line,) = [x for x in lines if x.startswith(f"| {c['regime']} | ") and " (" in x]
+            column = columns.index(f"{c['recipe']}, against {c['a']}")
+            cell = line.strip("|").split("|")[column].strip()
+            assert ("**" in cell) == (c["outcome"] != "tied")
+            found = re.fullmatch(r"\**(\S+?)\** \((\S+) to (\S+)\)", cell)
+            assert found, cell
+            wanted = [c["errors_removed_pct"], *c["errors_removed_ci_pct"]]
+            assert [float(x) for x in found.groups()] == pytest.approx(wanted, abs=0.051)
+
+
+def test_studies_come_in_the_order_of_their_titles(summary: dict[str, Any]) -> None:
+    found = dict.fromkeys(("unnamed", "lora", "heads-held-out"), summary)
+    assert views.study_names(found) == ["heads-held-out", "lora", "unnamed"]
+
+
+def test_the_submission_has_the_sections_that_are_asked_for(
+    out: Path, summary: dict[str, Any]
+) -> None:
     text = (out / "submission.md").read_text()
     for heading in ("Introduction", "Project impact", "Usage instructions", "Results"):
         assert f"\n## {heading}\n" in text
     assert "artifacts/figures/PAI.png)" in text
-    summary = read_summaries(artifacts)["heads"]
-    for place in views.places(summary):
-        part = section(text, f"#### {place[0]}")
-        for c in views.comparisons_of(summary, place):
-            column = 6 + ("baseline", "restart", "matched").index(c["a"])
-            cell = cells(part, c["regime"], c["recipe"])[column]
-            assert ("**" in cell) == (c["outcome"] != "tied")
-            removed, bound = re.fullmatch(
-                r"\**(\S+) %\** \[(\S+)\](?: \(\S+ % size\))?", cell
-            ).groups()
-            assert float(removed) == pytest.approx(c["errors_removed_pct"], abs=0.051)
-            assert float(bound) == pytest.approx(c["errors_removed_ci_pct"][1], abs=0.051)
-            assert ("size" in cell) == ("matched has" in c["verdict"])
+    line = cells(text, "[`heads`](report_appendix.md#study-heads)")
+    for arm, cell in zip(("baseline", "restart", "matched"), line[2:5], strict=True):
+        removed = [c["errors_removed_pct"] for c in summary["comparisons"] if c["a"] == arm]
+        wanted = [statistics.median(removed), min(removed), max(removed)]
+        numbers = re.findall(r"[-+]?\d+\.\d", cell)
+        assert [float(x) for x in numbers] == pytest.approx(wanted, abs=0.051)
     tied = sum(c["outcome"] == "tied" for c in summary["comparisons"])
-    assert f"{tied} of {len(summary['comparisons'])} comparisons are ties" in text
-    board = read_json(artifacts / "leaderboard.json")
-    assert submission_markdown({}, board, artifacts, out).count("### ") == 1
+    assert f"{tied} of {len(summary['comparisons'])} comparisons of the studies are ties" in text
+
+
+@pytest.mark.parametrize("name", ["report.md", "submission.md"])
+def test_what_people_read_first_stays_short(name: str) -> None:
+    assert len((ROOT / "docs" / name).read_text().splitlines()) <= 130
+
+
+def shown_in_the_summary(page: str) -> dict[str, list[str]]:
+    """By study, the cells after its question."""
+    lines = [line for line in section(page, "## The studies").splitlines() if "](" in line]
+    found = {line.split("`")[1]: line.strip("| ").split(" | ")[2:] for line in lines}
+    assert len(found) == len(lines), "a study has one row"
+    return found
+
+
+def told_by(summary: dict[str, Any]) -> list[str]:
+    """What the summary's row of a study has to say, counted anew from its file."""
+    comparisons = summary["comparisons"]
+    settings: dict[tuple[str, ...], list[str]] = {}
+    for c in comparisons:
+        key = tuple(c[name] for name in ("dataset", "test_dataset", "regime", "recipe"))
+        settings.setdefault(key, []).append(c["outcome"])
+    if not settings:
+        return ["none", "–", "–", "–"]
+    won = sum(outcomes == ["better"] * 3 for outcomes in settings.values())
+    bounds = [c["errors_removed_ci_pct"] for c in comparisons if c["a"] == "restart"]
+    highest = [high for _, high in bounds]
+    losses = [c["metrics"]["nll"] for c in comparisons]
+    sure = [loss["mean"] < 0 for loss in losses if loss["p_holm"] < 0.05]
+    return [
+        str(len(settings)),
+        str(won),
+        f"{statistics.median(highest):.1f}, {max(highest):.1f}",
+        f"{sum(sure)}, {len(sure) - sum(sure)} of {len(losses)}",
+    ]
+
+
+def test_the_summary_has_a_row_for_each_study_that_says_what_its_file_holds() -> None:
+    shown = shown_in_the_summary((ROOT / "docs" / "report.md").read_text())
+    files = {
+        path.parent.name: read_json(path)
+        for path in (ROOT / "artifacts" / "studies").glob("*/summary.json")
+    }
+    with_rows = {name: file for name, file in files.items() if file["rows"]}
+    assert {name: line[1:] for name, line in shown.items()} == {
+        name: told_by(file) for name, file in with_rows.items()
+    }
+    for name, file in with_rows.items():
+        assert shown[name][0].removesuffix(" so far") == f"{file['runs']:,}"
+
+
+def test_the_summary_follows_the_files(artifacts: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(artifacts, tmp_path / "artifacts")
+    make_study(root, "lora", datasets=("allagree",))
+    evidence = evidence_module.Evidence.read(root)
+    page = report.pages(evidence, root)["report.md"]
+    shown = shown_in_the_summary(page)
+    assert list(shown) == ["heads", "lora", "classical"]
+    assert {name: line[1:] for name, line in shown.items()} == {
+        name: told_by(dict(summary)) for name, summary in evidence.summaries.items()
+    }
+    assert [line[2] for line in shown.values()] == ["2", "1", "–"]
+    # Settings of two studies are two settings, whatever they are called.
+    assert "**In part: dendrites beat all three controls in 3 of 18 settings.**" in page
+    for c in evidence.summaries["lora"]["comparisons"]:
+        c["outcome"] = "tied"
+    page = report.pages(evidence, root)["report.md"]
+    assert [line[2] for line in shown_in_the_summary(page).values()] == ["2", "0", "–"]
+    assert "in 2 of 18 settings.**" in page
+
+
+def test_the_leaderboard_is_told_whichever_arm_comes_first(artifacts: Path) -> None:
+    evidence = evidence_module.Evidence.read(artifacts)
+    names = {"backbone": "smollm2-135m", "dataset": "allagree", "verdict": "so it is"}
+    pairs = [
+        {**names, "a": "dendritic", "b": "restart", "outcome": "worse"},
+        {**names, "a": "dendritic", "b": "restart", "outcome": "better"},
+        {**names, "a": "baseline", "b": "matched", "outcome": "better"},
+    ]
+    found = board_values({**evidence.board, "comparisons": pairs})
+    assert (found["compared"], found["better"], found["worse"]) == (2, pairs[:1], 1)
+    assert len(found["verdicts"]) == 2
+
+
+def test_counts_of_nothing_are_zero(summary: dict[str, Any]) -> None:
+    nothing = counts()
+    assert (nothing["settings"], nothing["tests"], nothing["won"]) == (0, 0, 0)
+    assert nothing["against"]["restart"]["bounds"] == {}
+    lone = [c for c in summary["comparisons"] if c["a"] != "matched"]
+    assert counts(lone)["won"] == 0, "two controls are not three"
+
+
+def test_the_summary_figure_draws_every_setting_under_the_finding(
+    artifacts: Path, summary: dict[str, Any]
+) -> None:
+    figure = report_figures.summary_figure(read_summaries(artifacts))
+    assert list(figure.get_size_inches() * DPI) == [1600, 900]
+    assert figure.texts[0].get_text() == "Dendrites beat all three controls in 2 of 12 settings"
+    assert [x.get_text() for x in figure.axes[0].get_yticklabels()] == [views.study_title("heads")]
+    for axes, arm in zip(figure.axes, ("baseline", "restart", "matched"), strict=True):
+        mine = [c for c in summary["comparisons"] if c["a"] == arm]
+        zero, *marks = axes.lines
+        assert list(zero.get_xdata()) == [0, 0]
+        *settings, bar, middle = marks
+        tests = [c["metrics"]["accuracy"] for c in mine]
+        assert [m.get_xdata()[0] for m in settings] == [100 * test["mean"] for test in tests]
+        filled = [m.get_markerfacecolor() != "white" for m in settings]
+        assert filled == [c["outcome"] != "tied" for c in mine]
+        ends = [100 * statistics.median(test[end] for test in tests) for end in ("low", "high")]
+        assert list(bar.get_xdata()) == ends
+        assert middle.get_xdata()[0] == 100 * statistics.median(test["mean"] for test in tests)
+    with pytest.raises(FigureError, match="no comparison"):
+        report_figures.summary_figure({"heads": {**summary, "comparisons": []}})
 
 
 def test_without_a_study_it_says_how_to_make_one(
@@ -333,10 +474,9 @@ def test_the_committed_pages_are_what_the_artifacts_give() -> None:
         pytest.skip("no finished study is committed yet")
     docs = ROOT / "docs"
     evidence = evidence_module.Evidence.read(committed)
-    assert (docs / "report.md").read_text() == report.report_markdown(evidence, docs)
-    page = submission_markdown(evidence.summaries, evidence.board, committed, docs)
-    assert (docs / "submission.md").read_text() == page
-    links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (docs / "report.md").read_text() + page)
+    written = report.pages(evidence, docs)
+    assert {name: (docs / name).read_text() for name in report.PAGES} == written
+    links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", "".join(written.values()))
     assert [link for link in links if not (docs / link).is_file()] == []
 
 

@@ -1,4 +1,4 @@
-"""The studies' files and the runs that docs/report.md and docs/submission.md are written from."""
+"""The studies' files and the runs that the report and the submission are written from."""
 
 from __future__ import annotations
 

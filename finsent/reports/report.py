@@ -1,4 +1,4 @@
-"""docs/report.md and docs/submission.md, generated from the studies' files and the runs.
+"""docs/report.md, its appendix and docs/submission.md, from the studies' files and the runs.
 
 python -m finsent.reports.report [--artifacts DIR] [--out DIR]
 
@@ -17,52 +17,67 @@ import matplotlib as mpl
 from finsent.data.folds import FOLDS
 from finsent.growth.settings import LIBRARY_VERSION, growth_settings
 from finsent.machine.files import ROOT, write_bytes_atomically
-from finsent.plots.png_figures import FigureError
+from finsent.plots.png_figures import ACCURACY_FIGURE, TRAINING_FIGURE, FigureError
 from finsent.plots.png_style import STYLE, png
 from finsent.reports import report_figures
 from finsent.reports.evidence import Evidence, link_to
-from finsent.reports.report_values import board_values, forest_name, study_values, unfinished
-from finsent.reports.submission import submission_markdown
+from finsent.reports.overview import compared, finding, overview
+from finsent.reports.report_values import (
+    board_values,
+    context,
+    forest_name,
+    study_values,
+    unfinished,
+)
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.schema import ArtifactError
 from finsent.results.text import render
-from finsent.study.comparisons import REFERENCES
-from finsent.study.rows import CLASSICAL, StudyError
+from finsent.study.comparisons import EQUAL_WITHIN, REFERENCES
+from finsent.study.rows import StudyError
 from finsent.study.selection import SELECTION
 from finsent.study.views import ARM_RULES, RULES, comparisons_of, places, study_names
 
-REPORT = "report.md"
-SUBMISSION = "submission.md"
+PAGES = ("report.md", "report_appendix.md", "submission.md")
+"""Each from the template of its name."""
 FIGURES = "report"
-"""Folder of the figures beside the page."""
+"""Folder of the figures beside the pages."""
+SUMMARY = "summary.png"
 
 
-def report_markdown(evidence: Evidence, out: Path) -> str:
-    """The whole page; `out` is the folder that it will stand in."""
-    return render(
-        "finsent.reports",
-        "report.md.j2",
-        artifacts=link_to(evidence.artifacts, out),
-        figures=FIGURES,
-        selection=SELECTION,
-        significance=SIGNIFICANCE,
-        folds=FOLDS,
-        references=REFERENCES,
-        settings=growth_settings(),
-        library_version=LIBRARY_VERSION,
-        classical=CLASSICAL,
-        rules=RULES,
-        arm_rules=ARM_RULES,
-        board=board_values(evidence.board),
-        studies=[study_values(name, evidence) for name in study_names(evidence.summaries)],
-        unfinished=unfinished(evidence),
-    )
+def pages(evidence: Evidence, out: Path) -> dict[str, str]:
+    """Content of every page by file name; `out` is the folder that they will stand in."""
+    every_study = overview(evidence.summaries)
+    values = {
+        "artifacts": link_to(evidence.artifacts, out),
+        "figures": FIGURES,
+        "summary_figure": SUMMARY,
+        "accuracy_figure": ACCURACY_FIGURE,
+        "training_figure": TRAINING_FIGURE,
+        "selection": SELECTION,
+        "significance": SIGNIFICANCE,
+        "equal_within": EQUAL_WITHIN,
+        "folds": FOLDS,
+        "references": REFERENCES,
+        "settings": growth_settings(),
+        "library_version": LIBRARY_VERSION,
+        "rules": RULES,
+        "arm_rules": ARM_RULES,
+        "all": every_study,
+        "finding": finding(every_study["counts"]),
+        "board": board_values(evidence.board),
+        "studies": [study_values(name, evidence) for name in study_names(evidence.summaries)],
+        "unfinished": unfinished(evidence),
+        **context(evidence.summaries),
+    }
+    return {page: render("finsent.reports", f"{page}.j2", **values) for page in PAGES}
 
 
 def figures(evidence: Evidence) -> dict[str, bytes]:
     """Content of every figure by file name."""
     drawn = {}
     with mpl.rc_context(STYLE):
+        if compared(evidence.summaries):
+            drawn[SUMMARY] = report_figures.summary_figure(evidence.summaries)
         drawn["growth.png"] = report_figures.growth_figure(evidence.runs)
         for name in study_names(evidence.summaries):
             summary = evidence.summaries[name]
@@ -77,16 +92,13 @@ def figures(evidence: Evidence) -> dict[str, bytes]:
 
 
 def write_report(artifacts: Path, out: Path) -> list[Path]:
-    """Writes both pages and the figures, and removes figures that no page shows any more.
+    """Writes the pages and the figures, and removes figures that no page shows any more.
 
     Raises StudyError without a finished study, ArtifactError for a damaged file.
     """
     evidence = Evidence.read(artifacts)
     files = {f"{FIGURES}/{name}": content for name, content in figures(evidence).items()}
-    files[REPORT] = report_markdown(evidence, out).encode()
-    files[SUBMISSION] = submission_markdown(
-        evidence.summaries, evidence.board, artifacts, out
-    ).encode()
+    files |= {name: text.encode() for name, text in pages(evidence, out).items()}
     for old in (out / FIGURES).glob("*.png"):
         if f"{FIGURES}/{old.name}" not in files:
             old.unlink()

@@ -1,8 +1,10 @@
-"""The PNG figures of docs/report.md, drawn from the studies' summaries and the runs' histories."""
+"""The PNG figures of the report and its appendix, from studies' summaries and runs' histories."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -25,6 +27,7 @@ from finsent.plots.png_style import (
     panel_title,
 )
 from finsent.plots.style import ARM_STYLES
+from finsent.reports.overview import compared, counts, finding
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.runs import Run
 from finsent.results.text import MINUS, signed
@@ -32,6 +35,7 @@ from finsent.study.comparisons import REFERENCES
 from finsent.study.rows import CLASSICAL
 from finsent.study.views import (
     ARM_ORDER,
+    OUTCOMES,
     Entry,
     Summary,
     classical_rows,
@@ -39,12 +43,113 @@ from finsent.study.views import (
     place_name,
     places,
     rows_of,
+    study_title,
     whole_data,
 )
 
 WIDTH = 10.4
+SLIDE = (8.0, 4.5)
+"""Inches of the summary, 1600 x 900 pixels."""
 _GAP = 0.6
 """Extra room between regimes, in rows."""
+
+
+def summary_figure(summaries: Mapping[str, Summary]) -> Figure:
+    """Accuracy of dendritic minus each other arm in every setting, a line a study, on one slide.
+
+    Raises FigureError where no study compares dendrites with anything.
+    """
+    names = compared(summaries)
+    if not names:
+        raise FigureError("no comparison to draw; run a study with a dendritic arm first")
+    studies = [summaries[name]["comparisons"] for name in names]
+    figure = Figure(figsize=SLIDE, facecolor="white")
+    height = figure.get_figheight()
+    grid = figure.subplots(1, len(REFERENCES), squeeze=False, sharex=True, sharey=True)[0]
+    margins(figure, height, left=2.45, right=0.15, top=1.2, bottom=0.87, hspace=0, wspace=0.08)
+    for axes, arm in zip(grid, REFERENCES, strict=True):
+        axes.axvline(0, color=SOFT, lw=0.9, zorder=1)
+        against = [[c for c in comparisons if c["a"] == arm] for comparisons in studies]
+        for y, comparisons in enumerate(against):
+            _summary_line(axes, comparisons, y, arm)
+        _panel_head(axes, f"minus {arm}", list(chain.from_iterable(against)))
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        _points_axis(axes)
+    grid[0].set_yticks(range(len(names)), [study_title(name) for name in names])
+    grid[0].tick_params(axis="y", labelsize=8, labelcolor=INK, pad=5)
+    headline(
+        figure,
+        height,
+        finding(counts(*studies)),
+        "Test accuracy with dendrites minus that without, with restarts alone, and with as many "
+        "parameters",
+    )
+    footer(
+        figure,
+        height,
+        "Small mark: a setting, filled where p < 0.05 after correction over its study. Large "
+        "mark: the median setting.\nBar: the median 95% interval, before correction for many "
+        "tests. Right of zero, dendrites are more accurate.",
+    )
+    return figure
+
+
+def _summary_line(axes: Axes, comparisons: Sequence[Entry], y: float, arm: str) -> None:
+    colour = ARM_STYLES[arm].colour
+    for c in comparisons:
+        sure = c["outcome"] != "tied"
+        _mark(axes, c, y, arm, size=3.2, alpha=1 if sure else 0.5)
+    if comparisons:
+        low, middle, high = (
+            100 * median(c["metrics"]["accuracy"][end] for c in comparisons)
+            for end in ("low", "mean", "high")
+        )
+        axes.plot([low, high], [y, y], color=colour, lw=2.0, zorder=2)
+        axes.plot(middle, y, MARKERS[arm], ms=6, mfc="white", mec=colour, mew=1.6, zorder=4)
+
+
+def _mark(
+    axes: Axes, comparison: Entry, y: float, arm: str, *, size: float, alpha: float = 1
+) -> None:
+    """A difference in points, filled where it survives correction."""
+    test, colour = comparison["metrics"]["accuracy"], ARM_STYLES[arm].colour
+    axes.plot(
+        100 * test["mean"],
+        y,
+        MARKERS[arm],
+        ms=size,
+        mfc=colour if test["p_holm"] < SIGNIFICANCE else "white",
+        mec=colour,
+        mew=1.1,
+        alpha=alpha,
+        zorder=3,
+    )
+
+
+def _panel_head(axes: Axes, title: str, comparisons: Sequence[Entry]) -> None:
+    wins = {o: sum(c["outcome"] == o for c in comparisons) for o in OUTCOMES}
+    for text, above, size, weight, colour in (
+        (title, 17, 10, "bold", INK),
+        (f"better {wins['better']}, worse {wins['worse']}, tied {wins['tied']}", 5, 8, None, SOFT),
+    ):
+        axes.annotate(
+            text,
+            (0, 1),
+            xycoords="axes fraction",
+            xytext=(0, above),
+            textcoords="offset points",
+            fontsize=size,
+            fontweight=weight,
+            color=colour,
+        )
+
+
+def _points_axis(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, None, minus=MINUS)))
+    bare(axes, grid_axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("points", labelpad=4, fontsize=8)
 
 
 def forest_figure(comparisons: Sequence[Entry]) -> Figure:
@@ -112,36 +217,9 @@ def _forest_panel(
         sure = test["p_holm"] < SIGNIFICANCE
         low, high = 100 * test["low"], 100 * test["high"]
         axes.plot([low, high], [y, y], color=style.colour, lw=1.5, alpha=0.9 if sure else 0.55)
-        axes.plot(
-            100 * test["mean"],
-            y,
-            MARKERS[arm],
-            ms=5.5,
-            mfc=style.colour if sure else "white",
-            mec=style.colour,
-            mew=1.1,
-            zorder=3,
-        )
-    wins = {o: sum(c["outcome"] == o for c in comparisons) for o in ("better", "worse", "tied")}
-    for text, above, size, weight, colour in (
-        (f"minus {arm}", 17, 10, "bold", INK),
-        (f"better {wins['better']}, worse {wins['worse']}, tied {wins['tied']}", 5, 8, None, SOFT),
-    ):
-        axes.annotate(
-            text,
-            (0, 1),
-            xycoords="axes fraction",
-            xytext=(0, above),
-            textcoords="offset points",
-            fontsize=size,
-            fontweight=weight,
-            color=colour,
-        )
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, None, minus=MINUS)))
-    bare(axes, grid_axis="x")
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("points", labelpad=4, fontsize=8)
+        _mark(axes, c, y, arm, size=5.5)
+    _panel_head(axes, f"minus {arm}", comparisons)
+    _points_axis(axes)
 
 
 def _panels(

@@ -1,4 +1,4 @@
-"""What docs/report.md says of each study and of the leaderboard, as values for its templates."""
+"""What the pages say of each study and of the leaderboard, as values for their templates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finsent.results.external.rows import without_entrants
 from finsent.study.cycles.findings import findings, progress
 from finsent.study.cycles.plans import CYCLE_STUDIES, CycleStudy
 from finsent.study.plans import STUDIES
-from finsent.study.rows import ENSEMBLE
+from finsent.study.rows import CLASSICAL, ENSEMBLE
 from finsent.study.selection import (
     CHOSEN,
     SELECTION,
@@ -24,6 +24,7 @@ from finsent.study.selection import (
 )
 from finsent.study.views import (
     Entry,
+    Summary,
     answer,
     chosen,
     classical_rows,
@@ -32,10 +33,14 @@ from finsent.study.views import (
     place_name,
     places,
     published,
+    question,
     regime_key,
     rows_of,
+    study_names,
     study_title,
 )
+
+DENDRITIC = "dendritic"
 
 
 def study_values(name: str, evidence: Evidence) -> dict[str, Any]:
@@ -45,6 +50,7 @@ def study_values(name: str, evidence: Evidence) -> dict[str, Any]:
     return {
         "name": name,
         "title": study_title(name),
+        "question": question(name),
         "runs": summary["runs"],
         "answer": answer(summary["comparisons"]),
         "findings": findings(name, folder),
@@ -52,7 +58,7 @@ def study_values(name: str, evidence: Evidence) -> dict[str, Any]:
         "fully": any(row["regime"].endswith("-full") for row in rows),
         "chosen": chosen(rows),
         "survivors": summary["survivors"],
-        "places": [_place(name, evidence, place) for place in places(summary)],
+        "places": [_place(name, summary, place) for place in places(summary)],
         "dendritic": any(row["arm"] == "dendritic" for row in rows),
         "one_split": {row["folds"] for row in rows} == {1},
         "sizes": sorted({(row["folds"], row["seeds"], row["n"]) for row in rows}),
@@ -76,6 +82,7 @@ def unfinished(evidence: Evidence) -> list[dict[str, Any]]:
             found.append(
                 {
                     "name": study.name,
+                    "question": question(study.name),
                     "made": sum(part.made for part in parts),
                     "planned": sum(part.planned for part in parts),
                     "begun": [part for part in parts if part.made],
@@ -89,8 +96,7 @@ def forest_name(study: str, place: tuple[str, str]) -> str:
     return f"{study}_forest_{'_on_'.join(dict.fromkeys(place))}.png"
 
 
-def _place(name: str, evidence: Evidence, place: tuple[str, str]) -> dict[str, Any]:
-    summary = evidence.summaries[name]
+def _place(name: str, summary: Summary, place: tuple[str, str]) -> dict[str, Any]:
     comparisons = comparisons_of(summary, place)
     columns = list(dict.fromkeys((c["recipe"], c["a"]) for c in comparisons))
     found = {(c["regime"], c["recipe"], c["a"]): c for c in comparisons}
@@ -102,14 +108,35 @@ def _place(name: str, evidence: Evidence, place: tuple[str, str]) -> dict[str, A
         "matrix": [(r, [found.get((r, *column)) for column in columns]) for r in regimes],
         "survivors": [c for c in comparisons if c["outcome"] != "tied"],
         "rows": rows_of(summary, place),
-        "classical": classical_rows(evidence.summaries, name, place),
-        "published": published(summary, place),
+    }
+
+
+def context(summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    """What stands beside the studies: classical classifiers by place, and published results."""
+    trained = [
+        (name, place) for name in study_names(summaries) for place in places(summaries[name])
+    ]
+    rows: dict[tuple[str, str], list[Entry]] = {}
+    for name, place in trained:
+        shown = rows.setdefault(place, [])
+        shown += [row for row in classical_rows(summaries, name, place) if row not in shown]
+    references = [r for name, place in trained for r in published(summaries[name], place)]
+    return {
+        "classical": {
+            "name": CLASSICAL,
+            "question": question(CLASSICAL),
+            "places": [(place_name(place), found) for place, found in rows.items() if found],
+        },
+        "published": list(dict.fromkeys(references)),
     }
 
 
 def board_values(board: Mapping[str, Any]) -> dict[str, Any]:
     """The leaderboard's runs: what was found, whether growth paid, what an answer takes."""
     arms = without_entrants(board)["arms"]
+    by_name = {(arm["backbone"], arm["dataset"], arm["arm"]): arm for arm in arms}
+    compared = [pair for pair in board["comparisons"] if DENDRITIC in (pair["a"], pair["b"])]
+    ahead = [{"better": pair["b"], "worse": pair["a"]}.get(pair["outcome"]) for pair in compared]
     baselines = {
         (arm["backbone"], arm["dataset"]): arm["mean"]["latency_ms_p50"]
         for arm in arms
@@ -122,6 +149,18 @@ def board_values(board: Mapping[str, Any]) -> dict[str, Any]:
 
     return {
         "verdicts": lora_verdicts(board),
+        "compared": len(compared),
+        "better": [p for p, arm in zip(compared, ahead, strict=True) if arm == DENDRITIC],
+        "worse": sum(arm not in (DENDRITIC, None) for arm in ahead),
+        "pairs": [
+            {
+                **pair,
+                "other": by_name[pair["backbone"], pair["dataset"], pair["a"]],
+                "dendritic": by_name[pair["backbone"], pair["dataset"], DENDRITIC],
+            }
+            for pair in compared
+            if pair["b"] == DENDRITIC
+        ],
         "growth": growth_at_half(board),
         "grown": [
             arm

@@ -123,9 +123,14 @@ def _folds(summary: Summary, place: tuple[str, str]) -> set[int]:
 
 
 def study_names(summaries: Mapping[str, Summary]) -> list[str]:
-    """Names of the studies that trained arms, the one with most runs first."""
-    names = [name for name, summary in summaries.items() if places(summary)]
-    return sorted(names, key=lambda name: (-summaries[name]["runs"], name))
+    """Names of the studies that trained arms, in their order."""
+    return sorted((name for name, summary in summaries.items() if places(summary)), key=study_key)
+
+
+def study_key(name: str) -> tuple[int, str]:
+    """Sort key: the order of words.toml, then the studies that it does not name."""
+    order = list(TITLES)
+    return (order.index(name) if name in order else len(order), name)
 
 
 def study_title(name: str) -> str:
@@ -231,7 +236,7 @@ def short_answer(summary: Summary, titles: Callable[[str], str]) -> str:
             where = tested if trained == tested else f"{tested} (trained on {trained})"
             scores.append(f"{percent(best['accuracy'], 1)} % on {where}")
         return f"Accuracy {', '.join(scores)}."
-    settings = _settings(comparisons)
+    settings = settings_of(comparisons)
     total = f"{len(settings)} setting{'s' * (len(settings) > 1)}"
     won = sum(all(c["outcome"] == "better" for c in found) for found in settings)
     some = sum(any(c["outcome"] == "better" for c in found) for found in settings)
@@ -273,11 +278,11 @@ def _alone(row: Entry, beside: Sequence[Entry]) -> str:
 
 
 def lora_verdicts(board: Mapping[str, Any]) -> list[str]:
-    """Sentences of leaderboard.json on the dendritic arm."""
+    """Sentences of leaderboard.json on the dendritic arm, one for each of its controls."""
     return [
         f"{pair['dataset']}, {pair['backbone']}: {pair['verdict']}."
         for pair in board["comparisons"]
-        if pair["b"] == "dendritic"
+        if "dendritic" in (pair["a"], pair["b"])
     ]
 
 
@@ -296,7 +301,7 @@ def _against(reference: str, comparisons: Sequence[Entry]) -> str:
     nowhere = (
         f" No recipe removed errors in{_listed(never, recipes=False)}." if won and never else ""
     )
-    lower, higher = _by_nll(comparisons)
+    lower, higher = by_nll(comparisons)
     return (
         f"Against `{reference}`: {_joined(parts)}.{_excluded(tied)}{nowhere}{_sizes(comparisons)} "
         f"Test loss was significantly lower in {lower} and significantly higher in {higher}."
@@ -335,7 +340,8 @@ def _regime(comparison: Entry) -> tuple[str, str, str]:
     return (comparison["dataset"], comparison["test_dataset"], comparison["regime"])
 
 
-def _by_nll(comparisons: Sequence[Entry]) -> tuple[int, int]:
+def by_nll(comparisons: Sequence[Entry]) -> tuple[int, int]:
+    """In how many comparisons test loss is significantly lower, and in how many higher."""
     tests = [c["metrics"]["nll"] for c in comparisons]
     sure = [test["mean"] for test in tests if test["p_holm"] < SIGNIFICANCE]
     return sum(mean < 0 for mean in sure), sum(mean > 0 for mean in sure)
@@ -343,7 +349,7 @@ def _by_nll(comparisons: Sequence[Entry]) -> tuple[int, int]:
 
 def _against_all(comparisons: Sequence[Entry]) -> str:
     """Removing the baseline's errors is not enough: a restart or any added layer might as well."""
-    complete = [f for f in _settings(comparisons) if {c["a"] for c in f} == set(REFERENCES)]
+    complete = [f for f in settings_of(comparisons) if {c["a"] for c in f} == set(REFERENCES)]
     if not complete:
         return ""
     won = [found[0] for found in complete if all(c["outcome"] == "better" for c in found)]
@@ -354,7 +360,7 @@ def _against_all(comparisons: Sequence[Entry]) -> str:
     )
 
 
-def _settings(comparisons: Sequence[Entry]) -> list[list[Entry]]:
+def settings_of(comparisons: Sequence[Entry]) -> list[list[Entry]]:
     """Comparisons of the same dendritic runs, with each of their controls."""
     found: dict[tuple[Any, ...], list[Entry]] = {}
     for c in comparisons:
