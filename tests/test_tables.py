@@ -172,6 +172,8 @@ def test_a_row_of_texts_is_told_from_a_header(
         ("headline\nProfit rose: up\nSales fell\n", False),
         ("Profit rose by 2 %.\nSales fell by 3 %.\n", False),
         ("id,headline\n1,Profit~rose\n2,Sales~fell\n", False),
+        ("Our headlines\nid,headline\n1,Profit rose\n2,Sales fell\n", True),
+        ("headline\nProfit rose, sales fell\nNo change\n", False),
     ],
 )
 def test_a_separator_that_was_not_found_is_suspected(

@@ -353,6 +353,20 @@ def empty_first_sheet(folder: Path) -> Broken:
     return Broken(folder / "notes.xlsx", "first sheet, 'Notes', is empty; there are .*'Data'")
 
 
+def title_above_the_header(folder: Path) -> Broken:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in (["Our headlines"], ["id", "headline", "day"], [1, "up", "Monday"]):
+        book.active.append(row)
+    book.save(folder / "titled.xlsx")
+    return Broken(
+        folder / "titled.xlsx",
+        "row 2: 3 cells, .* has 1; row 1 has one cell only, 'Our headlines', and row 2 looks like "
+        "the names of the columns; remove what stands above it$",
+    )
+
+
 BROKEN: dict[str, Callable[[Path], Broken]] = {
     "nothing": _broken(b"", "the file is empty"),
     "line ends alone": _broken("\n\r\n\n", "the file is empty"),
@@ -383,6 +397,7 @@ BROKEN: dict[str, Callable[[Path], Broken]] = {
     "workbook cut off": cut(workbook, 0.6, "zip archive|workbook is damaged"),
     "parquet cut off": cut(parquet, 0.6, "Parquet file is damaged"),
     "a formula without a result": formula_without_result,
+    "a title above the header": title_above_the_header,
     "cells beside the table": two_sheets_of_different_width,
     "json of a list": _broken("[1, 2]\n", "line 1: a JSON list", "x.jsonl"),
     "json of objects in a list": _broken('[\n  {"headline": "up"}\n]\n', "JSON", "x.json"),

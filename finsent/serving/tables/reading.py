@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -89,6 +89,11 @@ class Table:
         return self._source.warnings
 
     @property
+    def separated(self) -> bool:
+        """Whether it is text in which a separator stands between cells."""
+        return type(self._source) is TextSource
+
+    @property
     def share(self) -> float:
         """Of the file that has been read, in [0, 1]."""
         return self._source.share
@@ -131,17 +136,35 @@ class Table:
             if padded or not cells:
                 cells += ("",) * (width - len(cells))
             if len(cells) != width:
-                what = "the header" if self.has_header else "the first row"
-                raise TableError(
-                    f"{row.where}: {len(cells)} cells, {what} has {width}; put quotation marks "
-                    "around text that holds the separator",
-                    "--delimiter and --quoting name others",
-                )
+                raise self._misfit(row)
             for name, cell in zip(self.names, cells, strict=True):
                 problem = "it holds a zero character" if "\0" in cell else half_character(cell)
                 if problem is not None:
                     raise TableError(f"{row.where}, column {name!r}: {problem}")
             yield Row(row.number, cells, row.line)
+
+    def _misfit(self, row: Row) -> TableError:
+        """Why a row that is not as wide as the first cannot be read, and what helps."""
+        width = len(self.names)
+        what = "the header" if self.has_header else "the first row"
+        said = f"{row.where}: {len(row.cells)} cells, {what} has {width}"
+        start = list(islice(_without_blanks(self._source.rows()), SAMPLE_ROWS))
+        widest = max(start, key=lambda row: sum(map(bool, row.cells)))
+        above = ""
+        if width == 1 and len(widest.cells) > 1:
+            above = (
+                f"row {start[0].number} has one cell only, {_short(start[0].cells[0])!r}, and row "
+                f"{widest.number} looks like the names of the columns; remove what stands above it"
+            )
+        if isinstance(self._source, WorkbookSource):
+            return TableError(
+                f"{said}; " + (above or "every column with cells needs a name in the first row")
+            )
+        marks = "put quotation marks around text that holds the separator"
+        return TableError(
+            f"{said}; " + (f"{above}; else {marks}" if above else marks),
+            "--delimiter and --quoting name others",
+        )
 
 
 def open_table(path: Path, reading: Reading | None = None) -> Table:
@@ -170,13 +193,21 @@ def text_column(table: Table, rows: Sequence[Row]) -> str:
 
 def may_hold_columns(table: Table, rows: Sequence[Row]) -> bool:
     """Whether the lines of a file that was read as one column all hold a sign equally often that
-    texts seldom hold: a separator that nobody expects, as in `id^headline`."""
-    if len(table.names) != 1:
+    texts seldom hold: a separator that nobody expects, as in `id^headline`. Or all but the first
+    hold an ordinary separator equally often, as below a title."""
+    if len(table.names) != 1 or not table.separated:
         return False
     cells = [*(table.header if table.has_header else ()), *(row.cells[0] for row in rows)]
     cells = [cell for cell in cells if cell.strip()][:SAMPLE_ROWS]
     signs = {sign for cell in cells[:1] for sign in cell if not sign.isalnum()} - _OF_TEXTS
-    return len(cells) > 1 and any(len({cell.count(sign) for cell in cells}) == 1 for sign in signs)
+    if len(cells) > 1 and _equally_often(signs, cells):
+        return True
+    below = cells[1:]
+    return len(below) > 1 and _equally_often({s for s in ",;\t|" if s in below[0]}, below)
+
+
+def _equally_often(signs: Collection[str], cells: Sequence[str]) -> bool:
+    return any(len({cell.count(sign) for cell in cells}) == 1 for sign in signs)
 
 
 def looks_like_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
