@@ -34,11 +34,11 @@ def test_pasted_lines_are_scored_drawn_and_downloaded_at_once(
 ) -> None:
     page = watched.page
     start_batch(page, "profit rose\n\nanalysts split\n=1+1\n" + "x" * 2001)
-    expect(page.locator("#batch-status")).to_contain_text(
+    expect(page.locator("#batch-summary")).to_contain_text(
         "3 texts scored of the pasted texts, on CPU, 2 threads, fp32"
     )
-    expect(page.locator("#batch-status")).to_contain_text("The models differ on 1 of them")
-    expect(page.locator("#batch-status")).to_contain_text("row 5: 2,001 characters are too many")
+    expect(page.locator("#batch-summary")).to_contain_text("The models differ on 1 of them")
+    expect(page.locator("#batch-summary")).to_contain_text("row 5: 2,001 characters are too many")
     drawn(page.locator("#batch-chart"), ".barlayer .point path")
     with page.expect_download() as taken:
         page.locator("#batch-download").click()
@@ -77,7 +77,7 @@ def test_a_csv_file_is_read_by_the_column_picked(watched: Watched, tmp_path: Pat
     expect(page.locator("#batch-column input")).to_have_value("headline")
     page.locator("#batch-start").click()
     expect(page.locator("#batch-status")).to_contain_text("1 text scored")
-    expect(page.locator("#batch-status")).to_contain_text("row 3: the cell is empty")
+    expect(page.locator("#batch-summary")).to_contain_text("row 3: the cell is empty")
     page.locator("#batch-column input").click()
     page.get_by_role("option", name="body").click()
     page.locator("#batch-which button").first.click()
@@ -88,7 +88,7 @@ def test_a_csv_file_is_read_by_the_column_picked(watched: Watched, tmp_path: Pat
     page.locator("#batch-seed input").click()
     page.get_by_role("option", name=str(WITHOUT_VALIDATION)).click()
     page.locator("#batch-start").click()
-    expect(page.locator("#batch-status")).to_contain_text("Probabilities are raw")
+    expect(page.locator("#batch-summary")).to_contain_text("Probabilities are raw")
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_another_encoding_is_one_click_from_the_message_that_offers_it(
     if told == "#batch-status":
         page.locator("#batch-start").click()
     page.locator(told).get_by_role("button", name="Read it as Windows-1252 and score").click()
-    expect(page.locator("#batch-status")).to_contain_text("2 texts scored of the file")
+    expect(page.locator("#batch-summary")).to_contain_text("2 texts scored of the file")
     expect(page.locator("#batch-results")).to_contain_text("Gävle profit rose")
     expect(page.locator("#batch-encoding input")).to_have_value("Windows-1252")
     # A text that the models were not made for is warned of in its row.
-    expect(page.locator("#batch-status")).to_contain_text("1 carries a warning")
+    expect(page.locator("#batch-summary")).to_contain_text("1 carries a warning")
     page.locator("#batch-filter").get_by_label("Only with a warning").check()
     expect(page.locator("#batch-results tbody tr")).to_have_count(1)
     expect(page.locator("#batch-results")).to_contain_text("Nothing here is about a company")
@@ -156,6 +156,91 @@ def test_a_separator_that_nobody_expects_can_be_named(watched: Watched, tmp_path
     page.locator("#batch-file input[type=file]").set_input_files(path)
     expect(page.locator("#batch-found")).to_contain_text("1 row, 2 columns")
     expect(page.locator("#batch-separator")).to_be_hidden()
+
+
+def put(page: Page, path: Path) -> None:
+    """Brings a file in the place of the one before."""
+    before = page.locator("#batch-file button[aria-label='Clear']")
+    if before.count():
+        before.click()
+        expect(page.locator("#batch-column")).to_be_hidden()
+    page.locator("#batch-file input[type=file]").set_input_files(path)
+
+
+BROKEN = {"broken.jsonl": b'{"text": "up"}\n{"text"\n', "old.csv": b"id,text\n1,G\xe4vle\n"}
+
+
+def test_after_another_file_nothing_is_left_of_the_one_before(
+    watched: Watched, tmp_path: Path
+) -> None:
+    page = watched.page
+    for name, content in BROKEN.items():
+        (tmp_path / name).write_bytes(content)
+    plain = tmp_path / "plain.csv"
+    plain.write_text("id,headline\n1,profit rose\n2,split\n", encoding="utf-8")
+    open_tab(page, "Many headlines")
+    status, outdated = page.locator("#batch-status"), page.locator("#batch-outdated")
+    for name in BROKEN:
+        page.locator("#batch-sample").click()
+        expect(page.locator("#batch-labels input")).to_have_value("label")
+        page.locator("#batch-start").click()
+        expect(page.locator("#batch-summary")).to_contain_text("278 texts scored")
+        expect(outdated).to_be_empty()
+        page.locator("#batch-filter").get_by_label("Only wrong").check()
+        put(page, tmp_path / name)
+        expect(outdated).to_contain_text("These results are older")
+        expect(page.locator("#batch-found")).to_contain_text("This file cannot be read")
+        page.locator("#batch-start").click()
+        expect(status).to_contain_text("Nothing was scored. Line 2")
+        expect(page.locator("#batch-summary")).not_to_contain_text("scored")
+        expect(page.locator("#batch-results tbody tr")).to_have_count(0)
+        put(page, plain)
+        expect(page.locator("#batch-found")).to_contain_text("2 rows, 2 columns")
+        expect(status).not_to_contain_text("Nothing was scored")
+        page.locator("#batch-start").click()
+        expect(page.locator("#batch-summary")).to_contain_text("2 texts scored of the file")
+        expect(page.locator("#batch-results tbody tr")).to_have_count(2)
+    # What was changed and changed back is what was scored.
+    page.locator("#batch-lines textarea").fill("profit rose")
+    expect(outdated).to_contain_text("These results are older")
+    page.locator("#batch-lines textarea").fill("")
+    page.locator("#batch-source").wait_for(state="hidden")
+    expect(page.locator(".toast-body")).to_have_count(0)
+
+
+def test_what_was_scored_before_a_cancel_is_taken_away(watched: Watched) -> None:
+    page = watched.page
+    start_batch(page, "\n".join(f"slow headline {i}" for i in range(600)))
+    page.wait_for_function("document.querySelector('#batch-status progress')?.value > 0")
+    page.locator("#batch-stop").click()
+    expect(page.locator("#batch-status")).to_contain_text("what was scored is below")
+    expect(page.locator("#batch-summary")).to_contain_text("of 600 rows are here")
+    page.wait_for_timeout(1500)
+    with page.expect_download() as taken:
+        page.locator("#batch-download").click()
+    content = Path(taken.value.path()).read_text(encoding="utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    assert rows
+    assert len(rows) % CHUNK == 0
+    assert all(row["dendritic_label"] in NAMES for row in rows)
+
+
+def test_answers_are_seen_in_a_narrow_window_and_progress_beside_the_button(
+    chromium: Browser, app_url: str
+) -> None:
+    narrow = Watched(chromium, app_url, width=390)
+    page = narrow.page
+    start_batch(page, "slow headline\n" * 200 + "a long text " * 20)
+    expect(page.locator("#batch-status progress")).to_be_in_viewport()
+    expect(page.locator("#batch-summary")).to_contain_text("201 texts scored")
+    row = page.locator("#batch-results tbody tr").first
+    for cell in row.locator("td").all():
+        box = cell.bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] < box["x"] + box["width"] <= 390
+    for name in ("Baseline", "Dendritic"):
+        expect(row.locator("td .fs-of", has_text=name)).to_be_visible()
+    page.close()
 
 
 def test_nothing_to_score_and_a_broken_model_are_said(watched: Watched) -> None:
@@ -204,8 +289,9 @@ def test_sample_headlines_come_with_labels_and_are_leafed_through(watched: Watch
     expect(page.locator("#batch-column input")).to_have_value("text")
     expect(page.locator("#batch-labels input")).to_have_value("label")
     page.locator("#batch-start").click()
-    expect(page.locator("#batch-status")).to_contain_text("278 texts scored of the file")
+    expect(page.locator("#batch-summary")).to_contain_text("278 texts scored of the file")
     expect(page.locator("#batch-accuracy")).to_contain_text("right (")
+    expect(page.locator("#batch-accuracy .fs-batch-verdict")).to_contain_text("278 ")
     expect(page.locator("#batch-accuracy .fs-confusion")).to_have_count(2)
     shown = page.locator("#batch-results tbody tr")
     expect(shown).to_have_count(PAGE)
@@ -218,10 +304,10 @@ def test_sample_headlines_come_with_labels_and_are_leafed_through(watched: Watch
     page.locator("#batch-lines textarea").fill("profit rose")
     expect(page.locator("#batch-source")).to_contain_text("which shall be scored?")
     page.locator("#batch-start").click()
-    expect(page.locator("#batch-status")).to_contain_text("1 text scored of the pasted texts")
+    expect(page.locator("#batch-summary")).to_contain_text("1 text scored of the pasted texts")
     page.locator("#batch-source").get_by_label("The file").check()
     page.locator("#batch-start").click()
-    expect(page.locator("#batch-status")).to_contain_text("278 texts scored of the file")
+    expect(page.locator("#batch-summary")).to_contain_text("278 texts scored of the file")
 
 
 def test_a_reload_while_a_batch_runs_is_asked_about_and_loses_no_text(

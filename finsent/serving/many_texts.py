@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsent.results.calibration import Calibration
+from finsent.results.comparison import Comparison, compare
+from finsent.results.metrics import RESAMPLES
+from finsent.results.runs import Predictions
 from finsent.serving.answers import Answer, answers
 from finsent.serving.notices import Notice, notices
 from finsent.serving.tables.reading import LABEL_COLUMN, Table, open_table, text_column
@@ -22,6 +25,8 @@ CHUNK = 32
 MAX_BYTES = 2_000_000
 MAX_UNPACKED_BYTES = 50_000_000
 MAX_ROWS = 10_000
+MAX_DRAWS = 5_000_000
+"""Rows drawn for an interval, all resamples together."""
 LARGER = "take a part of it, or score all of it with the command finsent score"
 LABEL_COLUMNS = (LABEL_COLUMN, "labels", "sentiment", "true_label", "class")
 """Column names taken for that of true labels, best first."""
@@ -41,6 +46,8 @@ class Item:
     """Why it cannot be scored, or None."""
     label: str | None = None
     """What the file says of it; None where it has no column of labels."""
+    others: tuple[tuple[str, str], ...] = ()
+    """Name and cell of each other column of the file."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +127,14 @@ def uploaded(
     table = upload.table
     place = table.place(text_column(table, upload.rows) if column is None else column)
     labels = None if label_column is None else table.place(label_column)
+    others = [(i, name) for i, name in enumerate(table.names) if i not in (place, labels)]
     return [
         Item(
             row.number,
             row.cells[place],
             problem_of(row.cells[place]),
             None if labels is None else row.cells[labels],
+            tuple((name, row.cells[i]) for i, name in others),
         )
         for row in upload.rows
     ]
@@ -194,16 +203,57 @@ def agreement(scored: Sequence[Scored], label_names: Sequence[str]) -> dict[str,
     return counts
 
 
+def comparisons(
+    scored: Sequence[Scored], label_names: Sequence[str], *, against: str = "dendritic"
+) -> list[Comparison]:
+    """The arm `against` beside every other one, by the paired test of the board.
+
+    Empty where there is no such arm, or the file gives none of the model's labels.
+    """
+    labelled = [
+        (row, true)
+        for row in scored
+        if row.answers and (true := true_label(row.item, label_names)) is not None
+    ]
+    if not labelled:
+        return []
+    ids = tuple(str(row.item.number) for row, _ in labelled)
+    labels = tuple(true for _, true in labelled)
+    arms = [answer.arm for answer in labelled[0][0].answers]
+    made = {
+        arm: Predictions(
+            ids, labels, tuple(row.answers[place].raw for row, _ in labelled), tuple(label_names)
+        )
+        for place, arm in enumerate(arms)
+    }
+    # Memory and time grow with both; an interval is shown to a tenth of a point.
+    resamples = min(RESAMPLES, MAX_DRAWS // len(labelled))
+    return [
+        compare([made[arm]], [made[against]], names=(arm, against), resamples=resamples)
+        for arm in arms
+        if against in made and arm != against
+    ]
+
+
 def results_csv(scored: Sequence[Scored], arms: Sequence[str], label_names: Sequence[str]) -> bytes:
-    """One line a text: what each arm says, calibrated or raw as the columns' names tell."""
+    """One line a text: what each arm says, calibrated or raw as the columns' names tell.
+
+    Other columns of the file stay; one whose name is taken here gets `input_` before it.
+    """
     given = [answer for row in scored for answer in row.answers]
     kind = "raw" if any(answer.calibration is None for answer in given) else "calibrated"
     labelled = any(row.item.label is not None for row in scored)
-    columns = ["row", "text", *["label"] * labelled, "problem"]
-    columns += ["truncated", "warnings", "arms_differ"]
+    first = ["row", "text", *["label"] * labelled]
+    own = ["problem", "truncated", "warnings", "arms_differ"]
     for arm in arms:
-        columns += [f"{arm}_label", f"{arm}_set_90"]
-        columns += [f"{arm}_{name}_{kind}" for name in label_names]
+        own += [f"{arm}_label", f"{arm}_set_90"]
+        own += [f"{arm}_{name}_{kind}" for name in label_names]
+    others = [name for name, _ in scored[0].item.others] if scored else []
+    for place, name in enumerate(others):
+        while name in (*first, *own, *others[:place]):
+            name = f"input_{name}"
+        others[place] = name
+    columns = [*first, *others, *own]
     lines: list[list[Cell]] = []
     for row in scored:
         differ = ("yes" if row.differ else "no") if row.answers else ""
@@ -211,6 +261,7 @@ def results_csv(scored: Sequence[Scored], arms: Sequence[str], label_names: Sequ
             row.item.number,
             row.item.text,
             *[row.item.label or ""] * labelled,
+            *(cell for _, cell in row.item.others),
             row.item.problem or "",
             ("yes" if row.truncated else "no") if row.answers else "",
             " ".join(notice.message for notice in row.notices),

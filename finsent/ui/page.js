@@ -150,7 +150,8 @@
     }
   };
   window.addEventListener('beforeunload', (event) => {
-    if (document.querySelector('#batch-status progress')) { event.preventDefault(); }
+    // Cancel can be pressed from the moment a batch waits for its turn to its end.
+    if (document.querySelector('#batch-stop:enabled')) { event.preventDefault(); }
   });
   // A question that the server cannot hear is said to be lost instead of being waited for.
   window.finsent.heard = async () => {
@@ -195,8 +196,15 @@
     }
   };
   window.finsent.answered = renewed;
+  let seen = false;
+  const followBatch = () => {
+    const said = document.querySelector('#batch-status .fs-batch-says:not(.fs-batch-done)');
+    if (said && !seen) { said.scrollIntoView({block: 'nearest'}); }
+    seen = Boolean(said);
+  };
   new MutationObserver((changes) => {
     restore();
+    followBatch();
     // Not gradio's own sign of work, which is in there too and comes long before an answer.
     const inAnswer = ({target}) => (target.nodeType === 1 ? target : target.parentElement)
       ?.closest('#answer .html-container');

@@ -19,7 +19,7 @@ from finsent.serving.tables.rows import Reading, TableError
 from finsent.ui.parts.events import interactive_html, sent
 from finsent.ui.parts.headline import text_problem
 from finsent.ui.parts.markup import notice
-from finsent.ui.parts.selectors import QUICK
+from finsent.ui.parts.selectors import QUICK, LinkedDropdown
 
 PASTED, FILE = "the pasted texts", "the file"
 NO_LABELS = "(none)"
@@ -59,8 +59,8 @@ class Source:
     lines: gr.Textbox
     file: gr.File
     which: gr.Radio
-    column: gr.Dropdown
-    labels: gr.Dropdown
+    column: LinkedDropdown
+    labels: LinkedDropdown
     header: gr.Dropdown
     encoding: gr.Dropdown
     separator: gr.Dropdown
@@ -88,12 +88,22 @@ def items_of(
 
     Raises TableError when there are none or the file cannot be read.
     """
-    if path is None or (which == PASTED and (text or "").strip()):
+    if path is None or _prefers_text(text, which):
         return pasted(text or "", row_problem), PASTED
     upload = read_upload(Path(path), _reading(header, encoding, separator))
     return uploaded_items(
         upload, column, row_problem, None if labels == NO_LABELS else labels
     ), FILE
+
+
+def asked_for(text: str, path: str | None, which: str, *reading: str | None) -> tuple[Any, ...]:
+    """What decides what `items_of` gives for the same arguments."""
+    pasted_alone = path is None or _prefers_text(text, which)
+    return (text or "",) if pasted_alone else (path, *reading)
+
+
+def _prefers_text(text: str, which: str) -> bool:
+    return which == PASTED and bool((text or "").strip())
 
 
 def add_source() -> Source:
@@ -132,8 +142,9 @@ def add_source() -> Source:
     return parts
 
 
-def _column_choice(label: str, elem_id: str) -> gr.Dropdown:
-    return gr.Dropdown(
+def _column_choice(label: str, elem_id: str) -> LinkedDropdown:
+    # Its choices are those of a file: what was chosen for the one before is no error.
+    return LinkedDropdown(
         choices=[],
         label=label,
         elem_id=elem_id,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from finsent.plots.style import ARM_STYLES
+from finsent.results.comparison import Comparison
 from finsent.serving.answers import Answer
-from finsent.serving.many_texts import Scored, agreement, true_label
-from finsent.ui.parts.markup import label_mark, notice, percent, swatch, table
+from finsent.serving.many_texts import Scored, agreement, comparisons, true_label
+from finsent.ui.parts.markup import label_mark, notice, percent, signed, swatch, table
 
 PAGE = 50
 """Rows of the table at a time."""
@@ -31,6 +33,19 @@ class Results:
 
     rows: tuple[Scored, ...] = ()
     label_names: tuple[str, ...] = ()
+    total: int = 0
+    """Rows that are to be scored."""
+    what: str = ""
+    """What is scored, as "the pasted texts"."""
+    asked: tuple[Any, ...] = ()
+    """What decides them: texts and models as they were when the batch began."""
+    device: str = ""
+    """What computed them."""
+
+    @property
+    def arms(self) -> list[str]:
+        """The models, in the order of their answers."""
+        return [a.arm for a in next((row.answers for row in self.rows if row.answers), ())]
 
     @property
     def labelled(self) -> bool:
@@ -71,15 +86,22 @@ class Results:
         return [{"arm": arm, "confusion": cells} for arm, cells in found.items()]
 
 
-def summary_html(results: Results, total: int, device: str, what: str) -> str:
-    """What came out, in a sentence, and which rows could not be scored and why.
+def done_html(results: Results) -> str:
+    """That a batch has ended, in the place where its progress was."""
+    n = sum(bool(row.answers) for row in results.rows)
+    return (
+        f'<p class="fs-batch-says fs-batch-done">{n:,} {"text" if n == 1 else "texts"} scored; '
+        "see below.</p>"
+    )
 
-    what: what was scored, as "the pasted texts".
-    """
+
+def summary_html(results: Results) -> str:
+    """What came out, in a sentence, and which rows could not be scored and why."""
+    what, total = results.what, results.total
     good = [row for row in results.rows if row.answers]
     bad = [row.item for row in results.rows if row.item.problem is not None]
     texts = "text" if len(good) == 1 else "texts"
-    said = f"{len(good):,} {texts} scored of {what}, on {device}."
+    said = f"{len(good):,} {texts} scored of {what}, on {results.device}."
     if not good:
         said = f"No text of {what} could be scored."
     if good and len(good[0].answers) > 1:
@@ -124,6 +146,7 @@ def accuracy_html(results: Results, confusions: str) -> str:
             f"The label column holds none of {', '.join(results.label_names)}.",
             tone="warning",
         )
+    verdicts = "".join(map(_verdict, comparisons(results.rows, results.label_names)))
     said = [
         f"<li>{swatch(arm)}<b>{escape(ARM_STYLES[arm].title)}</b> "
         f"{percent(right / n)} right ({right:,} of {n:,})</li>"
@@ -136,7 +159,34 @@ def accuracy_html(results: Results, confusions: str) -> str:
         else ""
     )
     return (
-        f'<h2>Against your labels</h2><ul class="fs-legend">{"".join(said)}</ul>{note}{confusions}'
+        f'<h2>Against your labels</h2>{verdicts}<ul class="fs-legend">{"".join(said)}</ul>{note}'
+        f"{confusions}"
+    )
+
+
+def _verdict(found: Comparison) -> str:
+    """Whether two models differ measurably on the labelled texts, in a sentence."""
+    a, b = (escape(ARM_STYLES[arm].title) for arm in (found.a, found.b))
+    (test,) = found.mcnemar
+    if not test.only_a_right + test.only_b_right:
+        # Nothing to draw from: an interval of no width would look like certainty.
+        body = f"{a} and {b} are right and wrong on the same {found.n:,} texts."
+        return f'<p class="fs-batch-verdict"><b>No measurable difference.</b> {body}</p>'
+    first = {
+        "tied": "No measurable difference.",
+        "better": f"{b} is better on these texts.",
+        "worse": f"{a} is better on these texts.",
+    }[found.outcome]
+    low, high = found.accuracy_ci_points
+    unsettled = ""
+    if found.outcome == "tied" and not low <= 0 <= high:
+        unsettled = " The interval leaves out zero but the test does not reject: it is not settled."
+    p = "p &lt; 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.2g}"
+    return (
+        f'<p class="fs-batch-verdict"><b>{first}</b> Over {found.n:,} labelled texts the accuracy '
+        f"of {b} differs from that of {a} by {signed(found.accuracy_delta_points)} points "
+        f"(95\u202f% interval {signed(low)} to {signed(high)}; McNemar’s exact test: {p})."
+        f"{unsettled}</p>"
     )
 
 
@@ -149,8 +199,7 @@ def rows_html(results: Results, kind: str, page: int) -> str:
         return f'<p class="fs-quiet">{FILTERS[kind]}: there is no such row.</p>'
     start = page * PAGE
     shown = places[start : start + PAGE]
-    arms = next((row.answers for row in results.rows if row.answers), ())
-    names = [f"{swatch(a.arm)} {escape(ARM_STYLES[a.arm].title)}" for a in arms]
+    names = [_name(arm) for arm in results.arms]
     labelled = results.labelled
     return table(
         ["Row", "Text", *(["True label"] if labelled else []), *names],
@@ -173,7 +222,8 @@ def _cells(results: Results, place: int, arms: int, labelled: bool) -> list[str]
     cells = [str(row.item.number), f'{differ}<span dir="auto">{escape(cut)}</span>{read}{warned}']
     true = results.true_label(place)
     if labelled:
-        cells.append("–" if true is None else f"{label_mark(true)} {escape(true)}")
+        shown = "–" if true is None else f"{label_mark(true)} {escape(true)}"
+        cells.append(f'<span class="fs-of">True label</span>{shown}')
     if not row.answers:
         return [*cells, f'<span class="fs-flag">{escape(str(row.item.problem))}</span>'] + [""] * (
             arms - 1
@@ -186,4 +236,12 @@ def _answer(answer: Answer, true: str | None) -> str:
     if answer.unsure:
         remarks.append("unsure")
     said = f'<span class="fs-note">{escape("; ".join(remarks))}</span>' if remarks else ""
-    return f"{label_mark(answer.label)} {escape(answer.label)} {percent(max(answer.shown))}{said}"
+    # Whose it is stands in the head of the column, which a narrow window has no room for.
+    return (
+        f'<span class="fs-of">{_name(answer.arm)}</span>'
+        f"{label_mark(answer.label)} {escape(answer.label)} {percent(max(answer.shown))}{said}"
+    )
+
+
+def _name(arm: str) -> str:
+    return f"{swatch(arm)} {escape(ARM_STYLES[arm].title)}"

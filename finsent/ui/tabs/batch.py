@@ -36,6 +36,7 @@ from finsent.ui.parts.source import (
     Source,
     Updates,
     add_source,
+    asked_for,
     items_of,
     read_otherwise,
     refusal_html,
@@ -47,6 +48,7 @@ from finsent.ui.tables.scored import (
     WRONG,
     Results,
     accuracy_html,
+    done_html,
     rows_html,
     summary_html,
 )
@@ -58,6 +60,18 @@ LONG_QUEUE = "long"
 BATCHES_AT_ONCE = 2
 AFTERMATH_SECONDS = 1.0
 """How long news of a batch that was cancelled may be on its way."""
+
+
+FAILED = notice(
+    "Stopped.",
+    "The server could not go on. Your texts are still there; press Score to try again.",
+    tone="warning",
+)
+OUTDATED = notice(
+    "These results are older.",
+    "The texts or the models were changed since; press Score to renew the results.",
+    tone="warning",
+)
 
 
 def progress_html(done: int, total: int, seconds: float) -> str:
@@ -84,8 +98,12 @@ class _Parts:
     matched: gr.Checkbox
     start: gr.Button
     stop: gr.Button
-    download: gr.DownloadButton
     status: gr.HTML
+    """How far the work is, beside the button that begins it."""
+    outdated: gr.HTML
+    """That the results are those of other texts or models than the ones that are chosen now."""
+    summary: gr.HTML
+    download: gr.DownloadButton
     accuracy: gr.HTML
     chart: gr.Plot
     pager: gr.Row
@@ -95,12 +113,21 @@ class _Parts:
     table: gr.HTML
     results: gr.State
     page: gr.State
+    cancelled: gr.State
+    """Whether the batch that was begun last was cancelled."""
+
+    @property
+    def asked(self) -> list[Any]:
+        """What says which texts are scored by which models."""
+        return [*self.source.components, *self.selectors.components, self.matched]
 
     @property
     def filled(self) -> list[Any]:
         """What a batch fills."""
         return [
             self.status,
+            self.outdated,
+            self.summary,
             self.accuracy,
             self.chart,
             self.pager,
@@ -111,7 +138,24 @@ class _Parts:
             self.stop,
             self.results,
             self.page,
+            self.cancelled,
         ]
+
+    def emptied(self) -> Updates:
+        """No results: what is shown belongs to what was asked for last, or is not shown."""
+        hidden = gr.update(visible=False)
+        return {
+            self.outdated: "",
+            self.summary: "",
+            self.accuracy: "",
+            self.chart: hidden,
+            self.pager: hidden,
+            self.table: "",
+            self.download: gr.update(value=None, interactive=False, visible=False),
+            self.results: Results(),
+            self.page: 0,
+            self.cancelled: False,
+        }
 
     def busy(self, on: bool) -> Updates:
         """Score and Cancel, for a batch that runs or does not."""
@@ -124,7 +168,9 @@ def add_batch_tab(catalog: Catalog, service: ModelService) -> RunSelectors | Non
         gr.HTML(notice("Nothing trained yet.", service.status.message, tone="warning"))
         return None
     parts = _draw(catalog)
-    _connect_pages(parts, _connect_work(parts, catalog, service))
+    ended = _connect_work(parts, catalog, service)
+    _connect_pages(parts, ended)
+    _connect_changes(parts, ended)
     return parts.selectors
 
 
@@ -139,9 +185,7 @@ def _draw(catalog: Catalog) -> _Parts:
     with gr.Row(elem_classes="fs-chips"):
         start = gr.Button("Score", variant="primary", elem_id="batch-start", min_width=110)
         stop = gr.Button("Cancel", elem_id="batch-stop", interactive=False, min_width=90)
-        download = gr.DownloadButton(
-            "Download results (CSV)", elem_id="batch-download", interactive=False, min_width=190
-        )
+        status = interactive_html("", "batch-status")
     with (
         gr.Accordion("Models being compared", open=False, elem_id="batch-which"),
         gr.Row(elem_classes="fs-controls"),
@@ -154,23 +198,9 @@ def _draw(catalog: Catalog) -> _Parts:
             "Include a same-size model without dendrites",
             "batch-matched",
         )
-    status = interactive_html("", "batch-status")
-    accuracy = gr.HTML(elem_id="batch-accuracy")
-    chart = gr.Plot(
-        show_label=False, container=False, elem_id="batch-chart", visible=False, buttons=[]
+    outdated, summary, download, accuracy, chart, pager, kind, earlier, later, table = (
+        _draw_results()
     )
-    with gr.Row(elem_classes="fs-chips", visible=False) as pager:
-        kind = gr.Radio(
-            _filters(labelled=False),
-            value=ALL,
-            label="Rows",
-            show_label=False,
-            container=False,
-            elem_id="batch-filter",
-        )
-        earlier = gr.Button("Earlier rows", size="sm", elem_id="batch-earlier", min_width=0)
-        later = gr.Button("Later rows", size="sm", elem_id="batch-later", min_width=0)
-    table = gr.HTML(elem_id="batch-results")
     # Memory of the server; gradio forgets it an hour after the visitor was last here.
     results = gr.State(Results(), time_to_live=3600)
     page = gr.State(0)
@@ -180,8 +210,10 @@ def _draw(catalog: Catalog) -> _Parts:
         matched,
         start,
         stop,
-        download,
         status,
+        outdated,
+        summary,
+        download,
         accuracy,
         chart,
         pager,
@@ -191,7 +223,40 @@ def _draw(catalog: Catalog) -> _Parts:
         table,
         results,
         page,
+        gr.State(False),
     )
+
+
+def _draw_results() -> tuple[Any, ...]:
+    """What a batch fills, in the order of `_Parts`."""
+    with gr.Column(elem_id="batch-out"):
+        outdated = gr.HTML(elem_id="batch-outdated")
+        summary = gr.HTML(elem_id="batch-summary")
+        with gr.Row(elem_classes="fs-chips"):
+            download = gr.DownloadButton(
+                "Download results (CSV)",
+                elem_id="batch-download",
+                interactive=False,
+                visible=False,
+                min_width=190,
+            )
+        accuracy = gr.HTML(elem_id="batch-accuracy")
+        chart = gr.Plot(
+            show_label=False, container=False, elem_id="batch-chart", visible=False, buttons=[]
+        )
+        with gr.Row(elem_classes="fs-chips", visible=False) as pager:
+            kind = gr.Radio(
+                _filters(labelled=False),
+                value=ALL,
+                label="Rows",
+                show_label=False,
+                container=False,
+                elem_id="batch-filter",
+            )
+            earlier = gr.Button("Earlier rows", size="sm", elem_id="batch-earlier", min_width=0)
+            later = gr.Button("Later rows", size="sm", elem_id="batch-later", min_width=0)
+        table = gr.HTML(elem_id="batch-results")
+    return outdated, summary, download, accuracy, chart, pager, kind, earlier, later, table
 
 
 def _filters(*, labelled: bool) -> list[tuple[str, str]]:
@@ -211,13 +276,20 @@ def _connect_work(parts: _Parts, catalog: Catalog, service: ModelService) -> lis
             said = refusal_html("Nothing was scored.", error)
             yield {parts.status: said, **parts.busy(on=False)}
             return
-        yield from _scoring(items, Results((), names), what, wanted, catalog, service, parts)
+        empty = Results((), names, len(items), what, _asked(*asked))
+        yield from _scoring(items, empty, wanted, catalog, service, parts)
+
+    def failed(cancelled: bool) -> Updates:
+        # gradio counts a batch that was cancelled among those that failed.
+        said = gr.skip() if cancelled else FAILED
+        return {parts.status: said, **parts.busy(on=False)}
 
     reread = read_otherwise(parts.source, [parts.source.found, parts.status])
     running = []
     for begun in (parts.start.click, reread.success):
         waiting = begun(
             lambda: {
+                **parts.emptied(),
                 parts.status: '<p class="fs-batch-says" role="status">Waiting for a turn …</p>',
                 **parts.busy(on=True),
             },
@@ -226,35 +298,33 @@ def _connect_work(parts: _Parts, catalog: Catalog, service: ModelService) -> lis
         )
         work = waiting.then(
             run,
-            inputs=[*parts.source.components, *parts.selectors.components, parts.matched],
+            inputs=parts.asked,
             outputs=parts.filled,
             concurrency_id=LONG_QUEUE,
             concurrency_limit=BATCHES_AT_ONCE,
             show_progress="hidden",
             api_visibility="private",
         )
-        work.failure(
-            lambda: parts.busy(on=False),
-            outputs=parts.filled,
-            queue=False,
-            api_visibility="private",
-        )
+        work.failure(failed, inputs=parts.cancelled, outputs=parts.filled, **QUICK)
         running.append(work)
 
-    def stopped(results: Results) -> Updates:
-        said = notice("Cancelled.", "Your texts are still there; what was scored is below.")
-        if not results.rows:
+    def stopped(results: Results) -> Iterator[Updates]:
+        if results.rows:
+            said = notice("Cancelled.", "Your texts are still there; what was scored is below.")
+            ended = _ended(parts, results, said)
+        else:
             said = notice("Cancelled.", "Your texts are still there; nothing was scored yet.")
-        return {parts.status: said, **parts.busy(on=False)}
+            ended = iter([{parts.status: said, **parts.busy(on=False)}])
+        for updates in ended:
+            yield {**updates, parts.cancelled: True}
 
     cancelled = parts.stop.click(
         stopped,
         inputs=parts.results,
         outputs=parts.filled,
         cancels=running,
-        queue=False,
-        api_visibility="private",
-    ).then(lambda: time.sleep(AFTERMATH_SECONDS), queue=False, api_visibility="private")
+        **QUICK,
+    ).then(lambda: time.sleep(AFTERMATH_SECONDS), **QUICK)
     # Once more: news of the batch that was on its way may have come after the first.
     cancelled = cancelled.then(stopped, inputs=parts.results, outputs=parts.filled, **QUICK)
     return [*running, cancelled]
@@ -280,36 +350,58 @@ def _connect_pages(parts: _Parts, ended: Sequence[Any]) -> None:
         )
 
 
+def _asked(*asked: Any) -> tuple[Any, ...]:
+    """What decides the results of `_Parts.asked`."""
+    *source, backbone, dataset, seed, matched = asked
+    return (*asked_for(*source), backbone, dataset, seed, matched)
+
+
+def _connect_changes(parts: _Parts, ended: Sequence[Any]) -> None:
+    """Says of results that they are those of other texts or models, as soon as that is so."""
+
+    def outdated(results: Results, *asked: Any) -> str:
+        if not results.rows or results.asked == _asked(*asked):
+            return ""
+        return OUTDATED
+
+    def changed(said: str, *given: Any) -> tuple[str, Any]:
+        # A refusal was of what stood there before; progress is still that of what runs.
+        return outdated(*given), "" if "fs-notice" in (said or "") else gr.skip()
+
+    given = [parts.results, *parts.asked]
+    for part in parts.asked:
+        part.change(
+            changed,
+            inputs=[parts.status, *given],
+            outputs=[parts.outdated, parts.status],
+            **QUICK,
+        )
+    for event in ended:
+        event.then(outdated, inputs=given, outputs=parts.outdated, **QUICK)
+
+
 def _scoring(
     items: Sequence[Item],
     empty: Results,
-    what: str,
     wanted: Selection,
     catalog: Catalog,
     service: ModelService,
     parts: _Parts,
 ) -> Iterator[Updates]:
     """What is shown as the work goes on: the first page of rows as soon as it is there."""
-    hidden = gr.update(visible=False)
     labelled = any(item.label is not None for item in items)
     yield {
+        **parts.emptied(),
         parts.status: progress_html(0, len(items), 0),
-        parts.accuracy: "",
-        parts.chart: hidden,
-        parts.pager: hidden,
         parts.kind: gr.update(choices=_filters(labelled=labelled), value=ALL),
-        parts.table: "",
-        parts.download: gr.update(value=None, interactive=False),
         parts.results: empty,
-        parts.page: 0,
         **parts.busy(on=True),
     }
-    results, device, started = empty, "", time.monotonic()
-    said = ""
+    results, started, said = empty, time.monotonic(), ""
     try:
-        for done, where in _chunks(items, wanted, catalog, service):
+        for done, device in _chunks(items, wanted, catalog, service):
             before = len(results.rows)
-            results, device = replace(results, rows=(*results.rows, *done)), where
+            results = replace(results, rows=(*results.rows, *done), device=device)
             now = progress_html(len(results.rows), len(items), time.monotonic() - started)
             first = before < PAGE
             # Later rows come by leafing; what a visitor looks at does not change under his eyes.
@@ -329,20 +421,29 @@ def _scoring(
         if not results.rows:
             yield {parts.status: said, **parts.busy(on=False)}
             return
+    yield from _ended(parts, results, said or done_html(results))
+
+
+def _ended(parts: _Parts, results: Results, said: str) -> Iterator[Updates]:
+    """What is shown of a batch that goes on no more, whole or not.
+
+    said: in the place of its progress.
+    """
+    names = results.label_names
     with tempfile.TemporaryDirectory(prefix="finsent-batch-") as folder:
         written = Path(folder) / "finsent-scores.csv"
-        names = catalog.label_names(wanted)
-        written.write_bytes(results_csv(results.rows, wanted.arms, names))
+        written.write_bytes(results_csv(results.rows, results.arms, names))
         counts = label_counts(results.rows)
         # gradio copies the file into its own cache before this resumes and the folder goes.
         yield {
-            parts.status: said + summary_html(results, len(items), device, what),
+            parts.status: said,
+            parts.summary: summary_html(results),
             parts.accuracy: accuracy_html(
                 results, scores_html(results.confusions(), names, "confusions")
             ),
             parts.chart: gr.Plot(distribution_figure(counts), visible=bool(counts)),
             parts.pager: gr.update(visible=True),
-            parts.download: gr.update(value=str(written), interactive=True),
+            parts.download: gr.update(value=str(written), interactive=True, visible=True),
             parts.results: results,
             **parts.busy(on=False),
         }
