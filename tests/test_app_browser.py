@@ -159,7 +159,7 @@ def test_typed_headline_shows_both_predictions(watched: Watched) -> None:
         )
     expect(answer).to_contain_text("Same answer; confidence differs by")
     answer.locator("summary", has_text="Details").click()
-    expect(answer.get_by_label("Details of the answer")).to_contain_text("Temperature")
+    expect(answer.get_by_label("Details of the answer")).to_contain_text("temperature")
     # What a visitor opened stays open with the next answer.
     watched.ask("Operating profit rose once more")
     watched.answered()

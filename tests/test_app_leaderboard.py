@@ -259,9 +259,10 @@ def test_a_study_is_a_row_until_its_details_are_asked_for(watched: Watched) -> N
 def test_the_matrix_sorts_by_a_click_on_a_data_set(watched: Watched, board: dict[str, Any]) -> None:
     page = watched.page
     open_tab(page, "Board")
-    heading = page.locator("#board-matrix button[data-send='50agree']")
-    heading.click()
-    expect(heading).to_have_attribute("aria-label", "Sort by 50Agree, sorted")
+    heading = page.locator("#board-matrix thead th", has_text="50Agree").get_by_role("button")
+    # Beside the word: the whole cell is the button.
+    heading.locator("xpath=..").click(position={"x": 4, "y": 4})
+    expect(heading).to_have_attribute("aria-label", "Sort by 50Agree, sorted, best first")
     best = max(
         (arm for arm in board["arms"] if arm["dataset"] == "50agree"),
         key=lambda arm: arm["mean"]["accuracy"],
@@ -269,6 +270,9 @@ def test_the_matrix_sorts_by_a_click_on_a_data_set(watched: Watched, board: dict
     first = page.locator("#board-matrix tbody tr").first
     expect(first).to_contain_text(best["arm"].capitalize())
     expect(first).to_contain_text(f"{100 * best['mean']['accuracy']:.1f}")
+    heading.click()
+    expect(heading).to_have_attribute("aria-label", "Sort by 50Agree, sorted, worst first")
+    expect(page.locator("#board-matrix tbody tr").last).to_contain_text(best["arm"].capitalize())
     for pair in board["comparisons"]:
         if (pair["a"], pair["b"]) == ("baseline", "dendritic"):
             row = page.locator("#board-effects tbody tr", has_text=TITLES[pair["dataset"]])

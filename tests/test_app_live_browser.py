@@ -95,7 +95,7 @@ def test_answers_are_calibrated_and_sets_come_with_their_coverage(
             "before calibration": ", ".join(
                 f"{n} {100 * p:.1f}\u202f%" for n, p in zip(NAMES, raw, strict=True)
             ),
-            "Temperature": f"{calibration.temperature:.2f}",
+            "How far confidence is toned down": f"{calibration.temperature:.2f}",
         }
         for name, value in facts.items():
             row = details.locator("tbody tr", has_text=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from finsent.data.sets.examples import HEADLINES
 from finsent.machine.timing import PairedWindow
 from finsent.models.weights import ReportProgress
 from finsent.results import catalog as state
+from finsent.results.calibration import Calibration
 from finsent.results.schema import ArtifactError
 from finsent.serving import service as service_module
 from finsent.serving.answers import Answer, agreement
@@ -97,10 +99,10 @@ def test_service_answers_after_loading_and_keeps_times(catalog: state.Catalog) -
     assert "Downloading weights, 43\u202f%" in status_html(service.status)
     assert not service.settled
     release.set()
-    # A time is told only when there are enough for an interval.
-    told = [service.compare(f"profit rose {n}", selection).times for n in range(7)]
-    assert told[:5] == [None] * 5
-    assert [times.n for times in told[5:] if times is not None] == [6, 7]
+    # A time is told only when there are enough for a median; the first ones do not count.
+    told = [service.compare(f"profit rose {n}", selection).times for n in range(9)]
+    assert told[:7] == [None] * 7
+    assert [times.n for times in told[7:] if times is not None] == [6, 7]
     # Another seed is another model: its times are its own.
     other = service.compare("profit rose", catalog.select("smollm2-135m", "50agree", 1))
     assert other.times is None
@@ -200,16 +202,17 @@ def test_empty_artifacts_are_explained(tmp_path: Path) -> None:
             (0.1, 0.2, 0.7),
             (0.1, 0.212, 0.688),
             True,
-            "Both say positive; raw probabilities differ by at most 1.2 points.",
+            "Both say positive; raw confidence differs by 1.2 points.",
         ),
         (
             (0.1, 0.2, 0.7),
             (0.6, 0.2, 0.2),
             False,
-            "They differ: baseline says positive, dendritic says negative.",
+            "They differ: baseline says positive (70.0 %), dendritic says negative (60.0 %)",
         ),
-        ((0.1, 0.2, 0.7), (0.1, 0.2002, 0.6998), True, "less than 0.1 points"),
-        ((0.1, 0.2, 0.7), (0.1, 0.2, 0.7), True, "at most 0.0 points"),
+        # The largest gap is in another label than the one that is answered.
+        ((0.114, 0.262, 0.624), (0.141, 0.202, 0.657), True, "differs by 3.3 points"),
+        ((0.1, 0.2, 0.7), (0.1, 0.2, 0.7), True, "differs by 0.0 points"),
     ],
 )
 def test_agreement_sentence(
@@ -278,6 +281,46 @@ def test_html_of_an_answer_is_escaped(catalog: state.Catalog) -> None:
     html = answer.answered_html(catalog, once)
     assert "All models answer in one pass here" in html
     assert "no measurable difference between" not in html
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        # The figure is the difference of the two that are shown, not of another label's.
+        (((0.624, 0.261, 0.115), (0.657, 0.202, 0.141)), ["confidence differs by 3.3 points"]),
+        (
+            ((0.514, 0.4, 0.086), (0.475, 0.3, 0.225)),
+            ["Both models are unsure (51.4 % and 47.5 %): of 10", "expect 5 to be wrong"],
+        ),
+        # Beside a sure answer it is said whose the doubt is.
+        (((0.74, 0.2, 0.06), (0.49, 0.3, 0.21)), ["The dendritic model is unsure (49.0 %)"]),
+        (
+            ((0.59, 0.3, 0.11), (0.43, 0.42, 0.15)),
+            [
+                "The baseline model is unsure (59.0 %): of 10",
+                "The dendritic model is unsure (43.0 %): of 10",
+            ],
+        ),
+    ],
+)
+def test_confidence_is_told_of_the_answers_that_are_shown(
+    catalog: state.Catalog, rows: Sequence[tuple[float, ...]], said: Sequence[str]
+) -> None:
+    outcome = outcome_of(catalog.select("smollm2-135m"), "A text", rows)
+    as_is = Calibration(1.0, 0.1, 0.9, 0.9, 2.0, 0.5, 0.5, 40, 40)
+    outcome = replace(
+        outcome, answers=tuple(replace(a, calibration=as_is) for a in outcome.answers)
+    )
+    html = answer.answered_html(catalog, outcome).replace("\u202f", " ")
+    for sentence in said:
+        assert sentence in html
+
+
+def test_raw_probabilities_promise_no_share_of_errors(catalog: state.Catalog) -> None:
+    outcome = outcome_of(catalog.select("smollm2-135m"), "A text", [(0.5, 0.4, 0.1)] * 2)
+    html = answer.answered_html(catalog, outcome).replace("\u202f", " ")
+    assert "Both models are unsure (50.0 % and 50.0 %)." in html
+    assert "to be wrong" not in html
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,42 @@ def test_a_ratio_needs_rounds_and_says_when_nothing_differs() -> None:
     noise = [1.0, 1.3, 0.9, 1.1, 1.0, 1.2, 0.95, 1.05, 1.0, 1.15]
     slow = [1.2 * value for value in noise]
     times = {("baseline", name): noise, ("dendritic", name): slow}
-    ratio = benchmarks.arm_ratio(times, "dendritic", "baseline")
-    assert ratio == pytest.approx((1.2, 1.2, 1.2))
+    found = benchmarks.against(times, "dendritic", "baseline")
+    assert found is not None
+    assert found.overall == found.by_batch[name] == (1.2, 1.2, 1.2)
     assert "20 % slower than Baseline" in times_html(times, "CPU").replace("&#8239;", " ")
     same = {("baseline", name): noise, ("dendritic", name): noise[::-1]}
     assert "no measurable difference from Baseline" in times_html(same, "CPU")
     few = {key: values[:5] for key, values in times.items()}
     assert "Too few rounds" in times_html(few, "CPU")
+
+
+@pytest.mark.parametrize(
+    ("overall", "batches", "outcome"),
+    [
+        ((0.93, 0.88, 0.99), [0.95, 0.91], "faster"),
+        # An end that is shown as 1.00 excludes nothing.
+        ((0.93, 0.88, 1.0), [0.95, 0.91], "level"),
+        ((1.05, 1.01, 1.09), [1.02, 1.08], "slower"),
+        # Slower in one batch and faster in another is no verdict.
+        ((0.93, 0.88, 0.97), [1.04, 0.82], "level"),
+        ((1.05, 1.02, 1.09), [1.0, 1.1], "level"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_one_and_batches_that_agree(
+    overall: benchmarks.Ratio, batches: list[float], outcome: str
+) -> None:
+    by_batch = {str(n): (value, 0.5, 1.5) for n, value in enumerate(batches)}
+    assert benchmarks.Against(overall, by_batch).outcome == outcome
+
+
+def test_ratios_are_judged_as_they_are_shown() -> None:
+    name = "1 × 8 words"
+    slow = {("baseline", name): [1000.0] * 10, ("dendritic", name): [1004.0] * 10}
+    found = benchmarks.against(slow, "dendritic", "baseline")
+    assert found is not None
+    assert found.overall == (1.0, 1.0, 1.0)
+    assert found.outcome == "level"
 
 
 def test_a_busy_machine_is_said() -> None:

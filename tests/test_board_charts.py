@@ -56,7 +56,7 @@ def test_points_whiskers_and_runs_are_the_boards(board: dict[str, Any], cost: An
     # The chart numbers what is on the frontier, and nothing else.
     numbers = [note.text for note in figure.layout.annotations]
     assert numbers == [f"<b>{n}</b>" for n in range(1, len(frontier) + 1)]
-    assert len(named(figure, "Pareto frontier").x) == len(frontier) > 0
+    assert len(named(figure, "best for their cost (Pareto frontier)").x) == len(frontier) > 0
 
 
 def test_a_model_of_others_is_drawn_under_its_own_name(board: dict[str, Any]) -> None:

@@ -57,9 +57,9 @@ def test_a_board_of_another_version_is_left_out(tmp_path: Path) -> None:
 
 def test_tied_arms_share_a_rank_on_screen(board: dict[str, Any]) -> None:
     tied = {**board, "arms": [{**arm, "standing": 1, "standing_group": 1} for arm in board["arms"]]}
-    assert board_table.board_html(tied, ALLAGREE).count("1&#8239;=") == len(ARMS)
+    assert board_table.board_html(tied, ALLAGREE).count("1, shared") == len(ARMS)
     apart = [{**arm, "standing": n, "standing_group": n} for n, arm in enumerate(board["arms"], 1)]
-    assert "&#8239;=" not in board_table.board_html({**board, "arms": apart}, ALLAGREE)
+    assert ", shared" not in board_table.board_html({**board, "arms": apart}, ALLAGREE)
 
 
 def test_filters_search_and_protocol_choose_rows(board: dict[str, Any]) -> None:
@@ -168,8 +168,8 @@ def test_a_gain_carries_what_weakens_it(board: dict[str, Any]) -> None:
     assert found["word"] == "Better"
     assert found["weak"] == [
         "one training run",
-        "not corrected",
-        "a same-size model is as good",
+        "only if tested alone",
+        "no better than a same-size model without dendrites",
         "its loss is higher",
     ]
     sure = {**gain, "p_holm": 0.001, "seeds": [0, 1]}
@@ -177,6 +177,45 @@ def test_a_gain_carries_what_weakens_it(board: dict[str, Any]) -> None:
     assert matrix.badge({**board, "comparisons": [sure, control]}, sure)["weak"] == []
     alone = {**board, "comparisons": [sure]}
     assert matrix.badge(alone, sure)["weak"] == ["no control was run"]
+
+
+def test_the_table_of_effects_agrees_with_the_short_answer(board: dict[str, Any]) -> None:
+    (pair,) = (
+        pair
+        for pair in board["comparisons"]
+        if (pair["dataset"], pair["a"], pair["b"]) == ("allagree", *matrix.PAIR)
+    )
+
+    def page(*found: dict[str, Any]) -> str:
+        pairs = [{**pair, **one} for one in found]
+        return " ".join(matrix.effects_html({**board, "comparisons": pairs}).split())
+
+    tied = {"outcome": "tied", "p_holm": 0.9}
+    sure = {"outcome": "better", "p_holm": 0.001}
+    alone = {"outcome": "better", "p_holm": 0.2}
+    assert "leaves a difference in 0 of them.</p>" in page(tied, tied)
+    assert "leaves a difference in 1 of them. “only if tested alone” marks" in page(sure, alone)
+
+
+def test_the_matrix_turns_its_order(board: dict[str, Any]) -> None:
+    def models(html: str) -> list[str]:
+        return re.findall(r'<th scope="row">(.*?)</th>', html)
+
+    for dataset in ("allagree", ""):
+        assert matrix.asked_order(dataset) == (dataset, False)
+        assert matrix.asked_order(f"-{dataset}") == (dataset, True)
+        down, up = (matrix.matrix_html(board, dataset, reverse=turned) for turned in (False, True))
+        assert models(up) == models(down)[::-1]
+        # The heading that is sorted by asks for the other way round.
+        assert f'data-send="-{dataset}"' in down
+        assert f'data-send="{dataset}"' in up
+    # A model that was not tested on a data set is neither its best nor its worst.
+    fewer = [
+        arm for arm in board["arms"] if (arm["dataset"], arm["arm"]) != ("allagree", "matched")
+    ]
+    for turned in (False, True):
+        html = matrix.matrix_html({**board, "arms": fewer}, "allagree", reverse=turned)
+        assert "Matched" in models(html)[-1]
 
 
 def test_what_a_test_excludes_is_said(board: dict[str, Any]) -> None:
@@ -190,8 +229,8 @@ def test_what_a_test_excludes_is_said(board: dict[str, Any]) -> None:
         changed = {**pair, "errors_removed_ci_pct": bounds}
         return matrix.effects_html({**board, "comparisons": [changed]})
 
-    assert ">excluded here<" in page([-3.0, 15.9])
-    assert ">not excluded here<" in page([-3.0, 16.0])
+    assert ">no<" in page([-3.0, 15.9])
+    assert ">still possible<" in page([-3.0, 16.0])
     none = {**pair, "errors_removed_pct": None, "errors_removed_ci_pct": None}
     assert "makes no error" in matrix.effects_html({**board, "comparisons": [none]})
     # The only pair there is answers alike: no end has a length to draw it by.

@@ -112,7 +112,7 @@ def test_calls_are_compared_in_pairs() -> None:
     found = window.summary()
     assert found is not None
     assert found.n == 8
-    assert found.medians["a"].value == pytest.approx(65)
+    assert found.spreads["a"].value == pytest.approx(65)
     assert found.ratios["b"].value == pytest.approx(1.1)
     assert found.differs("b")
     same = PairedWindow()
@@ -121,6 +121,20 @@ def test_calls_are_compared_in_pairs() -> None:
     level = same.summary()
     assert level is not None
     assert not level.differs("b")
+
+
+def test_one_slow_call_moves_no_time_that_is_shown() -> None:
+    window = PairedWindow(warmup=2)
+    for ms in (900.0, 400.0, 10.0, 11.0, 754.0, 9.0, 10.0):
+        window.add({"a": ms})
+    assert window.summary() is None
+    window.add({"a": 10.0})
+    found = window.summary()
+    assert found is not None
+    assert found.n == 6
+    shown = found.spreads["a"]
+    assert shown.value == 10
+    assert 9 <= shown.low <= shown.high <= 11
 
 
 def test_window_between_threads() -> None:

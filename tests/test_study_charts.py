@@ -132,7 +132,8 @@ def test_a_study_is_a_question_with_a_short_answer(catalog: Catalog) -> None:
     tied = [{**c, "outcome": "tied"} for c in found.summaries["heads"]["comparisons"]]
     summary = {**found.summaries["heads"], "comparisons": tied}
     assert re.fullmatch(
-        r"No difference found in 12 settings; half of the tests leave at most .* errors possible\.",
+        r"No difference found in 12 settings; in half of them, by the 95 % interval, dendrites "
+        r"make at most .* fewer errors\.",
         views.short_answer(summary, str.upper),
     )
     lost = [{**tied[0], "outcome": "worse"}, *tied[1:]]

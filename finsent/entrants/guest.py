@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from finsent.entrants.labels import EntrantError, parse_labels
 from finsent.entrants.models import Model, load_classifier
 from finsent.entrants.sources import ADAPTER, Source, find_source
-from finsent.machine.timing import Median, median_with_interval, timed
+from finsent.machine.timing import Spread, spread, timed
 from finsent.results.runs import EXTERNAL
 from finsent.serving.answers import Answer
 
@@ -32,7 +32,7 @@ class Beside:
     """None where there is none; `problem` says why."""
     problem: str = ""
     latency_ms: float = 0.0
-    times: Median | None = None
+    times: Spread | None = None
     """Of its latest answers; None while they are too few."""
     n: int = 0
     device: str = ""
@@ -112,8 +112,7 @@ class Guest:
         except EntrantError as error:
             return Beside(held.name, None, f"It gave no answer: {error}.")
         answer = Answer(EXTERNAL, own, tuple(found[0].tolist()), None)
-        median = median_with_interval(times)
-        return Beside(held.name, answer, "", elapsed, median, len(times), held.model.device)
+        return Beside(held.name, answer, "", elapsed, spread(times), len(times), held.model.device)
 
     def _load(self, model: str, labels: str) -> _Held:
         given = parse_labels(labels) if labels else None

@@ -23,6 +23,8 @@ Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
 TAIL = 0.025
 """Left out at each end of a 95 % interval."""
+SETTLED = 6
+"""So many values have a 95 % interval of their median, and quartiles that say something."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,30 @@ def median_with_interval(values: Sequence[float]) -> Median | None:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A median and the middle half of the values, which a slow call in four does not move."""
+
+    value: float
+    low: float
+    """A quarter of the values are below."""
+    high: float
+    """A quarter of the values are above."""
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Median and quartiles; None for fewer values than SETTLED."""
+    if len(values) < SETTLED:
+        return None
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(middle, low, high)
+
+
+@dataclass(frozen=True)
 class PairedTimes:
     """What the latest calls say of how long each name takes, asked about the same thing."""
 
     n: int
-    medians: Mapping[str, Median]
+    spreads: Mapping[str, Spread]
     """Milliseconds, by name."""
     ratios: Mapping[str, Median]
     """Time of every other name as a multiple of the first one's, call by call."""
@@ -193,10 +214,14 @@ class PairedTimes:
 class PairedWindow:
     """The latest calls that timed the same names together. Safe to share between threads."""
 
-    def __init__(self, size: int = 200) -> None:
-        """size: how many calls to remember. Raises ValueError below 1."""
+    def __init__(self, size: int = 200, warmup: int = 0) -> None:
+        """size: how many calls to remember. warmup: first calls that are not recorded.
+
+        Raises ValueError for a size below 1.
+        """
         if size < 1:
             raise ValueError(f"window size must be at least 1, got {size}")
+        self._warmup = warmup
         self._calls: deque[Mapping[str, float]] = deque(maxlen=size)
         self._lock = threading.Lock()
 
@@ -210,23 +235,26 @@ class PairedWindow:
         if wrong or not times_ms:
             raise ValueError(f"a call took {wrong or 'no time'}; times in ms are > 0")
         with self._lock:
-            self._calls.append(dict(times_ms))
+            if self._warmup:
+                self._warmup -= 1
+            else:
+                self._calls.append(dict(times_ms))
 
     def summary(self) -> PairedTimes | None:
-        """Statistics of the calls remembered; None while they are too few for an interval."""
+        """Statistics of the calls remembered; None while they are fewer than SETTLED."""
         with self._lock:
             calls = list(self._calls)
         names = list(calls[0]) if calls else []
-        medians = {name: median_with_interval([call[name] for call in calls]) for name in names}
+        spreads = {name: spread([call[name] for call in calls]) for name in names}
         ratios = {
             name: median_with_interval([call[name] / call[names[0]] for call in calls])
             for name in names[1:]
         }
-        if not names or None in medians.values():
+        if not names or None in spreads.values():
             return None
         return PairedTimes(
             len(calls),
-            {name: found for name, found in medians.items() if found is not None},
+            {name: found for name, found in spreads.items() if found is not None},
             {name: found for name, found in ratios.items() if found is not None},
         )
 

@@ -81,7 +81,7 @@ def pareto_figure(
         x=[points[index][0] for index in front],
         y=[points[index][1] for index in front],
         mode="lines",
-        name="Pareto frontier",
+        name="best for their cost (Pareto frontier)",
         line={"color": GREY, "width": 1.2, "dash": "dash"},
         hoverinfo="skip",
     )

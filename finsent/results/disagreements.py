@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ CONFIDENT = 0.9
 DISAGREE = "disagree"
 CONFIDENTLY_WRONG = "wrong"
 KINDS = (DISAGREE, CONFIDENTLY_WRONG)
+
+
+_JOINT = re.compile(r",?\s*\b(?:after|and|before|but|even as|then|while|yet)\b|,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,18 @@ class Found:
     """Of these, how many they answered differently."""
     texts: tuple[str, ...]
     """Those that both are sure of, the clearest first."""
+
+    def in_turn(self, draw: random.Random) -> list[str]:
+        """Each text once, in a random order, those of one clause first.
+
+        A second clause and a remark behind it often make no sense together: a draw put them there.
+        """
+        return sorted(draw.sample(self.texts, len(self.texts)), key=joints)
+
+
+def joints(text: str) -> int:
+    """How many words or commas of a text join a further clause or remark to it."""
+    return len(_JOINT.findall(text))
 
 
 def found_file(root: Path, backbone: str, dataset: str) -> Path:

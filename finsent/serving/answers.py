@@ -9,8 +9,10 @@ from finsent.results.calibration import Calibration, set_in_words
 
 UNSURE_BELOW = 0.6
 """Shown probabilities below this are called unsure: a model that knows its doubt is wrong in four
-of ten such answers. Sets are no measure of it, since most hold two labels on news from a source
-that the model was not trained on."""
+of ten such answers or more. Measured on each source of news that was left out of training and of
+the correction (left-out.safetensors): 41 to 62 % of these answers are wrong, where their
+confidence says 46 to 51 %. Sets are no measure of it, since most hold two labels on news from a
+source that the model was not trained on."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,14 @@ class Answer:
         return self.label_names[max(range(len(self.raw)), key=lambda i: self.raw[i])]
 
     @property
+    def confidence(self) -> float:
+        """Shown probability of the label."""
+        return max(self.shown)
+
+    @property
     def unsure(self) -> bool:
         """Whether even the most probable label has little to say for it."""
-        return max(self.shown) < UNSURE_BELOW
+        return self.confidence < UNSURE_BELOW
 
     @property
     def label_set(self) -> tuple[str, ...] | None:
@@ -79,20 +86,23 @@ def answers(
     ]
 
 
+def confidence_gap(given: Sequence[Answer]) -> float:
+    """Points between the lowest and the highest confidence, of the tenths that are shown: a reader
+    who subtracts what he sees gets the same."""
+    shown = [round(100 * answer.confidence, 1) for answer in given]
+    return round(max(shown) - min(shown), 1)
+
+
 def agreement(given: Sequence[Answer]) -> tuple[bool, str]:
     """Whether all arms name the same label, and the sentence that says so."""
     labels = [answer.label for answer in given]
-    gap = max(max(column) - min(column) for column in zip(*(a.shown for a in given), strict=True))
-    # Rounded once, so that "0.0 points" is never said of numbers that visibly differ.
-    points = f"{100 * gap:.1f}" if gap >= 0.0005 or gap == 0 else "less than 0.1"
     if len(given) == 1:
         return True, f"Only the {given[0].arm} run is here: it says {labels[0]}."
     kind = "raw" if given[0].calibration is None else "calibrated"
     if len(set(labels)) == 1:
         who = "Both say" if len(labels) == 2 else f"All {len(labels)} say"
-        by = points if points.startswith("less") else f"at most {points}"
-        return True, f"{who} {labels[0]}; {kind} probabilities differ by {by} points."
-    each = ", ".join(f"{a.arm} says {a.label}" for a in given)
-    return False, (
-        f"They differ: {each}. {kind.capitalize()} probabilities differ by up to {points} points."
-    )
+        return True, (
+            f"{who} {labels[0]}; {kind} confidence differs by {confidence_gap(given):.1f} points."
+        )
+    each = ", ".join(f"{a.arm} says {a.label} ({100 * a.confidence:.1f} %)" for a in given)
+    return False, f"They differ: {each}; {kind} confidence in brackets."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from finsent.data.sets.examples import HEADLINES
 from finsent.machine.timing import paired_ratio, summarize
@@ -61,12 +63,51 @@ def throughput(times_ms: Sequence[float], size: int) -> float:
     return 1000 * size / summarize(times_ms).p50_ms
 
 
-def arm_ratio(times_ms: Times, arm: str, reference: str) -> tuple[float, float, float] | None:
-    """Ratio of two arms' times with its interval, as `paired_ratio`; batches count alike."""
+Ratio = tuple[float, float, float]
+"""A ratio of times with the ends of its 95 % interval, to a hundredth."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """How many times as long as the reference an arm takes."""
+
+    overall: Ratio
+    """Of all batches of a round together, each counting alike."""
+    by_batch: Mapping[str, Ratio]
+
+    @property
+    def outcome(self) -> Literal["slower", "faster", "level"]:
+        """Slower or faster only where the interval leaves no other choice, as it is shown, and
+        every batch alone points the same way; else a difference could not be measured."""
+        ratio, low, high = self.overall
+        if low <= 1 <= high:
+            return "level"
+        batches = [each for each, _, _ in self.by_batch.values()]
+        if ratio > 1:
+            return "slower" if all(each > 1 for each in batches) else "level"
+        return "faster" if all(each < 1 for each in batches) else "level"
+
+
+def against(times_ms: Times, arm: str, reference: str) -> Against | None:
+    """An arm's times compared with those of a reference in the same rounds; None for too few."""
     batches = dict.fromkeys(name for _, name in times_ms)
     # A round is slow or fast as a whole: its batches are one measurement.
     rounds = [
         [statistics.geometric_mean(of_round) for of_round in zip(*by_batch, strict=True)]
         for by_batch in ([times_ms[name, batch] for batch in batches] for name in (arm, reference))
     ]
-    return paired_ratio(*rounds)
+    overall = paired_ratio(*rounds)
+    by_batch = {
+        batch: paired_ratio(times_ms[arm, batch], times_ms[reference, batch]) for batch in batches
+    }
+    if overall is None:
+        return None
+    return Against(
+        _hundredths(overall),
+        {batch: _hundredths(found) for batch, found in by_batch.items() if found is not None},
+    )
+
+
+def _hundredths(ratio: Ratio) -> Ratio:
+    value, low, high = (round(end, 2) for end in ratio)
+    return value, low, high

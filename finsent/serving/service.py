@@ -157,6 +157,10 @@ GPU_SECONDS_TO_LOAD = 15
 """What other runs than those in memory take beside."""
 
 
+WARMUP = 2
+"""First answers of a model whose time is not recorded: its memory is still being set up."""
+
+
 class _RecentTimes:
     """The latest model times of the runs that were asked. Safe to share between threads."""
 
@@ -167,7 +171,7 @@ class _RecentTimes:
     def note(self, selection: Selection, result: ComparisonResult) -> PairedTimes | None:
         """Takes note of how long an answer took; what is known of its runs by now."""
         with self._lock:
-            window = self._windows.setdefault(selection, PairedWindow())
+            window = self._windows.setdefault(selection, PairedWindow(warmup=WARMUP))
         # The time of a batch is no sentence's time.
         if result.batch_size == 1:
             window.add({p.arm: p.latency_ms for p in result.predictions})

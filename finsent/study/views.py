@@ -253,10 +253,12 @@ def short_answer(summary: Summary, titles: Callable[[str], str]) -> str:
     bounds = [
         c["errors_removed_ci_pct"][1] for c in comparisons if c["errors_removed_ci_pct"] is not None
     ]
-    left = errors_bound(statistics.median(bounds)) if bounds else ""
-    which = "half of the tests leave" if len(bounds) > 1 else "the test leaves"
-    return f"No difference found in {total}" + (
-        f"; {which} {left} errors possible." if left else "."
+    if not bounds:
+        return f"No difference found in {total}."
+    which = "in half of them" if len(bounds) > 1 else "there"
+    return (
+        f"No difference found in {total}; {which}, by the 95 % interval, dendrites make "
+        f"{errors_bound(statistics.median(bounds))} errors."
     )
 
 

@@ -22,7 +22,7 @@ from finsent.serving.many_texts import MAX_BYTES
 from finsent.serving.service import ComparerFactory, ModelService, ServiceError
 from finsent.ui.endpoints import Page, add_endpoints
 from finsent.ui.guard import RequestGuard, hosts_from_environment, is_local
-from finsent.ui.parts.markup import notice
+from finsent.ui.parts.markup import notice, plain_device
 from finsent.ui.parts.places import TABS, Bars
 from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors, run_updates
 from finsent.ui.parts.share import ASK_LINKED, KEEP_PLACE_JS, PAGE_OPENED_JS, read_link
@@ -122,7 +122,10 @@ def _places(damaged: Sequence[Damage]) -> str:
 
 def _said(status: Status) -> str:
     if status.phase != "loading" or status.fraction is None:
-        return escape(status.message)
+        # A phone has no room for the precision, which the time below an answer names as well.
+        name, comma, precision = plain_device(status.message).partition(", OpenVINO")
+        rest = f'<span class="fs-precision">{escape(comma + precision)}</span>' if comma else ""
+        return escape(name) + rest
     share = round(100 * status.fraction)
     return (
         f"{escape(status.message)}, {share}\u202f% "

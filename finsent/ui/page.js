@@ -133,6 +133,14 @@
     }
   });
 
+  // Who no longer wants to guess sees the answer.
+  document.addEventListener('change', (event) => {
+    if (!event.target.closest('#guess') || event.target.checked) { return; }
+    for (const [part, hidden] of [['.fs-guess', true], ['.fs-reveal', false]]) {
+      answer()?.querySelectorAll(part).forEach((element) => { element.hidden = hidden; });
+    }
+  });
+
   // ---- nothing is lost ----
   // What was pasted survives a reload; what runs is not left by accident.
   const lines = () => document.querySelector('#batch-lines textarea');

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from finsent.machine.timing import Median, PairedTimes
+from finsent.machine.timing import SETTLED, Median, PairedTimes, Spread
 from finsent.plots.style import ARM_STYLES, OTHER_STYLE, ArmStyle
 from finsent.results.catalog import (
     Catalog,
@@ -22,8 +22,8 @@ from finsent.results.catalog import (
 from finsent.results.disagreements import Found
 from finsent.results.runs import EXTERNAL
 from finsent.results.text import count
-from finsent.serving.answers import Answer
-from finsent.serving.service import Outcome, Passage
+from finsent.serving.answers import Answer, confidence_gap
+from finsent.serving.service import WARMUP, Outcome, Passage
 from finsent.ui.parts.cards import ARM_NOTES, missing_arm_notice, no_dendrite_notice
 from finsent.ui.parts.markup import (
     label_mark,
@@ -31,6 +31,7 @@ from finsent.ui.parts.markup import (
     notice,
     percent,
     percent_interval,
+    plain_device,
     signed,
     swatch,
     table,
@@ -39,6 +40,11 @@ from finsent.ui.parts.markup import (
 if TYPE_CHECKING:
     from finsent.entrants.guest import Beside
 
+WHAT = (
+    "Baseline: fine-tuned with LoRA alone, small trained maps beside the model’s frozen weights. "
+    "Dendritic: with dendrites as well, extra units that PerforatedAI adds while it trains."
+)
+"""Said below the bars where the page's head has no room for it."""
 WORTH_SAYING_MS = 500.0
 """A wait that is shorter is not mentioned."""
 PASSAGE_CHARACTERS = 170
@@ -70,6 +76,7 @@ def answered_html(
         + _notices(catalog, outcome, coming, problem, found)
         + _beside_notice(outcome, beside)
         + _chart(given, beside)
+        + f'<p class="fs-quiet fs-narrow-only">{WHAT}</p>'
         + _passages(outcome.passages)
         + f'<p class="fs-quiet">{_times(outcome.times, outcome.device_name)}'
         + f"{_beside_time(beside)}</p>"
@@ -126,17 +133,8 @@ def _says(outcome: Outcome, given: Sequence[Answer], agree: bool) -> str:
         )
     sub = []
     if agree and len(given) > 1:
-        gap = max(
-            max(column) - min(column) for column in zip(*(a.shown for a in given), strict=True)
-        )
-        points = round(100 * gap)
-        by = f"by {points} point{'s' if points > 1 else ''}" if gap >= 0.01 else "by under 1 point"
-        sub.append(f"Same answer; confidence differs {by}.")
-    sub += _our_label(outcome)
-    unsure = [max(a.shown) for a in outcome.answers if a.unsure]
-    if unsure:
-        wrong = round(10 * (1 - min(unsure)))
-        sub.append(f"<b>Low confidence: expect {wrong} of 10 such answers to be wrong.</b>")
+        sub.append(f"Same answer; confidence differs by {_points(confidence_gap(given))}.")
+    sub += [*_our_label(outcome), *_doubt(outcome.answers)]
     if outcome.queue_ms >= WORTH_SAYING_MS:
         sub.append(f"It waited {outcome.queue_ms / 1000:.1f} s for its turn.")
     shown = given[0].label if agree else "differ"
@@ -144,6 +142,40 @@ def _says(outcome: Outcome, given: Sequence[Answer], agree: bool) -> str:
         f'<p class="fs-says" data-label="{escape(shown)}">{said}</p>'
         f'<p class="fs-sub">{" ".join(sub)}</p>'
     )
+
+
+def _points(gap: float) -> str:
+    return f"{gap:.1f} point{'' if gap == 1 else 's'}"
+
+
+def _doubt(given: Sequence[Answer]) -> list[str]:
+    """Which models are unsure, and how often answers with so little confidence are wrong.
+
+    Of each by its own confidence: beside an unsure answer there may be a sure one.
+    """
+    unsure = [a for a in given if a.unsure]
+    said = []
+    expected = dict.fromkeys(_wrong_of_ten(a) for a in unsure)
+    for wrong in expected:
+        alike = [a for a in unsure if _wrong_of_ten(a) == wrong]
+        if len(alike) == len(given) > 1:
+            who = "Both models are" if len(given) == 2 else "All models are"
+        else:
+            names = " and ".join(_name(a.arm).lower() for a in alike)
+            who = f"The {names} {'model is' if len(alike) == 1 else 'models are'}"
+        shown = " and ".join(percent(a.confidence) for a in alike)
+        # Raw probabilities were measured against nothing: they promise no share of errors.
+        expect = (
+            ""
+            if any(a.calibration is None for a in alike)
+            else f": of 10 answers with so little confidence, expect {wrong} to be wrong"
+        )
+        said.append(f"<b>{who} unsure ({shown}){expect}.</b>")
+    return said
+
+
+def _wrong_of_ten(answer: Answer) -> int:
+    return round(10 * (1 - answer.confidence))
 
 
 def _our_label(outcome: Outcome) -> list[str]:
@@ -214,8 +246,8 @@ def _beside_time(beside: Beside | None) -> str:
     said = f"<b>{milliseconds(beside.latency_ms)}</b> this time"
     if beside.times is not None:
         said = (
-            f"<b>{milliseconds(beside.times.value)}</b> ({_span(beside.times)}), median of its "
-            f"last {beside.n}"
+            f"<b>{milliseconds(beside.times.value)}</b>, the median of its last {beside.n}"
+            f"{_half(beside.times)}"
         )
     return f" The other model: {said}, reading the text included, on {escape(beside.device)}."
 
@@ -269,44 +301,53 @@ def _passages(passages: Sequence[Passage]) -> str:
     )
 
 
-def _span(found: Median) -> str:
-    """An interval in brackets; nothing where rounding leaves none to be seen."""
-    digits = 2 if found.value < 10 else 1 if found.value < 100 else 0
-    low, high = (f"{bound:,.{digits}f}" for bound in (found.low, found.high))
-    return "" if low == high else f" ({low} to {high})"
+def _digits(milliseconds: float) -> int:
+    return 2 if milliseconds < 10 else 1 if milliseconds < 100 else 0
+
+
+def _half(found: Spread) -> str:
+    """Between which times half of the answers lie; nothing where rounding leaves no room."""
+    low, high = (f"{bound:,.{_digits(found.value)}f}" for bound in (found.low, found.high))
+    return "" if low == high else f" (half of them took {low} to {high})"
 
 
 def _times(times: PairedTimes | None, device: str) -> str:
     """How long each model takes, and whether they differ in that."""
     if times is None:
-        return "The time taken is shown after six answers; the first would mislead."
+        return (
+            f"The time taken is shown from the {WARMUP + SETTLED}th answer on: the first ones "
+            "take longer."
+        )
+    of = f"the median of the last {times.n} answers"
+    where = f"Computed on {escape(plain_device(device))}."
     if times.ratios and all(r.low == r.high == 1 for r in times.ratios.values()):
         # Arms that one pass answers have no time of their own.
-        both = next(iter(times.medians.values()))
+        both = next(iter(times.spreads.values()))
         return (
-            f"Time for a headline: <b>{milliseconds(both.value)}</b>{_span(both)}, median and "
-            f"95\u202f% interval of the last {times.n} on {escape(device)}. All models answer in "
-            "one pass here, so none has a time of its own; Results, Speed times each alone."
+            f"Time for a headline: <b>{milliseconds(both.value)}</b>, {of}{_half(both)}. All "
+            "models answer in one pass here, so none has a time of its own; Results, Speed times "
+            f"each alone. {where}"
         )
     said = ", ".join(
-        f"{_name(arm).lower()} <b>{milliseconds(m.value)}</b>{_span(m)}"
-        for arm, m in times.medians.items()
+        f"{_name(arm).lower()} <b>{milliseconds(found.value)}</b>{_half(found)}"
+        for arm, found in times.spreads.items()
     )
     compared = []
-    first = _name(next(iter(times.medians))).lower()
+    first = _name(next(iter(times.spreads))).lower()
     for arm, ratio in times.ratios.items():
         if times.differs(arm):
             compared.append(
-                f"{_name(arm).lower()} takes {ratio.value:.2f} times as long as {first}"
-                f"{_span(ratio)}"
+                f"{_name(arm).lower()} takes {ratio.value:.2f} times as long as {first} "
+                f"({_interval(ratio)})"
             )
         else:
             compared.append(f"no measurable difference between {_name(arm).lower()} and {first}")
-    tail = f": {'; '.join(compared)}" if compared else ""
-    return (
-        f"Time for a headline, median and 95\u202f% interval of the last {times.n} on "
-        f"{escape(device)}: {said}{tail}."
-    )
+    tail = f"; {'; '.join(compared)}" if compared else ""
+    return f"Time for a headline, {of}: {said}{tail}. {where}"
+
+
+def _interval(ratio: Median) -> str:
+    return f"95\u202f% interval {ratio.low:.2f} to {ratio.high:.2f}"
 
 
 def _context(catalog: Catalog, selection: Selection) -> str:
@@ -361,7 +402,10 @@ def _details(catalog: Catalog, outcome: Outcome) -> str:
         ],
     )
     add("Probabilities before calibration", [_raw(a) for a in given])
-    add("Temperature", ["" if c is None else f"{c.temperature:.2f}" for c in calibrations])
+    add(
+        "How far confidence is toned down (temperature; 1: not at all)",
+        ["" if c is None else f"{c.temperature:.2f}" for c in calibrations],
+    )
     runs = [
         catalog.run(s.backbone, s.dataset, a.arm, s.seed)
         for s in (outcome.selection,)

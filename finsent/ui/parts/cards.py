@@ -141,7 +141,8 @@ def _raw(answer: Answer) -> str:
     return (
         '<details class="fs-raw"><summary>Probabilities before calibration</summary>'
         f"<p>{listed}</p>"
-        f'<p class="fs-quiet">Temperature {answer.calibration.temperature:.2f}, fitted on '
+        f'<p class="fs-quiet">How far confidence is toned down (temperature; 1: not at all): '
+        f"{answer.calibration.temperature:.2f}, fitted on "
         f"{count(answer.calibration.n_validation)} validation sentences; test loss (NLL) "
         f"{answer.calibration.nll_raw:.3f} before, {answer.calibration.nll_calibrated:.3f} "
         "after.</p></details>"

@@ -10,7 +10,9 @@ import gradio as gr
 
 _SEND_JS = """
 element.addEventListener('click', (event) => {
-  const button = event.target.closest('button[data-send]');
+  // A heading sorts wherever it is hit, not on its words alone.
+  const button = event.target.closest('button[data-send]')
+    ?? event.target.closest('th')?.querySelector('button.fs-sort[data-send]');
   if (button) { trigger('click', {sent: button.dataset.send}); }
 });
 """

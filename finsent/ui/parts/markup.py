@@ -80,6 +80,20 @@ def milliseconds(value: float) -> str:
     return f"{value:.{digits}f}\u202fms"
 
 
+_PLAIN = (
+    ("OpenVINO bf16", "OpenVINO in half precision (bf16)"),
+    ("OpenVINO int8", "OpenVINO in 8 bits (int8)"),
+    ("close calls fp32", "close answers again in full precision (fp32)"),
+)
+
+
+def plain_device(name: str) -> str:
+    """What computes, as files name it, for people who do not know number formats by their names."""
+    for term, said in _PLAIN:
+        name = name.replace(term, said)
+    return name
+
+
 def sentence(remark: str, stop: str = ".") -> str:
     """A stored remark as a sentence for visitors: capital first, full stop last, typographic signs,
     and plain names for what the files call otherwise."""

@@ -9,9 +9,9 @@ from finsent.results.catalog import Catalog, dataset_examples
 from finsent.serving.service import ModelService, ServiceError
 from finsent.ui.parts.answer import answered_html, waiting_html
 
-ROUNDS = 8
-"""How often it is asked: the first times of a model that has just been loaded mislead, and six are
-needed before any can be told with an interval."""
+ROUNDS = 12
+"""How often it is asked: the first times of a model that has just been loaded are not counted, and
+of the others there have to be enough for a median."""
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from finsent.results.catalog import backbone_title, dataset_title
+from finsent.results.catalog import backbone_title, dataset_description, dataset_title
 from finsent.results.metrics import SIGNIFICANCE
 from finsent.results.runs import slug
 from finsent.ui.parts.markup import signed
@@ -109,9 +109,8 @@ def short_answer(board: Mapping[str, Any] | None) -> ShortAnswer:
         why += f" {_unexplained(up)}"
     alone = [f for f in found if not f.direction and f.comparison["outcome"] != "tied"]
     if alone:
-        why += (
-            f" {_listed(alone)} differs only as long as no correction is made for {n} comparisons."
-        )
+        verb = "differs" if len(alone) == 1 else "differ"
+        why += f" {_listed(alone)} {verb} if tested alone, as chance can in {n} tests."
     return ShortAnswer("no", "not measurably", why)
 
 
@@ -187,9 +186,9 @@ def head_html(board: Mapping[str, Any] | None) -> str:
         f"<h1>{QUESTION}</h1>"
         f'<p class="fs-short"><b>Short answer: {escape(answer.head)}.</b> '
         f"<span>{escape(answer.why)}</span></p>"
-        '<p class="fs-what">One model is fine-tuned twice on the same sentences: with LoRA alone, '
-        "and with LoRA plus dendrites, extra units that PerforatedAI adds while it trains. "
-        "Both have the same data and the same number of steps.</p>"
+        '<p class="fs-what">One model is fine-tuned twice: with LoRA alone, small trained maps '
+        "beside its frozen weights, and with LoRA plus dendrites, extra units that PerforatedAI "
+        "adds while it trains. Both have the same sentences and the same number of steps.</p>"
         f"</div>{_plot(board) if board and primary(board) else ''}</header>"
     )
 
@@ -197,11 +196,20 @@ def head_html(board: Mapping[str, Any] | None) -> str:
 def _plot(board: Mapping[str, Any]) -> str:
     """Difference in accuracy with its interval, a row for each base model and data set."""
     compared = primary(board)
-    bounds = [abs(bound) for c in compared for bound in c["accuracy_ci_points"]]
-    scale = 1.08 * max([*bounds, 0.5])
+    controls = {
+        id(c): [d for d in _beside(board, c) if d["a"] == "baseline" and d["b"] != "dendritic"]
+        for c in compared
+    }
+    scale = 1.08 * max([0.5, *(abs(bound) for c in compared for bound in c["accuracy_ci_points"])])
 
     def place(value: float) -> float:
         return 50 + 50 * min(max(value / scale, -1), 1)
+
+    def cuts(c: Comparison) -> str:
+        # A bar that is cut must not look like one that ends.
+        low, high = c["accuracy_ci_points"]
+        left = '<em class="fs-cut" style="left:0">\u2039</em>' if low < -scale else ""
+        return left + ('<em class="fs-cut" style="right:0">\u203a</em>' if high > scale else "")
 
     def bar(c: Comparison, kind: str) -> str:
         low, high = (place(bound) for bound in c["accuracy_ci_points"])
@@ -213,21 +221,22 @@ def _plot(board: Mapping[str, Any]) -> str:
 
     rows, said = "", []
     for c in compared:
-        controls = [d for d in _beside(board, c) if d["a"] == "baseline" and d["b"] != "dendritic"]
         low, high = c["accuracy_ci_points"]
-        text = f"{_title(c)}: {signed(c['accuracy_delta_points'])} points"
+        text = f"{_title(c)} ({dataset_description(c['dataset'])}): "
+        text += f"{signed(c['accuracy_delta_points'])} points"
         text += f" ({signed(low)} to {signed(high)})"
         said.append(text)
-        track = "".join(bar(d, "control") for d in controls) + bar(c, "main")
+        track = "".join(bar(d, "control") + cuts(d) for d in controls[id(c)]) + bar(c, "main")
         rows += (
             f'<li title="{escape(text)}"><span>{escape(_title(c).replace(" on ", ", "))}</span>'
             f'<div class="fs-track-zero">{track}</div></li>'
         )
     end = f"{scale:.1f}"
+    goes_on = " (\u2039 \u203a: longer)" if 'class="fs-cut"' in rows else ""
     return (
         f'<figure class="fs-forest" role="img" aria-label="{escape("; ".join(said))}">'
         "<figcaption>Accuracy with dendrites minus without, in points, with 95\u202f% intervals. "
-        "Faint: controls without dendrites.</figcaption>"
+        f"Faint: controls without dendrites{goes_on}.</figcaption>"
         f"<ul>{rows}</ul>"
         f'<div class="fs-forest-axis"><span></span><div><i>\u2212{end}</i><i>0</i><i>+{end}</i>'
         "</div></div></figure>"

@@ -166,7 +166,7 @@ COLUMNS = (
         "n_test", "Test answers", lambda arm: arm["n_test"], lambda arm, _: count(arm["n_test"])
     ),
 )
-"""Every column that can be picked; rank, variant and runs are always there."""
+"""Every column that can be picked; rank and variant, with its runs, are always there."""
 
 
 FIRST_COLUMNS = ("accuracy", "macro_f1", "nll", "trainable_params", "dendrites", "latency_ms_p50")
@@ -288,20 +288,15 @@ def board_html(
         _heading(column.title, column.key, sort, reverse, scale if column.strip else None)
         for column in picked
     ]
-    if per_arm:
-        headers.append("Runs")
     rows = []
     for entry in found:
         tied = per_arm and _tied(board, entry)
-        name = _name(entry, several)
+        name = _name(entry, several, per_arm)
         seeds = ", ".join(map(str, entry["seeds"]))
-        rank = f"{entry.get('standing', '')}{'&#8239;=' if tied else ''}"
+        rank = f"{entry.get('standing', '')}{', shared' if tied else ''}"
         first = [rank, name] if per_arm else [name, seeds]
-        cells = [column.cell(entry, scale) for column in picked]
-        rows.append([*first, *cells, *([str(len(entry["seeds"]))] if per_arm else [])])
+        rows.append([*first, *(column.cell(entry, scale) for column in picked)])
     numeric = [2 + index for index, column in enumerate(picked) if column.numeric]
-    if per_arm:
-        numeric.append(2 + len(picked))
     what = "mean over training runs" if per_arm else "every run"
     return (
         table(
@@ -324,8 +319,8 @@ def _tied(board: Board, arm: Entry) -> bool:
 
 def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
     shared = (
-        "Models that the paired test does not tell apart share a rank, marked with =. ± is the "
-        "standard deviation over training runs. "
+        "Models that the paired test does not tell apart share a rank. ± is the standard deviation "
+        "over training runs. "
         if per_arm
         else ""
     )
@@ -339,15 +334,15 @@ def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
     )
 
 
-def _name(entry: Entry, with_backbone: bool) -> str:
-    under = (
-        f'<span class="fs-note">{escape(backbone_title(entry["backbone"]))}</span>'
-        if with_backbone
-        else ""
-    )
+def _name(entry: Entry, with_backbone: bool, with_runs: bool) -> str:
+    runs = len(entry["seeds"])
+    under = [
+        *([backbone_title(entry["backbone"])] if with_backbone else []),
+        *([f"{runs} run{'' if runs == 1 else 's'}"] if with_runs else []),
+    ]
     return (
         f'<span class="fs-arm">{swatch(entry["arm"])}{escape(arm_title(entry["arm"]))}</span>'
-        f"{under}"
+        + (f'<span class="fs-note">{escape(", ".join(under))}</span>' if under else "")
     )
 
 

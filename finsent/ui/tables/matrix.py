@@ -6,7 +6,7 @@ Input are the arms and comparisons of leaderboard.json; nothing is computed anew
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finsent.config import STUDY_ARMS
@@ -30,8 +30,14 @@ ARM_NOTES = {
 }
 PAIR = ("baseline", "dendritic")
 """The comparison that the project is about."""
-CONTROLS = {"restart": "restarts alone are", "matched": "a same-size model is"}
-"""What tells dendrites from what comes with them, and how a tie with it is said."""
+CONTROLS = {"restart": "restarted", "matched": "same-size"}
+"""What tells dendrites from what comes with them: a model like that, without dendrites."""
+
+
+REVERSED = "-"
+"""Before the data set that a heading sends: the rows are in its order already, so turn them."""
+ALONE = "only if tested alone"
+"""Of a difference that Holm's correction for all comparisons with the baseline takes back."""
 
 
 def higher_loss(entry: Entry, other: Entry) -> bool:
@@ -79,22 +85,21 @@ def datasets_of(board: Board) -> list[str]:
     return sorted(many, key=lambda name: (-many[name], dataset_order(name)))
 
 
-def matrix_html(board: Board, sort: str = ALL) -> str:
-    """A row for each model, a column for each data set; sort: the data set to order rows by."""
+def matrix_html(board: Board, sort: str = ALL, *, reverse: bool = False) -> str:
+    """A row for each model, a column for each data set.
+
+    sort: the data set to order rows by, ALL for their names. reverse: worst first, or names from
+    the end.
+    """
     datasets = datasets_of(board)
     cells = {(arm["backbone"], arm["arm"], arm["dataset"]): arm for arm in board["arms"]}
-    models = sorted(
-        {key[:2] for key in cells},
-        key=lambda m: (
-            -cells[*m, sort]["mean"]["accuracy"] if (*m, sort) in cells else 0,
-            m[0],
-            STUDY_ARMS.index(m[1]) if m[1] in STUDY_ARMS else len(STUDY_ARMS),
-        ),
-    )
+    models = _ordered({key[:2] for key in cells}, cells, sort, reverse=reverse)
     of = {name: [arm for arm in board["arms"] if arm["dataset"] == name] for name in datasets}
     return html(
         "matrix",
         sort=sort,
+        reverse=reverse,
+        alone=ALONE,
         notes={arm: said for arm, said in ARM_NOTES.items() if any(m[1] == arm for m in models)},
         datasets=[
             {
@@ -117,6 +122,28 @@ def matrix_html(board: Board, sort: str = ALL) -> str:
     )
 
 
+def _ordered(
+    models: Iterable[tuple[str, str]], cells: Mapping[Any, Entry], sort: str, *, reverse: bool
+) -> list[tuple[str, str]]:
+    """Base model and arm of each row; those that were not tested on a data set always come last."""
+
+    def name(model: tuple[str, str]) -> tuple[str, int]:
+        arm = model[1]
+        return model[0], STUDY_ARMS.index(arm) if arm in STUDY_ARMS else len(STUDY_ARMS)
+
+    if sort == ALL:
+        return sorted(models, key=name, reverse=reverse)
+    named = sorted(models, key=name)
+    tested = [model for model in named if (*model, sort) in cells]
+    tested.sort(key=lambda m: float(cells[*m, sort]["mean"]["accuracy"]), reverse=not reverse)
+    return tested + [model for model in named if (*model, sort) not in cells]
+
+
+def asked_order(asked: str) -> tuple[str, bool]:
+    """Data set and whether its order is reversed, of what a heading of the matrix sends."""
+    return asked.removeprefix(REVERSED), asked.startswith(REVERSED)
+
+
 def _cell(board: Board, entry: Entry | None, beside: Sequence[Entry]) -> dict[str, Any] | None:
     if entry is None:
         return None
@@ -124,7 +151,7 @@ def _cell(board: Board, entry: Entry | None, beside: Sequence[Entry]) -> dict[st
     pair = pair_of(board, entry) if entry["arm"] == PAIR[1] else None
     return {
         "entry": entry,
-        "rank": f"{entry['standing']}{'=' if tied else ''}",
+        "rank": str(entry["standing"]),
         "best": best(entry, beside),
         "shared": tied,
         "doubts": doubts(entry),
@@ -153,7 +180,7 @@ def badge(board: Board, pair: Entry) -> dict[str, Any]:
         if runs == 1:
             weak.append("one training run")
         if pair["p_holm"] >= SIGNIFICANCE:
-            weak.append("not corrected")
+            weak.append(ALONE)
         if pair["outcome"] == "better":
             weak += _missing_controls(board, pair)
             arms = {name: _arm(board, pair, name) for name in (pair["a"], pair["b"])}
@@ -162,7 +189,7 @@ def badge(board: Board, pair: Entry) -> dict[str, Any]:
     if pair["seeds_without_dendrites"]:
         weak.append("a run kept no dendrite")
     word = {"better": "Better", "worse": "Worse"}.get(pair["outcome"], "No difference found")
-    return {"word": word, "outcome": pair["outcome"], "weak": weak}
+    return {"word": word, "outcome": pair["outcome"], "weak": weak, "alone": ALONE in weak}
 
 
 def _missing_controls(board: Board, pair: Entry) -> list[str]:
@@ -175,7 +202,10 @@ def _missing_controls(board: Board, pair: Entry) -> list[str]:
     if not found:
         return ["no control was run"]
     tied = [name for name, control in found.items() if control["outcome"] == "tied"]
-    return [f"{CONTROLS[name]} as good" for name in tied]
+    if not tied:
+        return []
+    kinds = " or ".join(CONTROLS[name] for name in tied)
+    return [f"no better than a {kinds} model without dendrites"]
 
 
 def _arm(board: Board, pair: Entry, name: str) -> Entry:
@@ -219,5 +249,7 @@ def effects_html(board: Board) -> str:
     return html(
         "effects",
         rows=rows,
+        counted=sum(pair["p_holm"] < SIGNIFICANCE for pair in pairs),
+        alone=ALONE,
         claimed=PUBLISHED_GAIN_PCT,
     )

@@ -6,13 +6,20 @@ import logging
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from finsent.data.registry import DATASETS
 from finsent.entrants.guest import Guest
-from finsent.results.catalog import Catalog, Selection, backbone_title, dataset_examples
+from finsent.results.catalog import (
+    Catalog,
+    Selection,
+    backbone_title,
+    dataset_examples,
+    dataset_title,
+)
 from finsent.results.disagreements import Found, read_found
 from finsent.results.schema import ArtifactError
 from finsent.serving.service import ModelService, ServiceError
@@ -48,6 +55,7 @@ NOTHING_HERE = (
     "This page compares trained models, and there are none yet. It opens by itself as soon as the "
     "first are finished."
 )
+Waiting = dict[str, list[str]]
 _log = logging.getLogger(__name__)
 CHIPS = max(len(entry.examples) for entry in DATASETS.values())
 
@@ -72,6 +80,8 @@ class _Parts:
     button: gr.Button
     chips: list[gr.Button]
     disagree: gr.Button
+    none_found: gr.HTML
+    """Stands for the button where there is nothing behind it."""
     guess: gr.Checkbox
     answer: gr.HTML
     explain: gr.Button
@@ -129,6 +139,7 @@ def _draw(catalog: Catalog, opening: Opening, guest: Guest, open_to_visitors: bo
             min_width=0,
             visible=_found(catalog, first) is not None,
         )
+        none_found = gr.HTML(none_found_html(catalog, first), elem_id="none-found")
         guess = gr.Checkbox(label="Guess first", elem_id="guess", min_width=0, container=False)
         chips = [
             gr.Button(**settings, size="sm", elem_classes="fs-chip", min_width=0)
@@ -161,6 +172,7 @@ def _draw(catalog: Catalog, opening: Opening, guest: Guest, open_to_visitors: bo
         button,
         chips,
         disagree,
+        none_found,
         guess,
         answer,
         explain,
@@ -180,6 +192,25 @@ def _found(catalog: Catalog, selection: Selection) -> Found | None:
     except ArtifactError:
         _log.exception("the page does without headlines that the models disagree on")
         return None
+
+
+def none_found_html(catalog: Catalog, selection: Selection) -> str:
+    """Why there is no button for headlines that these runs disagree on, and which ones have some;
+    empty where there is the button, or nothing to point to."""
+    if _found(catalog, selection) is not None:
+        return ""
+    searched = [
+        f"{backbone_title(backbone)} on {dataset_title(dataset)}"
+        for backbone in catalog.backbones()
+        for dataset in catalog.datasets(backbone)
+        if _found(catalog, catalog.select(backbone, dataset)) is not None
+    ]
+    if not searched:
+        return ""
+    return (
+        '<p class="fs-quiet">Headlines where they disagree have been searched for '
+        f"{escape(' and '.join(searched))} only.</p>"
+    )
 
 
 class _Answers:
@@ -282,16 +313,27 @@ class _Answers:
             return
         yield words_html(found, labels)
 
-    def disagreement(self, now: str, backbone: str, dataset: str, seed: int) -> str:
-        """Another headline that these runs were found to disagree on."""
-        found = _found(self._catalog, self._catalog.select(backbone, dataset, seed))
-        others = [text for text in found.texts if text != now] if found is not None else []
-        return self._random.choice(others) if others else now
+    def disagreement(
+        self, now: str, waiting: Waiting, backbone: str, dataset: str, seed: int
+    ) -> tuple[str, Waiting]:
+        """Another headline that these runs were found to disagree on, and those to come.
 
-    def searched(self, backbone: str, dataset: str, seed: int) -> dict[str, Any]:
-        """Whether there are such headlines for other runs."""
+        waiting: runs -> what a visitor has not seen yet. All come before one comes again.
+        """
         selection = self._catalog.select(backbone, dataset, seed)
-        return dict(gr.update(visible=_found(self._catalog, selection) is not None))
+        found = _found(self._catalog, selection)
+        if found is None:
+            return now, waiting
+        key = f"{selection.backbone}/{selection.dataset}/{selection.seed}"
+        left = [text for text in waiting.get(key, []) if text in found.texts and text != now]
+        left = left or [text for text in found.in_turn(self._random) if text != now]
+        return (left[0] if left else now), {**waiting, key: left[1:]}
+
+    def searched(self, backbone: str, dataset: str, seed: int) -> tuple[dict[str, Any], str]:
+        """Whether there are such headlines for other runs, and what is said if not."""
+        selection = self._catalog.select(backbone, dataset, seed)
+        there = _found(self._catalog, selection) is not None
+        return dict(gr.update(visible=there)), none_found_html(self._catalog, selection)
 
 
 def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
@@ -320,11 +362,12 @@ def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
             api_visibility="private",
         )
         events.append(picked.then(**asked))
+    waiting = gr.State({})
     events.append(
         parts.disagree.click(
             answers.disagreement,
-            inputs=[parts.text, *parts.selectors.components],
-            outputs=parts.text,
+            inputs=[parts.text, waiting, *parts.selectors.components],
+            outputs=[parts.text, waiting],
             queue=False,
             api_visibility="private",
         ).then(**asked)
@@ -351,7 +394,7 @@ def _connect(parts: _Parts, answers: _Answers) -> dict[str, Any]:
         [component.change for component in parts.selectors.components],
         answers.searched,
         inputs=parts.selectors.components,
-        outputs=parts.disagree,
+        outputs=[parts.disagree, parts.none_found],
         **QUICK,
     )
     # Other runs answer the same headline.

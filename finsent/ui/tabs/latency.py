@@ -13,13 +13,13 @@ from finsent.results.catalog import Catalog
 from finsent.serving.benchmarks import (
     BenchmarkError,
     Times,
-    arm_ratio,
+    against,
     batch_name,
     benchmark_batches,
     throughput,
 )
 from finsent.serving.service import Benchmark, ModelService, ServiceError
-from finsent.ui.parts.markup import html, notice
+from finsent.ui.parts.markup import html, notice, plain_device
 from finsent.ui.parts.selectors import RunSelectors, add_matched_box, add_run_selectors
 from finsent.ui.tabs.batch import LONG_QUEUE
 
@@ -39,21 +39,22 @@ def times_html(times_ms: Times, device: str, load: float | None = None) -> str:
     sizes = {batch_name(words, size): size for words in LENGTHS for size in SIZES}
     order = list(dict.fromkeys(name for _, name in times_ms))
     arms = list(dict.fromkeys(arm for arm, _ in times_ms))
+    compared = {
+        arm: against(times_ms, arm, REFERENCE)
+        for arm in arms
+        if arm != REFERENCE and REFERENCE in arms
+    }
     return html(
         "times",
         reference=REFERENCE,
-        ratios={
-            arm: arm_ratio(times_ms, arm, REFERENCE)
-            for arm in arms
-            if arm != REFERENCE and REFERENCE in arms
-        },
+        compared=compared,
         rows=[
             (arm, name, summarize(values), throughput(values, sizes[name]))
             for (arm, name), values in sorted(
                 times_ms.items(), key=lambda item: order.index(item[0][1])
             )
         ],
-        device=device,
+        device=plain_device(device),
         warmup=WARMUP_ROUNDS,
         busy=load if load is not None and load > BUSY else None,
     )

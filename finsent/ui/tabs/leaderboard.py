@@ -32,7 +32,7 @@ from finsent.ui.tables.board import (
     entries,
 )
 from finsent.ui.tables.filters import ALL, Board, Filters
-from finsent.ui.tables.matrix import datasets_of, effects_html, matrix_html
+from finsent.ui.tables.matrix import asked_order, datasets_of, effects_html, matrix_html
 from finsent.ui.tables.published import references_html
 from finsent.ui.tables.verdicts import verdicts_html
 
@@ -91,7 +91,8 @@ class _Board:
         matrix = interactive_html(matrix_html(board, first.dataset), "board-matrix")
 
         def sort_by(event: gr.EventData) -> str:
-            return matrix_html(board, sent(event))
+            dataset, reverse = asked_order(sent(event))
+            return matrix_html(board, dataset, reverse=reverse)
 
         matrix.click(sort_by, outputs=matrix, **QUICK)
         gr.HTML("<h2>What dendrites changed</h2>")

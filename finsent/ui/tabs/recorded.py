@@ -46,8 +46,9 @@ def recorded_html(catalog: Catalog, selection: Selection, example: str) -> str:
         cards.append(card_html(run, answer_html(answer) + recorded))
     _, said = agreement(given)
     return (
-        f"<p><b>Recorded, not computed now.</b> Sentence <code>{escape(example)}</code>, "
-        f"true label <b>{escape(truth)}</b>. {escape(said)}</p>{cards_row(cards)}"
+        "<p><b>Recorded, not computed now.</b> Sentence with the id "
+        f"<code>{escape(example)}</code>, true label <b>{escape(truth)}</b>. {escape(said)}</p>"
+        f"{cards_row(cards)}"
     )
 
 
@@ -58,12 +59,13 @@ def add_recorded(catalog: Catalog, chosen: Sequence[Any]) -> None:
     with gr.Accordion("Recorded answers to held-out sentences", open=False, elem_id="recorded"):
         gr.HTML(
             '<p class="fs-quiet">Saved when the runs chosen above were tested; no model is needed. '
-            "Only ids are kept: the licences do not allow the sentences.</p>"
+            "The licences of the data sets do not allow this page to show their sentences, so each "
+            "goes by an id, such as the one below; it names the same sentence everywhere here.</p>"
         )
         example = gr.Dropdown(
             choices=ids,
             value=ids[0],
-            label="Sentence id",
+            label="Id of a sentence",
             elem_id="recorded-id",
             filterable=True,
         )
