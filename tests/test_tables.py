@@ -55,6 +55,15 @@ def test_broken_files_are_refused_with_place_and_reason(name: str, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+def test_a_separator_in_one_text_makes_no_title_of_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for text, titled in (("up\ndown, far\nup", False), ("id,headline\n1,up", True)):
+        path.write_text(f"headlines\n{text}\n", encoding="utf-8")
+        with pytest.raises(TableError, match="put quotation marks around") as caught:
+            list(open_table(path, Reading(delimiter="comma")).rows())
+        assert ("remove what stands above" in str(caught.value)) is titled
+
+
 def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     draw = random.Random(0)
     for name, make in {**UGLY, **BROKEN}.items():

@@ -147,22 +147,23 @@ class Table:
         """Why a row that is not as wide as the first cannot be read, and what helps."""
         width = len(self.names)
         what = "the header" if self.has_header else "the first row"
-        said = f"{row.where}: {len(row.cells)} cells, {what} has {width}"
+        said = f"{row.where}: {len(row.cells)} cells, {what} has {width}; "
         start = list(islice(_without_blanks(self._source.rows()), SAMPLE_ROWS))
         widest = max(start, key=lambda row: sum(map(bool, row.cells)))
-        above = ""
-        if width == 1 and len(widest.cells) > 1:
-            above = (
+        below = start[start.index(widest) :]
+        titled = width == 1 and len(below) > 1 and all(len(row.cells) > 1 for row in below)
+        if titled:
+            said = (
                 f"row {start[0].number} has one cell only, {_short(start[0].cells[0])!r}, and row "
                 f"{widest.number} looks like the names of the columns; remove what stands above it"
             )
         if isinstance(self._source, WorkbookSource):
             return TableError(
-                f"{said}; " + (above or "every column with cells needs a name in the first row")
+                said if titled else f"{said}every column with cells needs a name in row 1"
             )
-        marks = "put quotation marks around text that holds the separator"
+        said += ". Else " if titled else ""
         return TableError(
-            f"{said}; " + (f"{above}; else {marks}" if above else marks),
+            f"{said}put quotation marks around text that holds the separator",
             "--delimiter and --quoting name others",
         )
 
