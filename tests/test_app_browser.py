@@ -210,6 +210,16 @@ def test_who_guesses_first_sees_the_answer_after_the_guess(watched: Watched) -> 
     page.locator("#answer [data-guess=negative]").click()
     expect(page.locator("#answer")).to_contain_text("You say negative; the models do not.")
     expect(page.locator("#answer .fs-merged")).to_be_visible()
+    watched.ask("profit rose in the south")
+    page.wait_for_function("document.querySelector('#answer .fs-guess:not([hidden]) button')")
+    heights = page.locator("#answer [data-guess]").evaluate_all(
+        "all => all.map((e) => e.getBoundingClientRect().height)"
+    )
+    assert len(set(heights)) == 1
+    # Who unticks the box is not left without an answer.
+    page.get_by_label("Guess first").uncheck()
+    expect(page.locator("#answer .fs-merged")).to_be_visible()
+    expect(page.locator("#answer .fs-guess")).to_be_hidden()
 
 
 def test_an_article_is_answered_as_a_whole_and_by_passage(watched: Watched) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from finsent.data import agreement, registry
+from finsent.results.catalog import Catalog
 from finsent.results.disagreements import (
     CONFIDENT,
     CONFIDENTLY_WRONG,
     DISAGREE,
     Case,
+    Found,
     choose,
     read_cases,
 )
 from finsent.results.runs import find_runs
 from finsent.results.schema import ArtifactError
+from finsent.ui.tabs import compare
 from tests.artifact_factory import make_artifacts
 
 NAMES = ("negative", "neutral", "positive")
@@ -149,3 +155,44 @@ def test_the_share_of_annotators_follows_the_level_of_a_sentence() -> None:
 def test_shares_of_annotators_are_known_of_phrasebank_alone() -> None:
     with pytest.raises(registry.DataError, match="sample: how many annotators agreed on sample-"):
         agreement.agreed_shares(registry.load_dataset("sample"))
+
+
+def test_headlines_come_in_turn_simple_ones_first_and_none_twice() -> None:
+    texts = (
+        "Ostrell shuts a plant, then beats estimates, as expected",
+        "Ostrell narrows its loss",
+        "Ostrell posts orders but halves its dividend",
+        "Ostrell loses an order",
+    )
+    found = Found(100, 4, texts)
+    orders = [found.in_turn(random.Random(seed)) for seed in range(20)]
+    for order in orders:
+        assert sorted(order) == sorted(texts)
+        assert set(order[:2]) == {texts[1], texts[3]}
+        assert order[2:] == [texts[2], texts[0]]
+    assert len({order[0] for order in orders}) == 2
+
+
+def test_a_visitor_sees_all_headlines_before_one_comes_again(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    catalog = Catalog.read(root)
+    assert compare.none_found_html(catalog, catalog.select(catalog.backbones()[0])) == ""
+    texts = tuple(f"Ostrell headline {n}" for n in range(5))
+    there = {"backbone": catalog.backbones()[0]}
+    monkeypatch.setattr(
+        compare,
+        "_found",
+        lambda _, wanted: Found(9, 5, texts) if wanted.backbone == there["backbone"] else None,
+    )
+    answers = compare._Answers(catalog, None, None)  # type: ignore[arg-type]
+    asked = (there["backbone"], catalog.datasets(there["backbone"])[0], 0)
+    now, waiting, seen = "typed", {}, []
+    for _ in range(10):
+        now, waiting = answers.disagreement(now, waiting, *asked)
+        seen.append(now)
+    assert set(seen[:5]) == set(texts)
+    assert all(a != b for a, b in itertools.pairwise(seen))
+    # Where nobody searched it is said for which models somebody did.
+    other = replace(catalog.select(there["backbone"]), backbone="mpnet-base")
+    assert "have been searched for" in compare.none_found_html(catalog, other)

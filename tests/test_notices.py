@@ -140,6 +140,12 @@ NOT_NEWS = [
     "The goalkeeper saved two penalties",
     "Cover the dough and let it rest for an hour",
     "Thanks for the lovely flowers",
+    "The soup tastes fine today",
+    "The door is in order",
+    "Celton draw 2-2 with Rangmoor",
+    "Norvik beat Selden 3-1 after extra time",
+    "Our striker scores twice in the semi-final",
+    "Harwick United lost 0\u20134 at home",
 ]
 CUT = [
     "Tarnfield lifts its outlook as demand for…",
@@ -324,6 +330,12 @@ ORDINARY = [
     "Pellumex reaches deal with union",
     "Quaylor gets order from Norwegian navy",
     "Corvane completes sale of its seed unit",
+    "Sales fell",
+    "The plant made a loss",
+    "The orders rose",
+    "The stock slides",
+    "Ostrell wins a 10-15 mn euro order",
+    "Marlotec beats profit estimates for 2024-25",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from finsent.serving.notices.words import (
     OPENERS,
     PERSONAL,
     POLICY,
+    SPORT,
     UP,
     WORD,
 )
@@ -28,9 +30,17 @@ FAR = 0.5
 """Below this share of words that occur in training texts, a text is far from them."""
 HEADLINE_WORDS = 40
 """Longer texts name companies in passing: which of them the news is about, no rule here tells."""
+FEW_WORDS = 5
+"""A text of no more words needs more than one that everyday talk has too."""
 FEWEST_WORDS = 4
 """Words that are no names from which a share of them says something."""
 
+_SPORT = re.compile(rf"\b(?:{'|'.join(sorted(SPORT))})\b", re.IGNORECASE)
+_SCORE = re.compile(
+    r"\b(?:beats?|beaten|defeats?|defeated|wins?|won|loses?|lost|draws?|drew|thrash\w*|edges?|edged)\b"
+    r"(?=.{1,60}?\b\d{1,3}\s?[-\u2013]\s?\d{1,3}\b(?!\s?(?:%|pct|mn|bn|m\b|cents?|days?|year)))",
+    re.IGNORECASE,
+)
 _CASHTAG = re.compile(r"[$#]\w+")
 _MARKET_SIGN = re.compile(
     r"\$[A-Za-z]{1,6}\b|[$€£¥]\s?\d|\d\s?(?:%|bps|bp\b)|\b(?:EUR|USD|GBP|Fed)\b"
@@ -135,9 +145,11 @@ def has_market_content(text: str) -> bool:
     """
     if _MARKET_SIGN.search(text) or _UNMISTAKABLE.search(text):
         return True
+    if is_sport(text):
+        return False
     words = WORD.findall(text)
     low = {word.lower().split("'")[0].split("’")[0] for word in words}
-    if not low & PERSONAL and _BUSINESS.search(text):
+    if not low & PERSONAL and _has_business(text, words):
         return True
     if len(words) < 2 or text.isupper():
         return text.isupper() and bool(words) and not low & OPENERS
@@ -146,6 +158,26 @@ def has_market_content(text: str) -> bool:
     verb = words[1].endswith("s") or words[0].lower().endswith(("'s", "’s"))
     opener = words[0].lower() in OPENERS or _is_no_name(words[0])
     return words[0][0].isupper() and not opener and verb
+
+
+def _has_business(text: str, words: Sequence[str]) -> bool:
+    """Whether words that everyday talk has too are of business here.
+
+    One of them alone says little in a short sentence that begins with a little word, as "the":
+    there it takes a figure, a name or a direction beside it.
+    """
+    found = set(_BUSINESS.findall(text.lower()))
+    low = [word.lower() for word in words]
+    if len(found) != 1 or len(words) > FEW_WORDS or low[0] not in OPENERS:
+        return bool(found)
+    directed = any(word in UP | DOWN and not word.startswith(tuple(found)) for word in low)
+    named = text.isupper() or any(word[0].isupper() for word in words[1:])
+    return directed or named or bool(re.search(r"\d", text))
+
+
+def is_sport(text: str) -> bool:
+    """Whether a text tells of a match: by a word of sports, or a score beside who won or lost."""
+    return bool(_SPORT.search(text) or _SCORE.search(text))
 
 
 def _is_no_name(word: str) -> bool:

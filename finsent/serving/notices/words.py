@@ -61,6 +61,14 @@ PERSONAL = _words(
 )
 """Words by which a person speaks of himself or to another."""
 
+SPORT = _words(
+    "goalkeeper striker strikers midfielder quarterback batsman wicket wickets innings touchdown "
+    "touchdowns semifinal semifinals semi-final semi-finals quarterfinal quarterfinals playoffs "
+    "hat-trick kick-off halftime half-time headers goalless equaliser equalizer knockout relegated "
+    "relegation"
+)
+"""Words that only matches have."""
+
 CALENDAR = _words(
     "monday tuesday wednesday thursday friday saturday sunday mondays tuesdays wednesdays "
     "thursdays fridays saturdays sundays january february march april may june july august "

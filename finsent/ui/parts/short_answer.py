@@ -110,7 +110,7 @@ def short_answer(board: Mapping[str, Any] | None) -> ShortAnswer:
     alone = [f for f in found if not f.direction and f.comparison["outcome"] != "tied"]
     if alone:
         verb = "differs" if len(alone) == 1 else "differ"
-        why += f" {_listed(alone)} {verb} if tested alone, as chance can in {n} tests."
+        why += f" {_listed(alone)} {verb} if tested alone, as can happen by chance in {n} tests."
     return ShortAnswer("no", "not measurably", why)
 
 
