@@ -232,7 +232,7 @@ def test_without_a_model_recorded_answers_are_shown_as_recorded(
         page.locator("#recorded-id input").fill(wanted)
         page.get_by_role("option", name=wanted).click()
         answer = page.locator("#recorded-answer")
-        expect(answer).to_contain_text(f"Recorded, not computed now. Sentence {wanted}")
+        expect(answer).to_contain_text(f"Recorded, not computed now. Sentence with the id {wanted}")
         expect(answer).to_contain_text(f"true label {predictions['baseline'].labels[7]}")
         for arm in ARMS:
             calibration = calibration_of(run_of(app_artifacts, arm))
