@@ -20,6 +20,8 @@ from finsent.training.adapted_model import AdaptedModel, build_model
 from finsent.training.fused_blocks import FusedBlocks, can_fuse
 from tests.test_serving import CPU, TARGETS, decoder_of, dendritic, in_4_bit
 
+pytestmark = pytest.mark.slow
+
 LAST = (7, 3, 5, 7)
 CONFIG = TrainConfig(
     backbone="tiny", lora=LoraConfig(r=2, last_layers=2), autocast=False, learning_rate=5e-3

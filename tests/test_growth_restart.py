@@ -23,6 +23,8 @@ from tests.test_lora_stack import CONFIG, CPU, Trainer, context_for, initial_of,
 from tests.test_study_lora import HereChild, plan_of
 from tests.test_study_lora import here as here
 
+pytestmark = pytest.mark.slow
+
 STALLED = DendriteConfig(grow_by=0, patience=9, restart="stalled")
 """Growth after the first epoch, long before patience would have run out."""
 WORSE = replace(STALLED, grow_by=1)

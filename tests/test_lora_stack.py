@@ -34,6 +34,8 @@ from finsent.training import loop
 from finsent.training.adapted_model import AdaptedModel, build_model
 from finsent.training.fused_blocks import FusedBlocks
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
     backbone="tiny-phi",

@@ -24,6 +24,8 @@ from finsent.models.backbones import default_device, entering_hidden_states, loa
 from finsent.models.dendritic_linear import DendriticLinear
 from finsent.training.loop import TrainingData, train
 
+pytestmark = pytest.mark.slow
+
 
 def grown(inner: int, out: int, activation: str = "relu", *, bias: bool = False) -> DendriticLinear:
     def parameter(*shape: int) -> nn.Parameter:

@@ -25,6 +25,8 @@ from finsent.training.child import Job
 from finsent.training.progress import UNINTERRUPTED
 from finsent.training.run import Bases, JobError
 
+pytestmark = pytest.mark.slow
+
 BASE = TrainConfig(
     backbone="tiny-phi",
     dataset="sample",

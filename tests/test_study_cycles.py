@@ -37,6 +37,8 @@ from finsent.training.loop import TrainingData, class_logits, train
 from finsent.training.progress import Start
 from tests.tiny_encoders import make_tiny
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FAST: dict[str, Any] = {"epochs": 2, "batch_size": 32, "learning_rate": 5e-3, "lora_r": 2}
 GROWN = DendriteConfig(placement=("layer",), activation="sigmoid", init_scale=0.3, prune=True)

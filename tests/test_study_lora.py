@@ -40,6 +40,8 @@ from finsent.training.child import Job
 from finsent.training.progress import RESTARTED
 from finsent.training.run import Bases, JobError, run_job
 
+pytestmark = pytest.mark.slow
+
 BASE = TrainConfig(
     backbone="tiny-phi", dataset="sample", epochs=4, lora=LoraConfig(r=2), autocast=False
 )
