@@ -328,9 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=parts)
     part = parser.parse_args().part
-    result = read_json(RESULTS) if RESULTS.exists() else {}
-    result.update(parts[part]())
-    result |= {
+    about = {
         "device": f"{_cpu()}, {len(os.sched_getaffinity(0))} threads",
         "arms": list(ARMS),
         "versions": {
@@ -340,6 +338,10 @@ def main() -> None:
         "command": f"python bench/serve_cpu.py {{{','.join(parts)}}}",
         "commit": git_commit(ROOT),
     }
+    result = read_json(RESULTS) if RESULTS.exists() else {}
+    # Parts are measured at different times: what is said of the file holds for those not in `made`.
+    made = {**result.get("made", {}), part: about}
+    result = {**about, **result, **parts[part](), "made": made}
     write_json(RESULTS, result)
     print(json.dumps(result, indent=1))
 
