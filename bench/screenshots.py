@@ -87,9 +87,12 @@ def photograph(
     )
     page.goto(f"{url}?__theme={mode}")
     tab_button(page, "Try").wait_for()
+    page.wait_for_function("window.finsentOpened", timeout=120_000)
     page.locator("#headline textarea").fill(headline)
     page.locator("#headline textarea").press("Enter")
-    page.locator(".fs-answer:not([data-label=none])").first.wait_for(timeout=120_000)
+    # The question repeated above the answer is hidden in a narrow window.
+    answered = page.locator("#answer:not([data-busy])", has_text=headline)
+    answered.locator(".fs-bar").first.wait_for(timeout=120_000)
     for tab in TABS:
         seconds = open_tab(page, tab)
         page.wait_for_timeout(700)
