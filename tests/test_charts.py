@@ -65,6 +65,7 @@ def test_mean_line_is_the_mean_over_runs(runs: list[Run]) -> None:
 
 
 def seed_mean(runs: list[Run], column: str) -> list[float]:
+    # A run may stop early: the mean goes as far as all of them do.
     each = zip(*([line[column] for line in run.history] for run in runs), strict=False)
     return [fmean(values) for values in each]
 

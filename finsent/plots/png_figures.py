@@ -43,6 +43,7 @@ from finsent.plots.png_style import (
 )
 from finsent.plots.style import ARM_STYLES
 from finsent.results import leaderboard
+from finsent.results.comparison import p_in_words
 from finsent.results.external.rows import without_entrants
 from finsent.results.runs import Run, find_runs
 
@@ -272,7 +273,7 @@ def _panel_verdict(comparisons: Sequence[dict[str, Any]], place: tuple[str, str]
             numbers = (
                 f"{pair['accuracy_delta_points']:+.1f} points (95% CI {low:+.1f} to {high:+.1f})"
             )
-            p = "p < 0.001" if pair["p_value"] < 0.001 else f"p = {pair['p_value']:.2g}"
+            p = p_in_words(pair["p_value"])
             # A hyphen is too short to be seen as a sign.
             return f"{opening}: {numbers}, {p}".replace("-", "\N{MINUS SIGN}")
     return "No pair of baseline and dendritic runs"

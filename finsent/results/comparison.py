@@ -236,6 +236,11 @@ def _macro_f1(predictions: Predictions) -> float:
     return float(metrics["macro_f1"])
 
 
+def p_in_words(p_value: float) -> str:
+    """A p-value as it is shown beside a difference."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
 def _verdict(
     outcome: str,
     names: tuple[str, str],

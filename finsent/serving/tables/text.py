@@ -391,6 +391,7 @@ def _any_quoted(lines: Sequence[str], dialect: Dialect) -> bool:
 def _single_quoted(lines: Sequence[str], found: Dialect) -> Dialect:
     """The same with single quotation marks, where all cells of a column stand between such."""
     other = Dialect(found.delimiter, "single", found.newline)
+    # Rows may differ in width here: columns that all of them have decide.
     columns = zip(*(_parsed(lines, found) or ()), strict=False)
     wrapped = any(
         len(column) > 1 and all(len(c) > 1 and c[0] == c[-1] == "'" for c in column)

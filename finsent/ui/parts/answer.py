@@ -286,7 +286,7 @@ def _passages(passages: Sequence[Passage]) -> str:
     for number, passage in enumerate(passages, start=1):
         text = passage.text
         cut = text if len(text) <= PASSAGE_CHARACTERS else text[:PASSAGE_CHARACTERS] + " …"
-        labels = [f"{_label(a.label)} {percent(max(a.shown), 0)}" for a in passage.answers]
+        labels = [f"{_label(a.label)} {percent(a.confidence, 0)}" for a in passage.answers]
         rows.append([str(number), f'<span dir="auto">{escape(cut)}</span>', *labels])
     names = [escape(_name(a.arm)) for a in passages[0].answers]
     return (

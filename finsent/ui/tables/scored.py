@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from finsent.plots.style import ARM_STYLES
-from finsent.results.comparison import Comparison
+from finsent.results.comparison import Comparison, p_in_words
 from finsent.serving.answers import Answer
 from finsent.serving.many_texts import Scored, agreement, comparisons, true_label
 from finsent.ui.parts.markup import label_mark, notice, percent, signed, swatch, table
@@ -181,11 +181,11 @@ def _verdict(found: Comparison) -> str:
     unsettled = ""
     if found.outcome == "tied" and not low <= 0 <= high:
         unsettled = " The interval leaves out zero but the test does not reject: it is not settled."
-    p = "p &lt; 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.2g}"
     return (
         f'<p class="fs-batch-verdict"><b>{first}</b> Over {found.n:,} labelled texts the accuracy '
         f"of {b} differs from that of {a} by {signed(found.accuracy_delta_points)} points "
-        f"(95\u202f% interval {signed(low)} to {signed(high)}; McNemar’s exact test: {p})."
+        f"(95\u202f% interval {signed(low)} to {signed(high)}; McNemar’s exact test: "
+        f"{escape(p_in_words(found.p_value))})."
         f"{unsettled}</p>"
     )
 
@@ -239,7 +239,7 @@ def _answer(answer: Answer, true: str | None) -> str:
     # Whose it is stands in the head of the column, which a narrow window has no room for.
     return (
         f'<span class="fs-of">{_name(answer.arm)}</span>'
-        f"{label_mark(answer.label)} {escape(answer.label)} {percent(max(answer.shown))}{said}"
+        f"{label_mark(answer.label)} {escape(answer.label)} {percent(answer.confidence)}{said}"
     )
 
 
