@@ -143,24 +143,30 @@ def test_nothing_grows_after_the_last_epoch_or_beyond_the_limit(tmp_path: Path) 
         assert grower.n_dendrites == 1
 
 
-def test_no_global_state_and_no_files_are_left(tmp_path: Path, capsys: object) -> None:
+def test_no_global_state_and_no_files_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from perforatedai import globals_perforatedai as library
 
     settings, tracker = dict(vars(library.pc)), library.pai_tracker
-    stdin, folder = sys.stdin, Path.cwd()
-    before = sorted(folder.iterdir())
-    with DendriteGrower(fresh_maps(False), DendriteConfig(patience=1), CPU, tmp_path) as grower:
+    stdin = sys.stdin
+    # A folder of its own: beside it, other test processes may write theirs.
+    folder, saves = tmp_path / "working-directory", tmp_path / "saves"
+    folder.mkdir()
+    saves.mkdir()
+    monkeypatch.chdir(folder)
+    with DendriteGrower(fresh_maps(False), DendriteConfig(patience=1), CPU, saves) as grower:
         grow(grower, 4)
         assert library.pai_tracker is not tracker
-        chart = tmp_path / "PAI.png"
+        chart = saves / "PAI.png"
         grower.draw(chart)
     assert chart.read_bytes().startswith(b"\x89PNG")
     assert dict(vars(library.pc)) == settings
     assert library.pai_tracker is tracker
     assert (sys.stdin, Path.cwd()) == (stdin, folder)
-    assert sorted(folder.iterdir()) == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["PAI.png"]
-    assert capsys.readouterr().out == ""  # type: ignore[attr-defined]
+    assert list(folder.iterdir()) == []
+    assert [p.name for p in saves.iterdir()] == ["PAI.png"]
+    assert capsys.readouterr().out == ""
 
 
 def test_state_is_put_back_when_training_fails(tmp_path: Path) -> None:

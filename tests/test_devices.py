@@ -1,7 +1,11 @@
-"""GPUs are looked for where there can be one; where there cannot, nobody waits for torch."""
+"""GPUs are looked for where there can be one; where there cannot, nobody waits for torch. Threads
+share their pools of memory."""
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 from finsent.machine import devices
+from finsent.machine.memory import ARENAS
 
 
 @pytest.fixture
@@ -49,3 +54,36 @@ def test_gpus_are_counted_where_there_is_one(monkeypatch: pytest.MonkeyPatch) ->
     for there, count in ((True, 3), (False, 0)):
         monkeypatch.setattr(devices, "cuda_available", lambda there=there: there)
         assert devices.gpu_count() == count
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_threads_share_their_memory_pools(limited: bool) -> None:
+    """Read off what glibc says of itself; without the limit it makes a pool for each thread."""
+    libc = ctypes.util.find_library("c")
+    if libc is None or not hasattr(ctypes.CDLL(libc), "malloc_info"):
+        pytest.skip("not glibc")
+    code = f"""
+import ctypes, threading
+from finsent.machine.memory import limit_arenas
+if {limited}:
+    assert limit_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+both = threading.Barrier(8)
+def take():
+    both.wait()
+    for _ in range(100):
+        libc.malloc(2000)
+    both.wait()
+threads = [threading.Thread(target=take) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+out = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, out)
+libc.fclose(out)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    pools = ended.stdout.count("<heap nr=")
+    assert (pools <= ARENAS) == limited, ended.stdout[:300]

@@ -7,6 +7,7 @@ import os
 import socket
 
 from finsent.commands.options import add_artifacts
+from finsent.machine.memory import limit_arenas
 from finsent.machine.places import artifacts_to_read
 
 
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """
     artifacts = artifacts_to_read(options.artifacts)
     _check_address(options)
+    limit_arenas()
     # Before gradio is imported: it reads this once and would otherwise report usage.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from finsent.ui.build import build_demo, launch

@@ -1,7 +1,8 @@
-"""How much memory there is to load a model into."""
+"""How much memory there is to load a model into, and how little of it is kept for nothing."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,24 @@ _USED = (
     Path("/sys/fs/cgroup/memory.current"),
     Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+
+ARENAS = 2
+_M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
+
+
+def limit_arenas() -> bool:
+    """Makes all threads of this process share ARENAS pools of memory; False without glibc.
+
+    By default each of the page's many threads gets a pool of its own, and what it frees stays in
+    that pool, so that memory which nobody uses grows with the requests answered (bench/load.py
+    served). To be called before threads are started, as pools that are there stay.
+    """
+    try:
+        return bool(ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, ARENAS))
+    except (OSError, AttributeError):
+        # musl, macOS and Windows have one pool, or manage theirs.
+        return False
 
 
 def available_bytes() -> int:
