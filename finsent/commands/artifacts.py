@@ -52,6 +52,10 @@ def _rows(text: str) -> int:
     return int(text)
 
 
+def _counted(problems: int) -> str:
+    return "1 problem" if problems == 1 else f"{problems} problems"
+
+
 def _verify(options: argparse.Namespace) -> int:
     artifacts = artifacts_to_read(options.artifacts)
     from finsent.results.external.runs import find_external
@@ -65,7 +69,7 @@ def _verify(options: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        print(f"{len(problems)} problems in {artifacts}", file=sys.stderr)
+        print(f"{_counted(len(problems))} in {artifacts}", file=sys.stderr)
         return 1
     if options.entrant is not None:
         print(f"{options.entrant}: every run fits the test parts of {artifacts}")
@@ -94,7 +98,7 @@ def _recompute(artifacts: Path, options: argparse.Namespace) -> int:
     for problem in found.problems:
         print(problem, file=sys.stderr)
     if found.problems:
-        print(f"{len(found.problems)} problems in {artifacts}", file=sys.stderr)
+        print(f"{_counted(len(found.problems))} in {artifacts}", file=sys.stderr)
         return 1
     if not found.rows:
         print("error: no row could be computed again", file=sys.stderr)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, binomtest
 
 from finsent.results.metrics import (
     RESAMPLES,
@@ -152,6 +151,9 @@ def paired_p_value(a: Sequence[Predictions], b: Sequence[Predictions]) -> float:
 def mcnemar_p_value(only_a_right: int, only_b_right: int) -> float:
     """Exact two-sided McNemar p: the discordant pairs are fair coin tosses under the null."""
     discordant = only_a_right + only_b_right
+    # scipy.stats here and below: half a second that a page need not wait for.
+    from scipy.stats import binomtest
+
     return float(binomtest(only_b_right, discordant, 0.5).pvalue) if discordant else 1.0
 
 
@@ -161,6 +163,8 @@ def sign_flip_p_value(differences: ArrayLike) -> float:
     differences: (clusters,) integers. The null distribution is a convolution of scaled binomials,
     one per absolute size, so it is computed and not sampled.
     """
+    from scipy.stats import binom
+
     values = np.asarray(differences, dtype=np.int64)
     magnitudes = np.abs(values[values != 0])
     distribution = np.ones(1)
