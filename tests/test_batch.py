@@ -172,3 +172,22 @@ def test_the_models_are_compared_by_the_paired_test_of_the_board() -> None:
     assert "right and wrong on the same 5 texts" in same
     assert "interval" not in same
     assert many_texts.comparisons([], LABELS) == []
+
+
+def test_several_comparisons_on_the_same_texts_are_corrected_for_their_number() -> None:
+    """Six texts to none are p = 0.03 alone, and twice that beside a second comparison."""
+    arms = ("baseline", "dendritic", "matched")
+
+    def three(texts: Sequence[str]) -> tuple[dict[str, np.ndarray], list[bool]]:
+        found, cut = scorer(texts)
+        return found | {"matched": found["baseline"]}, cut
+
+    items = [Item(i + 1, f"text {i}", None, LABELS[i % 10 % 3]) for i in range(60)]
+    chunks = many_texts.score(items, three, LABELS, dict.fromkeys(arms))
+    rows = tuple(row for chunk in chunks for row in chunk)
+    found = many_texts.comparisons(rows, LABELS)
+    assert [pair.p_value for pair in found] == pytest.approx([2 * mcnemar_p_value(6, 0)] * 2)
+    assert [pair.outcome for pair in found] == ["tied", "tied"]
+    assert many_texts.comparisons(labelled(60), LABELS)[0].outcome == "worse"
+    html = accuracy_html(Results(rows, LABELS), "")
+    assert html.count("McNemar’s exact test, corrected for 2 comparisons: p = 0.06") == 2

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finsent.results.calibration import Calibration
 from finsent.results.comparison import Comparison, compare
-from finsent.results.metrics import RESAMPLES
+from finsent.results.metrics import RESAMPLES, SIGNIFICANCE, holm
 from finsent.results.runs import Predictions
 from finsent.serving.answers import Answer, answers
 from finsent.serving.notices import Notice, notices
@@ -208,7 +208,8 @@ def comparisons(
 ) -> list[Comparison]:
     """The arm `against` beside every other one, by the paired test of the board.
 
-    Empty where there is no such arm, or the file gives none of the model's labels.
+    `p_value` and `outcome` are corrected for the number of comparisons (Holm), which `verdict` is
+    not. Empty where there is no such arm, or the file gives none of the model's labels.
     """
     labelled = [
         (row, true)
@@ -228,10 +229,19 @@ def comparisons(
     }
     # Memory and time grow with both; an interval is shown to a tenth of a point.
     resamples = min(RESAMPLES, MAX_DRAWS // len(labelled))
-    return [
+    found = [
         compare([made[arm]], [made[against]], names=(arm, against), resamples=resamples)
         for arm in arms
         if against in made and arm != against
+    ]
+    corrected = holm({pair.a: pair.p_value for pair in found})
+    return [
+        replace(
+            pair,
+            p_value=corrected[pair.a],
+            outcome=pair.outcome if corrected[pair.a] < SIGNIFICANCE else "tied",
+        )
+        for pair in found
     ]
 
 

@@ -10,7 +10,7 @@ from finsent.plots.style import ARM_STYLES
 from finsent.results.comparison import Comparison, p_in_words
 from finsent.serving.answers import Answer
 from finsent.serving.many_texts import Scored, agreement, comparisons, true_label
-from finsent.ui.parts.markup import label_mark, notice, percent, signed, swatch, table
+from finsent.ui.parts.markup import label_mark, notice, percent, plain_device, signed, swatch, table
 
 PAGE = 50
 """Rows of the table at a time."""
@@ -101,7 +101,7 @@ def summary_html(results: Results) -> str:
     good = [row for row in results.rows if row.answers]
     bad = [row.item for row in results.rows if row.item.problem is not None]
     texts = "text" if len(good) == 1 else "texts"
-    said = f"{len(good):,} {texts} scored of {what}, on {results.device}."
+    said = f"{len(good):,} {texts} scored of {what}, on {plain_device(results.device)}."
     if not good:
         said = f"No text of {what} could be scored."
     if good and len(good[0].answers) > 1:
@@ -146,7 +146,8 @@ def accuracy_html(results: Results, confusions: str) -> str:
             f"The label column holds none of {', '.join(results.label_names)}.",
             tone="warning",
         )
-    verdicts = "".join(map(_verdict, comparisons(results.rows, results.label_names)))
+    compared = comparisons(results.rows, results.label_names)
+    verdicts = "".join(_verdict(pair, len(compared)) for pair in compared)
     said = [
         f"<li>{swatch(arm)}<b>{escape(ARM_STYLES[arm].title)}</b> "
         f"{percent(right / n)} right ({right:,} of {n:,})</li>"
@@ -164,8 +165,11 @@ def accuracy_html(results: Results, confusions: str) -> str:
     )
 
 
-def _verdict(found: Comparison) -> str:
-    """Whether two models differ measurably on the labelled texts, in a sentence."""
+def _verdict(found: Comparison, compared: int) -> str:
+    """Whether two models differ measurably on the labelled texts, in a sentence.
+
+    compared: comparisons that the p-value is corrected for.
+    """
     a, b = (escape(ARM_STYLES[arm].title) for arm in (found.a, found.b))
     (test,) = found.mcnemar
     if not test.only_a_right + test.only_b_right:
@@ -178,13 +182,16 @@ def _verdict(found: Comparison) -> str:
         "worse": f"{a} is better on these texts.",
     }[found.outcome]
     low, high = found.accuracy_ci_points
+    tested = "McNemar’s exact test"
+    if compared > 1:
+        tested += f", corrected for {compared} comparisons"
     unsettled = ""
     if found.outcome == "tied" and not low <= 0 <= high:
         unsettled = " The interval leaves out zero but the test does not reject: it is not settled."
     return (
         f'<p class="fs-batch-verdict"><b>{first}</b> Over {found.n:,} labelled texts the accuracy '
         f"of {b} differs from that of {a} by {signed(found.accuracy_delta_points)} points "
-        f"(95\u202f% interval {signed(low)} to {signed(high)}; McNemar’s exact test: "
+        f"(95\u202f% interval {signed(low)} to {signed(high)}; {tested}: "
         f"{escape(p_in_words(found.p_value))})."
         f"{unsettled}</p>"
     )
