@@ -224,6 +224,9 @@ APART = [
     "Vellmark overtakes Tarnfield as largest grocer",
 ]
 ORDINARY = [
+    "Vellmark wins 5-4 ruling in patent case",
+    "Corvane wins approval for 2-1 stock split",
+    "Hedrow loses 3-2 appeals court decision",
     "Tarnfield profit rises 5 percent in the third quarter",
     "Sales rose while costs fell",
     "Corvane beats estimates, raises outlook",

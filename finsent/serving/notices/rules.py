@@ -38,7 +38,9 @@ FEWEST_WORDS = 4
 _SPORT = re.compile(rf"\b(?:{'|'.join(sorted(SPORT))})\b", re.IGNORECASE)
 _SCORE = re.compile(
     r"\b(?:beats?|beaten|defeats?|defeated|wins?|won|loses?|lost|draws?|drew|thrash\w*|edges?|edged)\b"
-    r"(?=.{1,60}?\b\d{1,3}\s?[-\u2013]\s?\d{1,3}\b(?!\s?(?:%|pct|mn|bn|m\b|cents?|days?|year)))",
+    r"(?=.{1,60}?\b\d{1,3}\s?[-\u2013]\s?\d{1,3}\b(?!\s?(?:%|pct|mn|bn|m\b|cents?|days?|year"
+    # Votes and share splits are counted in the same way.
+    r"|(?:\w+\s){0,2}(?:votes?|ruling|decision|verdict|majority|opinion|margin|split|offer|basis)\b)))",
     re.IGNORECASE,
 )
 _CASHTAG = re.compile(r"[$#]\w+")
