@@ -32,7 +32,9 @@ def test_a_few_tries_hold(name: str, tmp_path: Path) -> None:
 
 def test_the_table_counts_what_held() -> None:
     row = {"scenario": "a", "held_if": "b", "tried": 1200, "held": 1199, "seconds": 60.0}
-    text = page([{**row, "name": "one"}, {**row, "name": "users", "users_seconds": 90}])
+    rows = [{**row, "name": "one"}, {**row, "name": "users", "users_seconds": 90}]
+    assert "took\n14 minutes in one go.\n" in page(rows, 840.0)
+    text = page(rows, None)
     assert "2,398 of 2,400 tries held" in text
     assert "2 minutes if one adds them up" in text
     assert "The users ask for 1.5 minutes" in text
