@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,21 @@ def test_temperature_undoes_overconfidence(overconfidence: float) -> None:
     assert found.temperature == pytest.approx(overconfidence, rel=0.12)
     if overconfidence == 3.0:
         assert found.nll_calibrated < found.nll_raw - 0.1
+
+
+@pytest.mark.parametrize(
+    ("loss", "lowest"),
+    [
+        (lambda t: (np.log(t) - np.log(3.7)) ** 2, 3.7),
+        (lambda t: abs(np.log(t) + 2), float(np.exp(-2))),
+        (lambda t: t, 0.05),
+        (lambda t: -t, 20.0),
+    ],
+)
+def test_the_lowest_loss_is_found_within_the_bounds_and_at_them(
+    loss: Callable[[float], float], lowest: float
+) -> None:
+    assert calibration.lowest(loss) == pytest.approx(lowest, rel=1e-5)
 
 
 def test_calibrating_keeps_the_order_of_labels_and_sums_to_one() -> None:
