@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +15,7 @@ from bench.screenshots import TABS, open_tab, panel_of
 from finsent.results import leaderboard, manifest
 from tests.app_fixtures import running_app
 from tests.artifact_factory import make_artifacts
-from tests.test_app_browser import BROWSER, Watched, settled
+from tests.test_app_browser import BROWSER, Watched, held_back, settled
 from tests.test_app_browser import chromium as chromium
 
 pytestmark = BROWSER
@@ -62,6 +66,41 @@ def test_three_other_classes_are_named(chromium: Browser, two_arms_url: str) -> 
     choose(watched.page, "One headline", TITLES["fomc"])
     compare(watched, "fomc")
     watched.page.close()
+    assert watched.problems == []
+
+
+def test_at_most_one_listener_to_an_event_waits(two_arms_url: str) -> None:
+    """Two that wait for each other call each other for ever (finsent.ui.parts.events)."""
+    with urllib.request.urlopen(f"{two_arms_url}config") as response:
+        listeners = json.load(response)["dependencies"]
+    waiting = Counter(
+        (source, event)
+        for listener in listeners
+        if listener["trigger_mode"] == "always_last"
+        for source, event in listener["targets"]
+        if source is not None
+    )
+    assert waiting
+    assert waiting.most_common(1)[0][1] == 1
+
+
+def test_the_page_comes_to_rest_after_quick_choices(chromium: Browser, two_arms_url: str) -> None:
+    """What listens to the data set is still at work when it changes again, and again."""
+    watched = Watched(chromium, two_arms_url)
+    page = watched.page
+    watched.answered()
+    asked: list[float] = []
+    page.on("request", lambda request: asked.append(time.monotonic()))
+    with held_back(page):
+        for title in (*TITLES.values(), "AllAgree", TITLES["fomc"]):
+            choose(page, "One headline", title)
+    expect(page.locator("#answer .fs-bar[data-label=dovish]")).to_have_count(2)
+    until = time.monotonic() + 20
+    while asked and time.monotonic() < until:
+        asked.clear()
+        page.wait_for_timeout(1500)
+    assert asked == [], f"{len(asked)} requests in 1.5 s, though nothing is asked"
+    page.close()
     assert watched.problems == []
 
 

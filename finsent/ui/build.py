@@ -22,6 +22,7 @@ from finsent.serving.many_texts import MAX_BYTES
 from finsent.serving.service import ComparerFactory, ModelService, ServiceError
 from finsent.ui.endpoints import Page, add_endpoints
 from finsent.ui.guard import RequestGuard, hosts_from_environment, is_local
+from finsent.ui.parts.events import let_one_listener_wait
 from finsent.ui.parts.markup import notice, plain_device
 from finsent.ui.parts.places import TABS, Bars
 from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors, run_updates
@@ -156,6 +157,7 @@ def build_demo(
 
     def build(catalog: Catalog, problem: str) -> tuple[gr.Blocks, First]:
         demo, first = _draw(catalog, service, owner, guest, open_to_visitors, problem)
+        let_one_listener_wait(demo)
         service.renew(catalog)
         return demo, first
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class _Board:
         gr.HTML("<h2>One data set in detail</h2>")
         self._add_controls()
         self.table = interactive_html(board_html(board, first), "board-table")
-        self._add_exports()
+        connect_exports = self._add_exports()
         verdicts = gr.HTML(verdicts_html(board, first), elem_id="verdicts")
         gr.HTML("<h2>Score vs. cost</h2>")
         cost = gr.Radio(
@@ -116,8 +116,10 @@ class _Board:
             gr.HTML(said, elem_id="pareto-note"),
         ]
         references = gr.HTML(references_html(board, first), elem_id="references")
+        # The table first: it follows every letter that is typed, in order.
         self._connect_rows(verdicts, references)
         self._connect_chart(cost, chart)
+        connect_exports()
 
     def _add_controls(self) -> None:
         """The data set in sight; everything else folded away."""
@@ -194,8 +196,11 @@ class _Board:
             *((name, name) for name in published if name not in own),
         ]
 
-    def _add_exports(self) -> None:
-        """Buttons whose file is there before the click: a click that makes it downloads nothing."""
+    def _add_exports(self) -> Callable[[], Any]:
+        """Buttons whose file is there before the click: a click that makes it downloads nothing.
+
+        Returns what makes the files follow the controls.
+        """
         folder = Path(tempfile.mkdtemp(prefix="finsent-export-"))
 
         def file(name: str, text: str) -> str:
@@ -231,7 +236,7 @@ class _Board:
                 for kind, (title, path) in files.items()
             }
         # Not `value=shown_csv, inputs=...`: that would publish an endpoint.
-        gr.on(
+        return lambda: gr.on(
             [control.change for control in controls],
             shown_csv,
             inputs=controls,
