@@ -13,6 +13,8 @@ from finsent.data.registry import DATASETS
 from finsent.serving.notices import known, notices
 
 FOREIGN = [
+    "Der Umsatz sank",
+    "Eine Bank verliert Geld",
     "Der Gewinn stieg um 20 Prozent.",
     "Tarnfield hebt die Prognose für das Jahr an",
     "Aktie von Corvane fällt nach Gewinnwarnung und Verlust",
@@ -224,6 +226,10 @@ APART = [
     "Vellmark overtakes Tarnfield as largest grocer",
 ]
 ORDINARY = [
+    "Rev +12% YoY; EPS $1.32 vs $1.10 est.",
+    "AGM on 4 May",
+    "Das Capital raises stake in Vellmark",
+    "Die Casting Corp beats estimates",
     "Vellmark wins 5-4 ruling in patent case",
     "Corvane wins approval for 2-1 stock split",
     "Hedrow loses 3-2 appeals court decision",

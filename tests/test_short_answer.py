@@ -47,7 +47,7 @@ def control(dataset: str, outcome: str, a: str = "matched") -> dict[str, Any]:
         (
             [comparison(name, 0.9, 0.03) for name in ("news", "fiqa", "twitter")],
             NOT,
-            "differ if tested alone, as can happen by chance in 3 tests",
+            "differ only if tested alone, as can happen by chance",
         ),
         (
             [comparison("news", 0.9, 0.001), comparison("fiqa", 0.1, 0.9)],

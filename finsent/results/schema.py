@@ -123,6 +123,8 @@ TRAIN_CONFIG_KEYS: Mapping[str, tuple[type, ...]] = {
 KNOWLEDGE = ("yes", "no", "unknown")
 """What there is to say about whether a model was trained on a data set."""
 
+NOT_MEASURED = "not measured"
+"""The `latency_protocol` of a model that was not timed."""
 HERE, REPORTED = "here", "self-reported"
 """Who made a run's predictions: this project's commands, or whoever sent them."""
 

@@ -255,7 +255,7 @@ def short_answer(summary: Summary, titles: Callable[[str], str]) -> str:
     ]
     if not bounds:
         return f"No difference found in {total}."
-    which = "in half of them" if len(bounds) > 1 else "there"
+    which = "in half of them" if len(settings) > 1 else "there"
     return (
         f"No difference found in {total}; {which}, by the 95 % interval, dendrites make "
         f"{errors_bound(statistics.median(bounds))} errors."

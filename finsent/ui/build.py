@@ -23,7 +23,7 @@ from finsent.serving.service import ComparerFactory, ModelService, ServiceError
 from finsent.ui.endpoints import Page, add_endpoints
 from finsent.ui.guard import RequestGuard, hosts_from_environment, is_local
 from finsent.ui.parts.events import let_one_listener_wait
-from finsent.ui.parts.markup import notice, plain_device
+from finsent.ui.parts.markup import notice
 from finsent.ui.parts.places import TABS, Bars
 from finsent.ui.parts.selectors import QUICK, RunSelectors, add_run_selectors, run_updates
 from finsent.ui.parts.share import ASK_LINKED, KEEP_PLACE_JS, PAGE_OPENED_JS, read_link
@@ -123,10 +123,8 @@ def _places(damaged: Sequence[Damage]) -> str:
 
 def _said(status: Status) -> str:
     if status.phase != "loading" or status.fraction is None:
-        # A phone has no room for the precision, which the time below an answer names as well.
-        name, comma, precision = plain_device(status.message).partition(", OpenVINO")
-        rest = f'<span class="fs-precision">{escape(comma + precision)}</span>' if comma else ""
-        return escape(name) + rest
+        # The time below an answer names library and precision.
+        return escape(status.message.partition(", OpenVINO")[0])
     share = round(100 * status.fraction)
     return (
         f"{escape(status.message)}, {share}\u202f% "

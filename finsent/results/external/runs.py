@@ -30,6 +30,7 @@ from finsent.results.runs import (
     write_json,
 )
 from finsent.results.schema import (
+    NOT_MEASURED,
     RESTORE,
     ArtifactError,
     check_external_config,
@@ -55,7 +56,7 @@ UNKNOWN_HERE: Mapping[str, Any] = {
     "peak_memory_mb": None,
     "latency_ms_p50": None,
     "latency_ms_p95": None,
-    "latency_protocol": "not measured",
+    "latency_protocol": NOT_MEASURED,
     "best_epoch": None,
 }
 """What metrics.json may leave out, because nobody here trained the model or timed it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -44,6 +45,9 @@ NAMES = MappingProxyType(
         "vi": "Vietnamese",
     }
 )
+_ARTICLE = re.compile(
+    r"(?:Der|Die|Das|Den|Dem|Eine?|Einen)\s+[A-Z\u00c4\u00d6\u00dc][a-z\u00e4\u00f6\u00fc\u00df]"
+)
 
 
 def other_language(text: str, words: Sequence[str]) -> str | None:
@@ -57,7 +61,11 @@ def other_language(text: str, words: Sequence[str]) -> str | None:
     if letters and len(foreign) / len(letters) > OTHER_SCRIPT:
         return "in another script"
     share = known_share(words)
-    if len(words) < 2 or share >= MOSTLY_KNOWN:
+    if len(words) > 1 and share >= MOSTLY_KNOWN:
+        return None
+    if _is_german(text):
+        return NAMES["de"]
+    if len(words) < 2:
         return None
     several = round((1 - share) * len(words)) > 1
     ranked = _identifier().rank(text)
@@ -65,10 +73,20 @@ def other_language(text: str, words: Sequence[str]) -> str | None:
     if max(dict(ranked)["en"], dict(alone)["en"]) > ENGLISH_AT_MOST[several]:
         return None
     code, probability = ranked[0]
-    return NAMES.get(code, _UNNAMED) if probability >= NAMED_FROM else _UNNAMED
+    return NAMES.get(code, UNNAMED) if probability >= NAMED_FROM else UNNAMED
 
 
-_UNNAMED = "in another language, or no words of any"
+def _is_german(text: str) -> bool:
+    """Whether a text begins with a German article and a noun, whose capital hides it among names,
+    and is likelier German than English."""
+    found = _ARTICLE.match(text)
+    if found is None or len(text.split()) < 3:
+        return False
+    ranked = dict(_identifier().rank(text))
+    return bool(ranked["de"] > ranked["en"])
+
+
+UNNAMED = "in another language, or no words of any"
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finsent.serving.notices.known import known_share
-from finsent.serving.notices.language import other_language
+from finsent.serving.notices.language import UNNAMED, other_language
 from finsent.serving.notices.words import (
     ADDRESS,
     BUSINESS,
@@ -101,12 +101,16 @@ def notices(text: str) -> list[Notice]:
         return [Notice("content", "There are no words here; the label means nothing then.")]
     ordinary = _no_names(plain)
     language = other_language(plain, ordinary)
-    if language is not None:
+    if language is not None and not (language == UNNAMED and _MARKET_SIGN.search(plain)):
         said = f"The text seems to be {language}; the models were trained on English only."
         return [Notice("language", said)]
     found = []
     if not has_market_content(plain):
-        said = "Nothing here is about a company or a market; the label means nothing then."
+        said = (
+            "One word alone says too little for a label."
+            if len(WORD.findall(plain)) == 1
+            else "Nothing here is about a company or a market; the label means nothing then."
+        )
         found.append(Notice("content", said))
     elif len(ordinary) >= FEWEST_WORDS and known_share(ordinary) < FAR:
         said = (

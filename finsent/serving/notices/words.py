@@ -19,8 +19,8 @@ def words(text: str) -> list[str]:
 
 
 BUSINESS = _words(
-    "accounts acquir acquisition agreement analyst antitrust appeal approv asset auditor backlog "
-    "bank bankrupt bearish beat bid billion board bond bonus boss borrow brand broker bull "
+    "accounts acquir acquisition agm agreement analyst antitrust appeal approv asset auditor "
+    "backlog bank bankrupt bearish beat bid billion board bond bonus boss borrow brand broker bull "
     "bullish business buy buyback buyout capex capital cash ceo cfo chairman charge chief client "
     "commodit compan competitor compliance consensus consumer contract corporat cost court "
     "coverage creditor crude cryptocurrenc currenc customer deal dealings debt default deficit "

@@ -121,6 +121,8 @@ class TextSource:
     @property
     def title(self) -> str:
         """The encoding for people."""
+        if self.encoding == OFFERED:
+            return "Windows-1252"
         return self.encoding.upper() if self.encoding.startswith("utf") else self.encoding
 
     def rows(self) -> Iterator[Row]:

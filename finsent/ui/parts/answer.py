@@ -36,6 +36,7 @@ from finsent.ui.parts.markup import (
     swatch,
     table,
 )
+from finsent.ui.tables.matrix import badge
 
 if TYPE_CHECKING:
     from finsent.entrants.guest import Beside
@@ -318,7 +319,7 @@ def _times(times: PairedTimes | None, device: str) -> str:
             f"The time taken is shown from the {WARMUP + SETTLED}th answer on: the first ones "
             "take longer."
         )
-    of = f"the median of the last {times.n} answers"
+    of = f"the median of the last {times.n} answers to anybody here"
     where = f"Computed on {escape(plain_device(device))}."
     if times.ratios and all(r.low == r.high == 1 for r in times.ratios.values()):
         # Arms that one pass answers have no time of their own.
@@ -363,7 +364,9 @@ def _context(catalog: Catalog, selection: Selection) -> str:
 
 
 def _across(catalog: Catalog, selection: Selection) -> str:
-    for c in (catalog.leaderboard or {}).get("comparisons", []):
+    """What the board found for these models, with all that weakens it."""
+    board = catalog.leaderboard or {}
+    for c in board.get("comparisons", []):
         name = catalog.of(selection.backbone, selection.dataset)[0].backbone
         place = (c["backbone"], c["dataset"], c["a"], c["b"])
         if place == (name, selection.dataset, "baseline", "dendritic"):
@@ -375,10 +378,12 @@ def _across(catalog: Catalog, selection: Selection) -> str:
                 "better": "dendritic is more accurate",
                 "worse": "dendritic is less accurate",
             }[c["outcome"]]
+            weak = ", ".join(badge(board, c)["weak"])
             return (
                 f"{over} ({escape(dataset_title(selection.dataset))}): <b>{found}</b> "
                 f"(dendritic minus baseline {signed(c['accuracy_delta_points'])} points, "
-                f"95\u202f% interval {signed(low)} to {signed(high)})."
+                f"95\u202f% interval {signed(low)} to {signed(high)})"
+                f"{f': {escape(weak)}' if weak else ''}."
             )
     return ""
 
@@ -395,7 +400,7 @@ def _details(catalog: Catalog, outcome: Outcome) -> str:
     add("Labels that cannot be ruled out", [escape(a.set_words or "") for a in given])
     calibrations = [a.calibration for a in given]
     add(
-        "How often such a set held the true label",
+        "How often the labels so found, one or more, held the true one",
         [
             "" if c is None else f"{percent(c.coverage_measured)} of {c.n_test:,} test texts"
             for c in calibrations

@@ -104,13 +104,14 @@ def short_answer(board: Mapping[str, Any] | None) -> ShortAnswer:
             f"{TELLING_POINTS:g} points.",
         )
     level = n - len(up)
-    why = f"In {_of(level, n)} no difference in accuracy could be measured."
+    alone = [f for f in found if not f.direction and f.comparison["outcome"] != "tied"]
+    counted = ", counted together," if alone else ""
+    why = f"In {_of(level, n)}{counted} no difference in accuracy could be measured."
     if up:
         why += f" {_unexplained(up)}"
-    alone = [f for f in found if not f.direction and f.comparison["outcome"] != "tied"]
     if alone:
         verb = "differs" if len(alone) == 1 else "differ"
-        why += f" {_listed(alone)} {verb} if tested alone, as can happen by chance in {n} tests."
+        why += f" {_listed(alone)} {verb} only if tested alone, as can happen by chance."
     return ShortAnswer("no", "not measurably", why)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,6 +11,7 @@ from typing import Any
 from finsent.config import ARMS, STUDY_ARMS
 from finsent.plots.style import ARM_STYLES
 from finsent.results.catalog import backbone_title, dataset_title
+from finsent.results.schema import NOT_MEASURED
 from finsent.results.text import NONE, count
 from finsent.ui.parts.markup import (
     arm_title,
@@ -17,12 +19,15 @@ from finsent.ui.parts.markup import (
     notice,
     percent,
     percent_interval,
+    plain_device,
     swatch,
     table,
 )
 from finsent.ui.tables.filters import Board, Entry, Filters
 
 PER_ARM, PER_RUN = "arm", "run"
+_CALLS = re.compile(r"n = (\d+)")
+"""In a stored protocol of timing."""
 
 
 @dataclass(frozen=True)
@@ -319,13 +324,17 @@ def _tied(board: Board, arm: Entry) -> bool:
 
 def _explanation(found: Sequence[Entry], per_arm: bool) -> str:
     shared = (
-        "Models that the paired test does not tell apart share a rank. ± is the standard deviation "
+        "Models that the paired test does not tell apart share a rank. It compares answers "
+        "sentence by sentence, so a model can share the rank of a better one although one between "
+        "them does not. ± is the standard deviation "
         "over training runs. "
         if per_arm
         else ""
     )
     told = dict.fromkeys(p for entry in found for p in entry["latency_protocol"])
-    timing = "; ".join(told).replace(" arms ", " variants ")
+    measured = [_CALLS.sub(r"\1 calls each", p) for p in told if p != NOT_MEASURED]
+    timing = "; ".join(map(plain_device, measured)) or NOT_MEASURED
+    timing = timing.replace(" arms interleaved", " variants in turns")
     protocol = ", ".join(dict.fromkeys(entry["protocol"] for entry in found))
     return (
         f"{shared}Protocol: {escape(protocol)}. Whiskers are 95&#8239;% bootstrap intervals over "

@@ -129,7 +129,9 @@ def _ordered(
 
     def name(model: tuple[str, str]) -> tuple[str, int]:
         arm = model[1]
-        return model[0], STUDY_ARMS.index(arm) if arm in STUDY_ARMS else len(STUDY_ARMS)
+        return backbone_title(model[0]).casefold(), STUDY_ARMS.index(
+            arm
+        ) if arm in STUDY_ARMS else len(STUDY_ARMS)
 
     if sort == ALL:
         return sorted(models, key=name, reverse=reverse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -16,6 +17,8 @@ PAGE = 50
 """Rows of the table at a time."""
 SHOWN_CHARACTERS = 220
 """Of a text in the table; the download has all of it."""
+SPELLINGS = 5
+"""Unknown labels that are named at most."""
 ALL, DIFFER, UNSURE, WRONG, WARNED = "all", "differ", "unsure", "wrong", "warned"
 FILTERS = {
     ALL: "All",
@@ -143,7 +146,8 @@ def accuracy_html(results: Results, confusions: str) -> str:
     if not found:
         return notice(
             "No accuracy.",
-            f"The label column holds none of {', '.join(results.label_names)}.",
+            f"The label column holds none of {', '.join(results.label_names)}. "
+            f"{_unknown_labels(results)}",
             tone="warning",
         )
     compared = comparisons(results.rows, results.label_names)
@@ -154,15 +158,33 @@ def accuracy_html(results: Results, confusions: str) -> str:
         for arm, (right, n) in found.items()
     ]
     skipped = sum(bool(row.answers) for row in results.rows) - max(n for _, n in found.values())
-    note = (
-        f'<p class="fs-quiet">{skipped:,} rows without a known label are left out.</p>'
-        if skipped
-        else ""
-    )
+    note = ""
+    if skipped:
+        rows = "1 row is" if skipped == 1 else f"{skipped:,} rows are"
+        note = (
+            f'<p class="fs-quiet">{rows} left out: the label is none of '
+            f"{escape(', '.join(results.label_names))}. {escape(_unknown_labels(results))}</p>"
+        )
     return (
         f'<h2>Against your labels</h2>{verdicts}<ul class="fs-legend">{"".join(said)}</ul>{note}'
         f"{confusions}"
     )
+
+
+def _unknown_labels(results: Results) -> str:
+    """What stands in the label column instead of the model's labels, the most frequent first."""
+    there = Counter(
+        (row.item.label or "").strip()
+        for row in results.rows
+        if row.answers and true_label(row.item, results.label_names) is None
+    )
+    empty = there.pop("", 0)
+    said = [f"“{label[:40]}” ({n:,} times)" for label, n in there.most_common(SPELLINGS)]
+    if len(there) > SPELLINGS:
+        said.append(f"{len(there) - SPELLINGS:,} other spellings")
+    if empty:
+        said.append(f"empty cells ({empty:,} times)")
+    return f"There instead: {', '.join(said)}."
 
 
 def _verdict(found: Comparison, compared: int) -> str:

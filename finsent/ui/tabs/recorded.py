@@ -59,8 +59,9 @@ def add_recorded(catalog: Catalog, chosen: Sequence[Any]) -> None:
     with gr.Accordion("Recorded answers to held-out sentences", open=False, elem_id="recorded"):
         gr.HTML(
             '<p class="fs-quiet">Saved when the runs chosen above were tested; no model is needed. '
-            "The licences of the data sets do not allow this page to show their sentences, so each "
-            "goes by an id, such as the one below; it names the same sentence everywhere here.</p>"
+            "Each sentence goes by an id, such as the one below, which names it everywhere here: "
+            "the licences of the data sets do not allow their sentences to be passed on. Where "
+            "this machine has a copy of them, Evidence, Where they differ shows them.</p>"
         )
         example = gr.Dropdown(
             choices=ids,
