@@ -302,7 +302,7 @@ def test_sample_headlines_come_with_labels_and_are_leafed_through(watched: Watch
     expect(shown.first).to_contain_text("wrong")
     # What is typed beside a file is not left out without a word.
     page.locator("#batch-lines textarea").fill("profit rose")
-    expect(page.locator("#batch-source")).to_contain_text("which shall be scored?")
+    expect(page.locator("#batch-source")).to_contain_text("Which should be scored?")
     page.locator("#batch-start").click()
     expect(page.locator("#batch-summary")).to_contain_text("1 text scored of the pasted texts")
     page.locator("#batch-source").get_by_label("The file").check()

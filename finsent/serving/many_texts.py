@@ -83,7 +83,7 @@ def pasted(text: str, problem_of: Callable[[str], str | None]) -> list[Item]:
         if line.strip()
     ]
     if not items:
-        raise TableError("nothing to score: paste one text per line or upload a file")
+        raise TableError("there is nothing to score: paste one text per line or upload a file")
     if len(items) > MAX_ROWS:
         raise TableError(
             f"line {items[MAX_ROWS].number}: at most {MAX_ROWS:,} texts at once; {LARGER}"

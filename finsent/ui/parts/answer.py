@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from finsent.entrants.guest import Beside
 
 WHAT = (
-    "Baseline: fine-tuned with LoRA alone, small trained maps beside the model’s frozen weights. "
-    "Dendritic: with dendrites as well, extra units that PerforatedAI adds while it trains."
+    "Baseline: fine-tuned with LoRA alone, small trained matrices beside the model’s frozen "
+    "weights. Dendritic: with dendrites as well, extra units that PerforatedAI adds while it trains."
 )
 """Said below the bars where the page's head has no room for it."""
 WORTH_SAYING_MS = 500.0
@@ -430,12 +430,12 @@ def _details(catalog: Catalog, outcome: Outcome) -> str:
     if calibrations[0] is not None:
         about = (
             "The chart shows calibrated probabilities: a temperature, fitted on validation data, "
-            "makes them as high as the answers are often right."
+            "brings them to how often such answers are right."
         )
         if calibrations[0].transfer is not None:
             about += (
-                " It is corrected by what runs said of news sources that they had not learned, so "
-                "confidence is lower here than a test on familiar sources would allow."
+                " Models that were tested on news sources they had not been trained on showed how "
+                "far confidence has to be lowered for other news, and it is lowered so here."
             )
     return (
         '<details data-keep="details"><summary>Details: calibration, label sets, runs</summary>'

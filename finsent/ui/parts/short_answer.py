@@ -187,7 +187,7 @@ def head_html(board: Mapping[str, Any] | None) -> str:
         f"<h1>{QUESTION}</h1>"
         f'<p class="fs-short"><b>Short answer: {escape(answer.head)}.</b> '
         f"<span>{escape(answer.why)}</span></p>"
-        '<p class="fs-what">One model is fine-tuned twice: with LoRA alone, small trained maps '
+        '<p class="fs-what">One model is fine-tuned twice: with LoRA alone, small trained matrices '
         "beside its frozen weights, and with LoRA plus dendrites, extra units that PerforatedAI "
         "adds while it trains. Both have the same sentences and the same number of steps.</p>"
         f"</div>{_plot(board) if board and primary(board) else ''}</header>"

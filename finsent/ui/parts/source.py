@@ -132,7 +132,7 @@ def add_source() -> Source:
     which = gr.Radio(
         [("The pasted texts", PASTED), ("The file", FILE)],
         value=PASTED,
-        label="Both are here: which shall be scored?",
+        label="There are pasted texts and a file. Which should be scored?",
         visible=False,
         elem_id="batch-source",
     )

@@ -43,7 +43,7 @@ def draw_guest_form() -> GuestForm:
             min_width=240,
         )
         labels = gr.Textbox(
-            label="Its labels, where its own names do not say them",
+            label="What its labels are called, if they are not negative, neutral and positive",
             placeholder="negative=LABEL_0,neutral=LABEL_1,positive=LABEL_2",
             elem_id="guest-labels",
             min_width=240,
@@ -66,7 +66,7 @@ def add_guest(guest: Guest, model: str | None, labels: str | None) -> str:
 def remove_guest(guest: Guest) -> str:
     """Forgets the model; what to show of that."""
     guest.remove()
-    return notice("Done.", "The models of this page answer alone.")
+    return notice("Done.", "Only the models of this page answer now.")
 
 
 def add_guest_box(guest: Guest) -> gr.Checkbox:
