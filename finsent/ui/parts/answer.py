@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 WHAT = (
     "Baseline: fine-tuned with LoRA alone, small trained matrices beside the model’s frozen "
-    "weights. Dendritic: with dendrites as well, extra units that PerforatedAI adds while it trains."
+    "weights. Dendritic: with dendrites as well, extra units that PerforatedAI adds while it "
+    "trains."
 )
 """Said below the bars where the page's head has no room for it."""
 WORTH_SAYING_MS = 500.0
