@@ -317,5 +317,5 @@ def test_a_model_is_added_on_the_page_and_its_bars_stand_beside_ours(
     page.locator("#guest-include input").uncheck()
     watched.answered(arms=2)
     page.locator("#guest-remove").click()
-    expect(page.locator("#guest-said")).to_contain_text("answer alone")
+    expect(page.locator("#guest-said")).to_contain_text("Only the models of this page answer")
     expect(page.locator("#guest-include")).to_have_count(0)

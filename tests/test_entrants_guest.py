@@ -117,4 +117,4 @@ def test_only_the_owner_of_a_public_page_adds_a_model(app_artifacts: Path, folde
             act("a guess at the secret", *given, None, request)
     assert guest.name is None
     assert "answers beside ours" in actions.invite(OWNER_TOKEN, str(folder), "", None, request)
-    assert "answer alone" in actions.dismiss(OWNER_TOKEN, None, request)
+    assert "Only the models of this page answer" in actions.dismiss(OWNER_TOKEN, None, request)
