@@ -246,7 +246,7 @@ def test_answers_are_seen_in_a_narrow_window_and_progress_beside_the_button(
 def test_nothing_to_score_and_a_broken_model_are_said(watched: Watched) -> None:
     page = watched.page
     start_batch(page, " \n")
-    expect(page.locator("#batch-status")).to_contain_text("Nothing to score")
+    expect(page.locator("#batch-status")).to_contain_text("There is nothing to score")
     expect(page.locator("#batch-status button")).to_have_count(0)
     start_batch(page, "this one is broken")
     expect(page.locator("#batch-status")).to_contain_text("Stopped. the model broke")
