@@ -191,7 +191,8 @@ def test_arms_share_their_first_cycle_and_controls_have_as_many_as_the_dendritic
 WAYS: dict[str, tuple[dict[str, Any], str]] = {
     "layer": ({"class_weight_power": 0.5, "scored_by": "accuracy", "stop_patience": 1}, "layer"),
     "lora_B": ({"label_smoothing": 0.1}, "lora_B"),
-    "whole weights": ({"adapt": "full"}, "linear"),
+    # Slowly: at the rate of the adapters rounding grows to other weights on some processors.
+    "whole weights": ({"adapt": "full", "learning_rate": 1e-4}, "linear"),
 }
 
 
